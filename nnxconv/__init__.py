@@ -1,0 +1,1 @@
+"""nnxconv moves JAX/Flax checkpoints between layouts."""

@@ -1,0 +1,156 @@
+"""What a codec is, and the conventions that a layout leaves open."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from typing import Literal as OneOf
+
+from nnxconv.keys import Key
+from nnxconv.layers import Spelling
+from nnxconv.state import TrainState, Tree
+from nnxconv.views import Leaf
+
+Family = OneOf["linen", "nnx"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a tree spells what its layout leaves open, so that it can be written again exactly.
+
+    Attributes:
+      has_level: Linen: the weights stand under `params/params`, not directly under `params`.
+      has_root: NNX: the weights stand under `model`, not at the root.
+      step_dtype: element type of `step`; None when the tree has no step.
+      step_is_scalar: Linen: `step` is a Python number.
+      opt_state: `tree`, or how its absence is spelled: `absent`, or an empty `Dict`, `List`, `None`.
+      empties: canonical keys of the optimizer's empty states that the tree spells out as `None`.
+      collections: Linen: names of the top-level entries besides step, params and opt_state.
+      inner_collections: Linen: names of the collections that stand beside `params/params`.
+    """
+
+    has_level: bool = True
+    has_root: bool = True
+    step_dtype: str | None = None
+    step_is_scalar: bool = False
+    opt_state: str = "tree"
+    empties: tuple[Key, ...] = ()
+    collections: tuple[str, ...] = ()
+    inner_collections: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The form as JSON values; keys become lists."""
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        record["empties"] = [list(key) for key in self.empties]
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Form":
+        """The inverse of `to_json`; unknown fields are ignored."""
+        known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        for name in ("collections", "inner_collections"):
+            known[name] = tuple(known.get(name, ()))
+        known["empties"] = tuple(tuple(key) for key in known.get("empties", ()))
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an earlier conversion wrote into the checkpoint's metadata for the way back.
+
+    Attributes:
+      forms: for each layout that the state has been in, its form there.
+      collections: for each collection that cannot be told by its variables' names, their paths.
+      left_out: how many leaves of which kind earlier conversions left out.
+    """
+
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    collections: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        return {
+            "forms": {name: form.to_json() for name, form in self.forms.items()},
+            "collections": {
+                name: [list(path) for path in paths] for name, paths in self.collections.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Record":
+        """The inverse of `to_json`."""
+        return cls(
+            {name: Form.from_json(form) for name, form in record.get("forms", {}).items()},
+            {
+                name: tuple(tuple(path) for path in paths)
+                for name, paths in record.get("collections", {}).items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Why a tree is, or is not, of a layout; it is when nothing speaks against it."""
+
+    evidence: tuple[str, ...] = ()
+    objections: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A tree with its meaning: the state (layers still as stored), its form, and what was decided."""
+
+    state: TrainState
+    form: Form
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tree in a layout, and what had to be assumed to write it."""
+
+    tree: dict[Key, Leaf]
+    form: Form
+    assumed: tuple[str, ...] = ()
+
+
+class Codec(Protocol):
+    """One layout. Codecs rearrange names and views; they never read an array."""
+
+    @property
+    def name(self) -> str:
+        """The layout's name, as `--to` takes it."""
+        ...
+
+    @property
+    def family(self) -> Family:
+        """The API whose programs write this layout."""
+        ...
+
+    @property
+    def spelling(self) -> Spelling:
+        """How layers that are apart are spelled."""
+        ...
+
+    def recognise(self, tree: Tree) -> Reading:
+        """What speaks for and against the tree being of this layout."""
+        ...
+
+    def decode(self, tree: Tree, record: Record) -> Decoded:
+        """The meaning of a tree that is of this layout."""
+        ...
+
+    def default_form(self, state: TrainState) -> Form:
+        """The form in which a state is written when nothing else is known."""
+        ...
+
+    def misfits(self, state: TrainState, form: Form) -> list[Key]:
+        """The canonical keys, such as `("aux", "rngs", ...)`, that this layout has no place for."""
+        ...
+
+    def encode(self, state: TrainState, form: Form) -> Encoded:
+        """The state in this layout.
+
+        Raises:
+          CannotHold: the state has leaves that `misfits` names.
+        """
+        ...

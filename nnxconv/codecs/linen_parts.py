@@ -1,0 +1,96 @@
+"""What the two layouts with `params/params`, linen and maxtext, have in common."""
+
+from collections.abc import Collection, Sequence
+
+from nnxconv.codecs.form import Form
+from nnxconv.codecs.parts import gaps_assumed, step_form, step_leaf
+from nnxconv.keys import Key
+from nnxconv.optimizer import LEVEL, parameter_trees, sequences_from_digits
+from nnxconv.state import TrainState, Tree, below, children, under
+from nnxconv.views import Leaf, Literal, View
+
+STEP: Key = ("step",)
+PARAMS: Key = ("params",)
+OPT_STATE: Key = ("opt_state",)
+PARAMS_ONLY = "Dict"
+"""How MaxText spells the optimizer state of a checkpoint that holds parameters only."""
+
+
+def variables(tree: Tree) -> dict[Key, Leaf]:
+    """What stands under `params`."""
+    return below(tree, PARAMS)
+
+
+def has_level(tree: Tree) -> bool:
+    """True when the weights stand under `params/params`."""
+    return LEVEL in children(variables(tree)) and (*PARAMS, LEVEL) not in tree
+
+
+def weights(tree: Tree) -> dict[Key, Leaf]:
+    """The weights by module path, whichever their level."""
+    found = variables(tree)
+    return below(found, (LEVEL,)) if has_level(tree) else found
+
+
+def digit_chains(opt_state: Tree, params: Collection[Key]) -> list[Key]:
+    """The mappings keyed by digits that stand outside parameter-shaped trees."""
+    numbered = sequences_from_digits(opt_state, parameter_trees(opt_state, params))
+    chains = [
+        old[:place]
+        for old, new in zip(opt_state, numbered, strict=True)
+        for place, (a, b) in enumerate(zip(old, new, strict=True))
+        if a != b
+    ]
+    return list(dict.fromkeys(chains))
+
+
+def read_step(tree: Tree) -> tuple[View | None, str | None, bool]:
+    """The step, its element type, and whether it is a Python number."""
+    leaf = tree.get(STEP)
+    dtype, is_scalar = step_form(leaf)
+    return (None if isinstance(leaf, Literal) else leaf), dtype, is_scalar
+
+
+def read_opt_state(tree: Tree) -> tuple[dict[Key, Leaf] | None, str]:
+    """The optimizer state as stored, and how its form calls it.
+
+    An empty mapping, or none at all, is a checkpoint of parameters only; an empty sequence or a
+    `None` is the state of an optimizer that keeps nothing.
+    """
+    stored = below(tree, OPT_STATE)
+    whole = stored.get(())
+    if isinstance(whole, Literal):
+        return (None, PARAMS_ONLY) if whole.kind == PARAMS_ONLY else ({}, whole.kind)
+    return (stored, "tree") if stored else (None, "absent")
+
+
+def linen_form(state: TrainState) -> Form:
+    """`params/params`, an int32 step; the params-only form without an optimizer state."""
+    if state.opt_state is None:
+        return Form(step_dtype="int64", step_is_scalar=True, opt_state=PARAMS_ONLY)
+    return Form(step_dtype="int32")
+
+
+def write_step(state: TrainState, form: Form) -> tuple[dict[Key, Leaf], list[str]]:
+    """The step as the form spells it; a scalar 0 in a params-only checkpoint that had none."""
+    leaf = step_leaf(state.step, form, "int32")
+    if leaf is not None:
+        return {STEP: leaf}, []
+    if form.step_is_scalar and form.step_dtype is not None:
+        return {STEP: Literal("scalar", 0)}, ["`step` is 0: the source has no step"]
+    return {}, []
+
+
+def write_opt_state(
+    opt_state: Tree | None, form: Form, gaps: Sequence[Key]
+) -> tuple[dict[Key, Leaf], list[str]]:
+    """The optimizer state under `opt_state`, and what was assumed."""
+    if opt_state is None:
+        if form.opt_state == "absent":
+            return {}, []
+        return {OPT_STATE: Literal(PARAMS_ONLY)}, []
+    if not opt_state:
+        kind = form.opt_state if form.opt_state in ("List", "None") else "List"
+        assumed = [] if kind == form.opt_state else ["`opt_state` is empty: it holds no arrays"]
+        return {OPT_STATE: Literal(kind)}, assumed
+    return under(OPT_STATE, opt_state), gaps_assumed(gaps)

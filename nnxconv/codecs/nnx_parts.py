@@ -1,0 +1,114 @@
+"""What the three NNX layouts have in common; they differ in what is wrapped in `value`.
+
+```
+            model/<path>[/value]    optimizer/opt_state    optimizer/step
+nnx         wrapped                 bare, as Linen's       bare
+nnx-state   wrapped                 wrapped, mappings      wrapped
+nnx-pure    bare                    bare, mappings         bare
+```
+
+Parameters only: `<path>/value` (nnx), `model/<path>/value` (nnx-state), `<path>` (nnx-pure).
+"""
+
+from collections.abc import Sequence
+
+from nnxconv.codecs.form import Decoded, Encoded, Form, Record
+from nnxconv.codecs.parts import gaps_assumed, model_misfits, split_variables, step_form, step_leaf
+from nnxconv.errors import CannotHold
+from nnxconv.keys import Key
+from nnxconv.state import TrainState, Tree, below, children, under
+from nnxconv.views import Leaf, Literal
+
+MODEL: Key = ("model",)
+OPT_STATE: Key = ("optimizer", "opt_state")
+STEP: Key = ("optimizer", "step")
+_OTHER_ROOTS = ("params", "opt_state", "step", "nnx_aux", "base", "batch_stats", "cache")
+
+
+def has_root(tree: Tree) -> bool:
+    """True when the weights stand under `model`."""
+    return "model" in children(tree) and MODEL not in tree
+
+
+def model_of(tree: Tree) -> dict[Key, Leaf]:
+    """The model's variables by path, still wrapped if they are."""
+    return below(tree, MODEL) if has_root(tree) else dict(tree)
+
+
+def root_objections(tree: Tree) -> list[str]:
+    """Names at the root, or under `optimizer`, that no NNX layout has there."""
+    roots = children(tree)
+    allowed = ("model", "optimizer") if has_root(tree) else None
+    found = [
+        f"`{root}` at the root"
+        for root in roots
+        if (root not in allowed if allowed else root in (*_OTHER_ROOTS, "optimizer"))
+    ]
+    inner = children(tree, ("optimizer",))
+    return found + [f"`optimizer/{name}`" for name in inner if name not in ("opt_state", "step")]
+
+
+def canonical(
+    model: Tree, opt_state: Tree | None, step: Leaf | None, form: Form, record: Record
+) -> Decoded:
+    """The state made of unwrapped parts."""
+    params, aux, notes = split_variables(model, opt_state or {}, record)
+    view = None if isinstance(step, Literal) else step
+    return Decoded(TrainState(params, opt_state, view, aux), form, notes)
+
+
+def read_form(tree: Tree, step: Leaf | None) -> Form:
+    """What an NNX tree leaves open: where the model stands, the step's type, an empty optimizer."""
+    whole = tree.get(OPT_STATE)
+    has_state = bool(below(tree, OPT_STATE))
+    spelled = whole.kind if isinstance(whole, Literal) else ("tree" if has_state else "absent")
+    return Form(has_root=has_root(tree), step_dtype=step_form(step)[0], opt_state=spelled)
+
+
+def read_opt_state(tree: Tree) -> dict[Key, Leaf] | None:
+    """The optimizer state as stored; empty when there is an optimizer without any; else None."""
+    if "optimizer" not in children(tree):
+        return None
+    return {key: leaf for key, leaf in below(tree, OPT_STATE).items() if key}
+
+
+def nnx_form(state: TrainState, *, params_only_root: bool) -> Form:
+    """The model under `model`, a uint32 step."""
+    if state.opt_state is None:
+        return Form(has_root=params_only_root, opt_state="absent")
+    return Form(step_dtype="uint32")
+
+
+def misfits(state: TrainState) -> list[Key]:
+    """Variables without a path in the model, and a step without an optimizer to count it."""
+    step: list[Key] = [("step",)] if state.step is not None and state.opt_state is None else []
+    return [*model_misfits(state), *step]
+
+
+def model_tree(state: TrainState) -> dict[Key, Leaf]:
+    """Parameters and other variables side by side, by path."""
+    return {**state.params, **{key[1:]: leaf for key, leaf in state.aux.items()}}
+
+
+def step_tree(state: TrainState, form: Form) -> dict[Key, Leaf]:
+    """The step under `optimizer`."""
+    leaf = step_leaf(state.step, form, "uint32")
+    return {} if leaf is None else {STEP: leaf}
+
+
+def opt_state_tree(opt_state: Tree | None, form: Form) -> dict[Key, Leaf]:
+    """The optimizer state under `optimizer`; nothing at all for an optimizer that keeps nothing."""
+    if opt_state is None:
+        return {}
+    if not opt_state:
+        empty: dict[Key, Leaf] = {OPT_STATE: Literal(form.opt_state)}
+        return empty if form.opt_state in ("Dict", "List", "None") else {}
+    return under(OPT_STATE, opt_state)
+
+
+def assemble(model: Tree, optimizer: Tree, form: Form, gaps: Sequence[Key] = ()) -> Encoded:
+    """The whole tree: the model under its root, the optimizer beside it."""
+    if optimizer and not form.has_root:
+        raise CannotHold("a tree without `model` has no place for an optimizer")
+    rooted = under(MODEL, model) if form.has_root else dict(model)
+    return Encoded({**rooted, **optimizer}, form, tuple(gaps_assumed(gaps)))

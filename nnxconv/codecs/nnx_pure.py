@@ -1,0 +1,76 @@
+"""What `nnx.to_pure_dict` makes of a model and its optimizer; earlier NNX runs of MaxText.
+
+```
+model/<path>
+optimizer/step                              uint32
+optimizer/opt_state/0/mu/<path>             chains are mappings keyed by digits, no empty states
+```
+
+Parameters only: `<path>` at the root.
+"""
+
+from nnxconv.codecs import nnx_parts as parts
+from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
+from nnxconv.codecs.parts import arrays, is_wrapped, refuse_misfits
+from nnxconv.keys import Key
+from nnxconv.layers import Spelling
+from nnxconv.optimizer import digits_from_sequences, parameter_trees, sequences_from_digits
+from nnxconv.state import TrainState, Tree, below
+
+name = "nnx-pure"
+family: Family = "nnx"
+spelling: Spelling = "index"
+
+_PARAMETER_NAMES = {"kernel", "bias", "scale", "embedding"}
+
+
+def recognise(tree: Tree) -> Reading:
+    """Nothing wrapped in `value`; without `model`, at least one name that flax gives parameters."""
+    evidence, objections = [], parts.root_objections(tree)
+    where = "under `model`" if parts.has_root(tree) else "at the root"
+    if is_wrapped(parts.model_of(tree)):
+        objections.append("the weights are wrapped in `value`")
+    elif parts.has_root(tree):
+        evidence.append(f"bare weights {where}")
+    elif any(key[-1] in _PARAMETER_NAMES for key in arrays(tree) if key):
+        evidence.append(f"bare parameters {where}")
+    else:
+        objections.append("no `model`, and no kernel, bias, scale or embedding at the root")
+    optimizer = below(tree, ("optimizer",))
+    if optimizer and is_wrapped(optimizer):
+        objections.append("the optimizer is wrapped in `value`")
+    if any(isinstance(part, int) for key in optimizer for part in key):
+        objections.append("chains are sequences")
+    return Reading(tuple(evidence), tuple(objections))
+
+
+def decode(tree: Tree, record: Record) -> Decoded:
+    """The meaning of a pure NNX tree."""
+    model = parts.model_of(tree)
+    step = tree.get(parts.STEP)
+    opt_state = parts.read_opt_state(tree)
+    if opt_state is not None:
+        opt_state = sequences_from_digits(opt_state, parameter_trees(opt_state, model))
+    return parts.canonical(model, opt_state, step, parts.read_form(tree, step), record)
+
+
+def default_form(state: TrainState) -> Form:
+    """The model under `model`, or at the root when there are only parameters."""
+    return parts.nnx_form(state, params_only_root=False)
+
+
+def misfits(state: TrainState, form: Form) -> list[Key]:
+    """Variables without a path in the model, and the step of a params-only state."""
+    del form
+    return parts.misfits(state)
+
+
+def encode(state: TrainState, form: Form) -> Encoded:
+    """The state as a pure NNX tree."""
+    refuse_misfits(name, state, misfits(state, form))
+    opt_state = state.opt_state
+    if opt_state is not None:
+        trees = parameter_trees(opt_state, state.params)
+        opt_state = digits_from_sequences(opt_state, trees)
+    optimizer = {**parts.opt_state_tree(opt_state, form), **parts.step_tree(state, form)}
+    return parts.assemble(parts.model_tree(state), optimizer, form)

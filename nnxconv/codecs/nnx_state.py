@@ -1,0 +1,72 @@
+"""What `nnx.state(...)` of a model and its optimizer saves (flax 0.11 and later).
+
+```
+model/<path>/value
+optimizer/step/value                        uint32
+optimizer/opt_state/0/mu/<path>/value       chains are mappings keyed by digits, no empty states
+```
+
+Parameters only: `model/<path>/value` without an optimizer.
+"""
+
+from nnxconv.codecs import nnx_parts as parts
+from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
+from nnxconv.codecs.parts import is_wrapped, refuse_misfits, unwrapped, wrapped
+from nnxconv.keys import Key
+from nnxconv.layers import Spelling
+from nnxconv.optimizer import digits_from_sequences, parameter_trees, sequences_from_digits
+from nnxconv.state import TrainState, Tree, below
+
+name = "nnx-state"
+family: Family = "nnx"
+spelling: Spelling = "index"
+
+
+def recognise(tree: Tree) -> Reading:
+    """Everything wrapped in `value`, under `model`."""
+    evidence, objections = [], parts.root_objections(tree)
+    if not parts.has_root(tree):
+        objections.append("no `model` at the root")
+    elif is_wrapped(parts.model_of(tree)):
+        evidence.append("weights wrapped in `value` under `model`")
+    else:
+        objections.append("the weights are not wrapped in `value`")
+    optimizer = below(tree, ("optimizer",))
+    if optimizer and is_wrapped(optimizer):
+        evidence.append("the optimizer is wrapped in `value`")
+    elif optimizer:
+        objections.append("the optimizer is not wrapped in `value`")
+    return Reading(tuple(evidence), tuple(objections))
+
+
+def decode(tree: Tree, record: Record) -> Decoded:
+    """The meaning of an `nnx.state` tree."""
+    model = unwrapped(parts.model_of(tree))
+    step = tree.get((*parts.STEP, "value"))
+    opt_state = parts.read_opt_state(tree)
+    if opt_state is not None:
+        opt_state = unwrapped(opt_state)
+        opt_state = sequences_from_digits(opt_state, parameter_trees(opt_state, model))
+    return parts.canonical(model, opt_state, step, parts.read_form(tree, step), record)
+
+
+def default_form(state: TrainState) -> Form:
+    """The model under `model`."""
+    return parts.nnx_form(state, params_only_root=True)
+
+
+def misfits(state: TrainState, form: Form) -> list[Key]:
+    """Variables without a path in the model, and the step of a params-only state."""
+    del form
+    return parts.misfits(state)
+
+
+def encode(state: TrainState, form: Form) -> Encoded:
+    """The state as an `nnx.state` tree."""
+    refuse_misfits(name, state, misfits(state, form))
+    opt_state = state.opt_state
+    if opt_state is not None:
+        trees = parameter_trees(opt_state, state.params)
+        opt_state = digits_from_sequences(opt_state, trees)
+    optimizer = {**parts.opt_state_tree(opt_state, form), **parts.step_tree(state, form)}
+    return parts.assemble(wrapped(parts.model_tree(state)), wrapped(optimizer), form)

@@ -1,0 +1,95 @@
+"""Every error that nnxconv raises on purpose.
+
+```
+NnxconvError               exit code 2
+├── BadInput               an option or path that cannot be used as given
+├── NotACheckpoint         a path that holds no readable Orbax checkpoint
+├── UnknownLayout          no layout, or more than one, fits the tree
+├── LayerError             layers that cannot be stacked or unstacked
+├── CannotHold             the target layout has no place for some leaves
+├── Mismatch               the converted tree is not the tree of `--like`
+├── PlanError              a plan that would break a promise (memory, space)
+└── DamagedCheckpoint      bytes that cannot be read as the array they claim to be
+```
+
+>>> print(BadInput("`b` exists", where="b", hint="add `--overwrite` to replace it").render())
+error: `b` exists
+  at b
+<BLANKLINE>
+hint: add `--overwrite` to replace it
+"""
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BadInput",
+    "CannotHold",
+    "DamagedCheckpoint",
+    "LayerError",
+    "Mismatch",
+    "NnxconvError",
+    "NotACheckpoint",
+    "PlanError",
+    "UnknownLayout",
+]
+
+MAX_ROWS = 20
+
+
+class NnxconvError(Exception):
+    """One plain sentence, a place, details line by line, and a way out."""
+
+    exit_code = 2
+
+    def __init__(
+        self, message: str, *, where: str = "", details: Sequence[str] = (), hint: str = ""
+    ) -> None:
+        self.message = message
+        self.where = where
+        self.details = tuple(details)
+        self.hint = hint
+        super().__init__(self.render(prefix=""))
+
+    def render(self, prefix: str = "error: ") -> str:
+        """The whole message as it stands on a terminal, with at most 20 detail lines."""
+        lines = [prefix + self.message]
+        if self.where:
+            lines.append(f"  at {self.where}")
+        lines += [f"  {detail}" for detail in self.details[:MAX_ROWS]]
+        if len(self.details) > MAX_ROWS:
+            lines.append(f"  and {len(self.details) - MAX_ROWS:,} more")
+        if self.hint:
+            lines += ["", f"hint: {self.hint}"]
+        return "\n".join(lines)
+
+
+class BadInput(NnxconvError):
+    """An option or a path that cannot be used as given."""
+
+
+class NotACheckpoint(NnxconvError):
+    """A path that holds no readable Orbax checkpoint."""
+
+
+class UnknownLayout(NnxconvError):
+    """No layout fits the tree, or more than one does."""
+
+
+class LayerError(NnxconvError):
+    """Layers that cannot be stacked or unstacked without guessing."""
+
+
+class CannotHold(NnxconvError):
+    """The target layout has no place for some leaves."""
+
+
+class Mismatch(NnxconvError):
+    """The converted tree is not the tree that `--like` asks for."""
+
+
+class PlanError(NnxconvError):
+    """A plan that cannot keep its promise of memory or disk space."""
+
+
+class DamagedCheckpoint(NnxconvError):
+    """Bytes on disk that cannot be read as the array they claim to be."""

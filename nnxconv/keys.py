@@ -1,0 +1,46 @@
+"""Keys: where a leaf stands in a tree, and the one way to spell it.
+
+A key is a tuple of names (mapping keys) and ints (sequence or layer indices):
+
+>>> spell(("params", "decoder", "layers", 3, "mlp", "wi", "kernel"))
+'params.decoder.layers[3].mlp.wi.kernel'
+>>> spell(("params", "a.b", "0"))
+'params["a.b"]["0"]'
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import TypeAlias
+
+Key: TypeAlias = tuple[str | int, ...]
+
+_PLAIN_NAME = re.compile(r"[^\W\d][\w-]*")
+
+
+def spell(key: Key) -> str:
+    """The key as text; names that are not plain words are quoted in brackets."""
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif _PLAIN_NAME.fullmatch(part):
+            text += f".{part}" if text else part
+        else:
+            text += f"[{json.dumps(part)}]"
+    return text
+
+
+def sort_key(key: Key) -> tuple[tuple[bool, int, str], ...]:
+    """Orders keys by name, and layers and sequence elements by number."""
+    return tuple((isinstance(p, str), p if isinstance(p, int) else 0, str(p)) for p in key)
+
+
+def in_order(keys: Iterable[Key]) -> list[Key]:
+    """The keys in the order in which they are shown."""
+    return sorted(keys, key=sort_key)
+
+
+def is_digits(part: str | int) -> bool:
+    """True for a mapping key that spells a non-negative int, such as `"12"`."""
+    return isinstance(part, str) and re.fullmatch(r"0|[1-9][0-9]*", part) is not None

@@ -1,0 +1,1 @@
+"""How named arrays are found and written. The only code that knows Orbax, TensorStore and etils."""

@@ -1,0 +1,186 @@
+"""A checkpoint item, opened without reading its arrays."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import tensorstore as ts
+from etils import epath
+
+from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
+from nnxconv.keys import Key
+from nnxconv.state import Tree
+from nnxconv.storage.arrays import (
+    ZARR2_FILE,
+    ZARR3_FILE,
+    ArrayFormat,
+    context,
+    kvstore_spec,
+    parse_format,
+)
+from nnxconv.storage.locate import TREE_METADATA, Location
+from nnxconv.views import Leaf, Literal, Source
+
+_SEQUENCE = 1
+_EMPTY_TYPES = {
+    "None": "None",
+    "NamedTuple": "None",
+    "Dict": "Dict",
+    "List": "List",
+    "Tuple": "Tuple",
+}
+_ARRAY_TYPES = ("jax.Array", "np.ndarray", "scalar")
+
+
+@dataclass(frozen=True)
+class Item:
+    """An Orbax item: its tree, with every array as a `Source`, and how the arrays are stored."""
+
+    path: epath.Path
+    tree: Tree
+    formats: Mapping[str, ArrayFormat]
+    use_ocdbt: bool
+    use_zarr3: bool
+    custom_metadata: Mapping[str, Any] = field(default_factory=dict)
+    value_types: Mapping[Key, str] = field(default_factory=dict)
+
+    @cached_property
+    def kvstore(self) -> ts.KvStore:
+        """The key-value store that holds the arrays."""
+        return _open_kvstore(self.path, self.use_ocdbt)
+
+
+def open_item(location: Location) -> Item:
+    """Reads an item's metadata: tree, shapes, types and chunks of all arrays.
+
+    Raises:
+      NotACheckpoint: `_METADATA` is not what Orbax writes.
+      DamagedCheckpoint: an array that the tree names is not there.
+    """
+    path = location.item
+    metadata = _read_json(path / TREE_METADATA)
+    try:
+        entries = [_entry(entry) for entry in metadata["tree_metadata"].values()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise NotACheckpoint(
+            f"`{path / TREE_METADATA}` is not the metadata of an Orbax tree"
+        ) from error
+    use_ocdbt = metadata.get("use_ocdbt")
+    if use_ocdbt is None:
+        use_ocdbt = (path / "manifest.ocdbt").exists()
+    use_zarr3 = bool(metadata.get("use_zarr3"))
+    names = {key: array_name(key) for key, kind in entries if kind in _ARRAY_TYPES}
+    formats = _read_formats(path, use_ocdbt, use_zarr3, names.values())
+    impls = _prng_impls(path)
+    strings = _read_json(path / "_strings.json") if _has_strings(entries) else {}
+    tree: dict[Key, Leaf] = {}
+    for key, kind in entries:
+        name = array_name(key)
+        if kind in _EMPTY_TYPES:
+            tree[key] = Literal(_EMPTY_TYPES[kind])
+        elif kind == "string":
+            tree[key] = Literal("string", strings[name])
+        elif kind in _ARRAY_TYPES:
+            array = formats[name]
+            tree[key] = Source(
+                name,
+                array.shape,
+                array.dtype,
+                array.chunks,
+                store=path.as_posix(),
+                kind="scalar" if kind == "scalar" else "array",
+                prng_impl=impls.get(name),
+            )
+        else:
+            raise NotACheckpoint(
+                f"`{name}` has the value type `{kind}`, which nnxconv cannot carry"
+            )
+    return Item(
+        path,
+        tree,
+        formats,
+        use_ocdbt,
+        use_zarr3,
+        dict(metadata.get("custom_metadata") or {}),
+        dict(entries),
+    )
+
+
+def array_name(key: Key) -> str:
+    """The name under which Orbax stores the leaf at `key`."""
+    return ".".join(map(str, key))
+
+
+def _entry(entry: Mapping[str, Any]) -> tuple[Key, str]:
+    key = tuple(
+        int(part["key"]) if part["key_type"] == _SEQUENCE else str(part["key"])
+        for part in entry["key_metadata"]
+    )
+    return key, entry["value_metadata"]["value_type"]
+
+
+def _has_strings(entries: Iterable[tuple[Key, str]]) -> bool:
+    return any(kind == "string" for _, kind in entries)
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"`{path}` is missing") from error
+    except ValueError as error:
+        raise DamagedCheckpoint(f"`{path}` is not JSON: {error}") from error
+
+
+def _open_kvstore(path: epath.Path, use_ocdbt: bool) -> ts.KvStore:
+    try:
+        return ts.KvStore.open(kvstore_spec(path, use_ocdbt), context=context()).result()
+    except (ValueError, OSError) as error:
+        reason = str(error).split(" [")[0]
+        raise DamagedCheckpoint(
+            f"the array store cannot be opened: {reason}", where=str(path)
+        ) from error
+
+
+def _read_formats(
+    path: epath.Path, use_ocdbt: bool, use_zarr3: bool, names: Iterable[str]
+) -> dict[str, ArrayFormat]:
+    """The format of every named array, read in parallel."""
+    store = _open_kvstore(path, use_ocdbt)
+    file = ZARR3_FILE if use_zarr3 else ZARR2_FILE
+    futures = {name: store.read(f"{name}/{file}") for name in names}
+    formats: dict[str, ArrayFormat] = {}
+    problems: list[str] = []
+    for name, future in futures.items():
+        try:
+            read = future.result()
+            if read.state != "value":
+                problems.append(f"{name}: `{file}` is missing")
+                continue
+            formats[name] = parse_format(3 if use_zarr3 else 2, json.loads(read.value))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            problems.append(f"{name}: {str(error).split(' [')[0]}")
+    if problems:
+        raise DamagedCheckpoint(
+            f"{len(problems):,} of {len(futures):,} arrays cannot be read",
+            where=str(path),
+            details=problems,
+        )
+    return formats
+
+
+def _prng_impls(path: epath.Path) -> dict[str, str]:
+    """The implementation of each typed PRNG key; Orbax keeps it nowhere else."""
+    folder = path / "array_metadatas"
+    impls: dict[str, str] = {}
+    if not folder.exists():
+        return impls
+    for file in folder.iterdir():
+        for entry in _read_json(file).get("array_metadatas", []):
+            metadata = entry["array_metadata"]
+            extra = metadata.get("ext_metadata")
+            if isinstance(extra, dict) and extra.get("random_key_impl"):
+                impls[metadata["param_name"]] = extra["random_key_impl"]
+    return impls

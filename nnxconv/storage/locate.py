@@ -1,0 +1,159 @@
+"""From the path a user gives to the directory that holds a checkpoint's arrays.
+
+```
+root/                  numeric steps, as `CheckpointManager` writes them
+└── 100/               a step: its items, `_CHECKPOINT_METADATA`
+    ├── items/         an item: `_METADATA` and the arrays
+    └── iter/          another item, not arrays
+```
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+from typing import Literal as OneOf
+
+from etils import epath
+
+from nnxconv.errors import BadInput, NotACheckpoint
+
+TREE_METADATA = "_METADATA"
+STEP_METADATA = "_CHECKPOINT_METADATA"
+UNFINISHED = ".orbax-checkpoint-tmp"
+USUAL_ITEMS = ("items", "default", "state", "pytree")
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a checkpoint lies.
+
+    Attributes:
+      item: the directory that holds the arrays.
+      given_as: what the user's path is: the item itself, its step, or a root of steps.
+      step_name: name of the step directory, unless the item was given.
+      other_items: names of the step's other directories, which are carried over as they are.
+      step_metadata: contents of the nearest `_CHECKPOINT_METADATA`.
+    """
+
+    item: epath.Path
+    given_as: OneOf["item", "step", "root"]
+    step_name: str = ""
+    other_items: tuple[str, ...] = ()
+    step_metadata: dict[str, Any] | None = None
+
+    @property
+    def custom_metadata(self) -> dict[str, Any]:
+        """What the writer attached to the step, for example MaxText's `scan_layers`."""
+        return dict((self.step_metadata or {}).get("custom_metadata") or {})
+
+
+def locate(path: str, step: int | None = None) -> Location:
+    """The checkpoint that a path and `--step` name.
+
+    Raises:
+      NotACheckpoint: there is nothing there that Orbax could read.
+      BadInput: there are several steps or items to choose from, or the step is not there.
+    """
+    given = epath.Path(path)
+    if not given.exists():
+        raise NotACheckpoint(f"`{path}` does not exist")
+    if not given.is_dir():
+        raise NotACheckpoint(f"`{path}` is a file, not a checkpoint directory")
+    if UNFINISHED in given.name:
+        raise NotACheckpoint(
+            f"`{path}` is an unfinished save",
+            hint="it was interrupted before it was committed; use a finished step",
+        )
+    if (given / TREE_METADATA).exists():
+        if step is not None:
+            raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
+        return Location(given, "item", step_metadata=_read_step_metadata(given, given.parent))
+    if _items(given):
+        if step is not None and _step_number(given.name) != step:
+            raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
+        return _in_step(given, "step")
+    return _in_step(_choose_step(given, step), "root")
+
+
+def _in_step(path: epath.Path, given_as: OneOf["step", "root"]) -> Location:
+    items = _items(path)
+    if not items:
+        raise NotACheckpoint(f"step `{path}` has no item with arrays", hint=_looks_like(path))
+    usual = [name for name in USUAL_ITEMS if name in items]
+    if len(items) > 1 and len(usual) != 1:
+        raise BadInput(
+            f"`{path}` holds {len(items)} items with arrays: {', '.join(sorted(items))}",
+            hint=f"name one of them, for example `{path / sorted(items)[0]}`",
+        )
+    item = usual[0] if usual else items[0]
+    others = tuple(sorted(child.name for child in path.iterdir() if _is_other(child, item)))
+    return Location(path / item, given_as, path.name, others, _read_step_metadata(path))
+
+
+def _is_other(child: epath.Path, item: str) -> bool:
+    return child.is_dir() and child.name != item and UNFINISHED not in child.name
+
+
+def _items(path: epath.Path) -> list[str]:
+    """The directories under a step that hold a tree of arrays."""
+    return [
+        child.name
+        for child in path.iterdir()
+        if _step_number(child.name) is None
+        and UNFINISHED not in child.name
+        and (child / TREE_METADATA).exists()
+    ]
+
+
+def _step_number(name: str) -> int | None:
+    """The number in `100`, `checkpoint_100` or `step_100`; None for any other name."""
+    match = re.fullmatch(r"(?:[^.]*_)?([0-9]+)", name)
+    return int(match[1]) if match else None
+
+
+def steps_in(root: epath.Path) -> dict[int, epath.Path]:
+    """The finished steps under a root, by number."""
+    numbered = {_step_number(child.name): child for child in root.iterdir() if child.is_dir()}
+    return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
+
+
+def _choose_step(root: epath.Path, step: int | None) -> epath.Path:
+    steps = steps_in(root)
+    if not steps:
+        raise NotACheckpoint(f"`{root}` is not an Orbax checkpoint", hint=_looks_like(root))
+    listed = ", ".join(map(str, steps))
+    if step is None and len(steps) > 1:
+        raise BadInput(
+            f"`{root}` holds {len(steps)} steps: {listed}", hint="choose one with `--step N`"
+        )
+    if step is not None and step not in steps:
+        raise BadInput(f"`{root}` has no step {step}", hint=f"it has {listed}")
+    return steps[next(iter(steps)) if step is None else step]
+
+
+def _looks_like(path: epath.Path) -> str:
+    """What a directory that is no checkpoint seems to be, and what to try."""
+    names = {child.name for child in path.iterdir()}
+    if any(UNFINISHED in name for name in names):
+        return "it holds only unfinished saves, which were interrupted before they were committed"
+    if "metadata" in names and "state" in names:
+        return "it looks like a Pax checkpoint"
+    if any(name.endswith(".safetensors") for name in names):
+        return "it holds safetensors files, which are not Orbax checkpoints"
+    if "checkpoint" in names:
+        return "it looks like a checkpoint of flax.training.checkpoints; save it with Orbax first"
+    if not names:
+        return "it is empty"
+    return "expected `_METADATA`, an item that has it, or numbered steps"
+
+
+def _read_step_metadata(*paths: epath.Path) -> dict[str, Any] | None:
+    for path in paths:
+        file = path / STEP_METADATA
+        if file.exists():
+            try:
+                return json.loads(file.read_text())
+            except ValueError as error:
+                raise NotACheckpoint(f"`{file}` is not JSON: {error}") from error
+    return None

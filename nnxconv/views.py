@@ -1,0 +1,234 @@
+"""Views: what an array is, without its bytes.
+
+A view describes how an array is made from stored ones. Views are kept in normal form, so that
+describing a thing twice gives the same view, and undoing an operation gives back what was there:
+
+>>> w = Source("w", (16, 3, 32), "float32", (16, 3, 32))
+>>> stack([slot(w, 1, i) for i in range(3)], 1) == w
+True
+>>> stack([slot(w, 1, i) for i in range(3)], 0) == Moved(w, 1, 0)
+True
+>>> notation(slot(w, 1, 2))
+'f32[16,32]'
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal as OneOf
+from typing import TypeAlias, Union
+
+import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
+import numpy as np
+
+Shape: TypeAlias = tuple[int, ...]
+View: TypeAlias = Union["Source", "Slot", "Stack", "Moved", "Cast"]
+Leaf: TypeAlias = Union[View, "Literal"]
+"""What stands at a key: a view of stored arrays, or a value that the metadata holds itself."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An array as it is stored.
+
+    Attributes:
+      name: its name in the store, for example `params.params.decoder.wi.kernel`.
+      shape: of the stored array (typed PRNG keys: with the trailing axis of their key data).
+      dtype: numpy or ml_dtypes name.
+      chunks: shape of the piece that is decoded at once.
+      store: path of the checkpoint item that holds it.
+      kind: `array`, or `scalar` for a Python number that Orbax restores as such.
+      prng_impl: for a typed PRNG key, its implementation (`threefry2x32`, `unsafe_rbg`, ...).
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    chunks: Shape
+    store: str = ""
+    kind: OneOf["array", "scalar"] = "array"
+    prng_impl: str | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """`of[..., index, ...]`, taken at `axis`, which goes away."""
+
+    of: View
+    axis: int
+    index: int
+    shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", without_axis(self.of.shape, self.axis))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Equally shaped views side by side along a new `axis`."""
+
+    items: tuple[View, ...]
+    axis: int
+    shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = with_axis(self.items[0].shape, self.axis, len(self.items))
+        object.__setattr__(self, "shape", shape)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """`of` with its axis `source` moved to position `target`, as `numpy.moveaxis` does."""
+
+    of: View
+    source: int
+    target: int
+    shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        rest = without_axis(self.of.shape, self.source)
+        object.__setattr__(self, "shape", with_axis(rest, self.target, self.of.shape[self.source]))
+
+
+@dataclass(frozen=True)
+class Cast:
+    """`of` with its elements converted to `dtype`."""
+
+    of: View
+    dtype: str
+    shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", self.of.shape)
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A leaf without an array: its value stands in the checkpoint's metadata.
+
+    `kind` is Orbax's value type: `None`, `Dict` and `List` (empty containers), `string`, `scalar`.
+    """
+
+    kind: str
+    value: str | int | float | None = None
+
+
+NOTHING = Literal("None")
+
+
+def slot(view: View, axis: int, index: int) -> View:
+    """The view of one index along one axis, in normal form."""
+    match view:
+        case Stack(items, a) if a == axis:
+            return items[index]
+        case Moved(of, source, target) if target == axis:
+            return slot(of, source, index)
+        case Cast(of, dtype):
+            return cast(slot(of, axis, index), dtype)
+    return Slot(view, axis, index)
+
+
+def stack(views: Sequence[View], axis: int) -> View:
+    """The views side by side along a new axis, in normal form; their shapes must be equal."""
+    first = views[0]
+    if isinstance(first, Cast) and all(
+        isinstance(v, Cast) and v.dtype == first.dtype for v in views
+    ):
+        return cast(stack([v.of for v in views if isinstance(v, Cast)], axis), first.dtype)
+    whole = _whole_of_slots(views)
+    if whole is not None:
+        return moved(whole.of, whole.axis, axis)
+    return Stack(tuple(views), axis)
+
+
+def _whole_of_slots(views: Sequence[View]) -> Slot | None:
+    """The first slot, when the views are all slots of one array, in order."""
+    first = views[0]
+    if not isinstance(first, Slot) or first.of.shape[first.axis] != len(views):
+        return None
+    for index, view in enumerate(views):
+        if not (
+            isinstance(view, Slot)
+            and view.index == index
+            and view.axis == first.axis
+            and (view.of is first.of or view.of == first.of)
+        ):
+            return None
+    return first
+
+
+def moved(view: View, source: int, target: int) -> View:
+    """The view with one axis moved, in normal form."""
+    if source == target:
+        return view
+    if isinstance(view, Moved) and view.target == source:
+        return moved(view.of, view.source, target)
+    return Moved(view, source, target)
+
+
+def cast(view: View, dtype: str) -> View:
+    """The view with another element type; the same view when it has that type already."""
+    return view if dtype_of(view) == dtype else Cast(view, dtype)
+
+
+def dtype_of(view: View) -> str:
+    """numpy or ml_dtypes name of the element type."""
+    match view:
+        case Source(dtype=dtype) | Cast(dtype=dtype):
+            return dtype
+        case Slot(of) | Moved(of):
+            return dtype_of(of)
+        case Stack(items):
+            return dtype_of(items[0])
+
+
+def prng_impl_of(view: View) -> str | None:
+    """The PRNG implementation when the view is of typed keys, else None."""
+    return first_source(view).prng_impl
+
+
+def first_source(view: View) -> Source:
+    """The stored array that gives the view its kind, codec and container format."""
+    while not isinstance(view, Source):
+        view = view.items[0] if isinstance(view, Stack) else view.of
+    return view
+
+
+def with_axis(shape: Shape, axis: int, size: int) -> Shape:
+    """`shape` with an axis of `size` inserted at position `axis`."""
+    return (*shape[:axis], size, *shape[axis:])
+
+
+def without_axis(shape: Shape, axis: int) -> Shape:
+    """`shape` without its axis `axis`."""
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+_SHORT = {"bfloat16": "bf16", "complex64": "c64", "complex128": "c128", "bool": "bool"}
+_PREFIXES = (("float", "f"), ("uint", "u"), ("int", "i"))
+
+
+def short_dtype(dtype: str) -> str:
+    """`float32` as `f32`, `float8_e4m3fn` as `f8_e4m3fn`."""
+    for long, short in _PREFIXES:
+        if dtype.startswith(long) and dtype not in _SHORT:
+            return short + dtype.removeprefix(long)
+    return _SHORT.get(dtype, dtype)
+
+
+def notation(leaf: Leaf) -> str:
+    """Element type and shape as `bf16[2048,8192]`; literals by their value."""
+    if isinstance(leaf, Literal):
+        empties = {"None": "None", "Dict": "{}", "List": "[]"}
+        return empties.get(leaf.kind, repr(leaf.value))
+    return f"{short_dtype(dtype_of(leaf))}[{','.join(map(str, leaf.shape))}]"
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one element in memory (4-bit types take one)."""
+    return np.dtype(dtype).itemsize
+
+
+def size_bytes(view: View) -> int:
+    """Bytes of the whole array in memory."""
+    return math.prod(view.shape) * item_bytes(dtype_of(view))
