@@ -14,7 +14,7 @@ True
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 from typing import TypeAlias, Union
 
@@ -169,6 +169,16 @@ def moved(view: View, source: int, target: int) -> View:
 def cast(view: View, dtype: str) -> View:
     """The view with another element type; the same view when it has that type already."""
     return view if dtype_of(view) == dtype else Cast(view, dtype)
+
+
+def with_kind(view: View, kind: OneOf["array", "scalar"]) -> View:
+    """A stored number, cast or not, as Orbax shall restore it: an array or a Python number."""
+    match view:
+        case Source():
+            return replace(view, kind=kind)
+        case Cast(of, dtype):
+            return Cast(with_kind(of, kind), dtype)
+    return view
 
 
 def dtype_of(view: View) -> str:

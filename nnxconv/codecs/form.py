@@ -22,8 +22,10 @@ class Form:
       has_root: NNX: the weights stand under `model`, not at the root.
       step_dtype: element type of `step`; None when the tree has no step.
       step_is_scalar: Linen: `step` is a Python number.
-      opt_state: `tree`, or how its absence is spelled: `absent`, or an empty `Dict`, `List`, `None`.
+      opt_state: `tree`, or how its absence is spelled: `absent`, or an empty `Dict`, `List` or
+        `None`.
       empties: canonical keys of the optimizer's empty states that the tree spells out as `None`.
+      spelling: how layers that are apart are spelled, where it is not the layout's own way.
       collections: Linen: names of the top-level entries besides step, params and opt_state.
       inner_collections: Linen: names of the collections that stand beside `params/params`.
     """
@@ -34,6 +36,7 @@ class Form:
     step_is_scalar: bool = False
     opt_state: str = "tree"
     empties: tuple[Key, ...] = ()
+    spelling: Spelling | None = None
     collections: tuple[str, ...] = ()
     inner_collections: tuple[str, ...] = ()
 
@@ -60,7 +63,6 @@ class Record:
     Attributes:
       forms: for each layout that the state has been in, its form there.
       collections: for each collection that cannot be told by its variables' names, their paths.
-      left_out: how many leaves of which kind earlier conversions left out.
     """
 
     forms: Mapping[str, Form] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A tree with its meaning: the state (layers still as stored), its form, and what was decided."""
+    """A tree with its meaning: the state (layers still as stored), its form, what was decided."""
 
     state: TrainState
     form: Form

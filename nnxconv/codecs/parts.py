@@ -8,7 +8,7 @@ from nnxconv.errors import CannotHold
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.optimizer import parameter_trees
 from nnxconv.state import BATCH_STATS, RNGS, TrainState, Tree
-from nnxconv.views import Leaf, Literal, View, cast, dtype_of, first_source, notation
+from nnxconv.views import Leaf, Literal, View, cast, dtype_of, first_source, notation, with_kind
 
 WRAPPER = "value"
 CACHE = "cache"
@@ -141,10 +141,11 @@ def step_form(leaf: Leaf | None) -> tuple[str | None, bool]:
 
 
 def step_leaf(step: View | None, form: Form, default_dtype: str) -> Leaf | None:
-    """The step as a form spells it; the value stays."""
+    """The step as a form spells it: a Python number or an array; the value stays."""
     if step is None:
         return None
-    return cast(step, form.step_dtype or default_dtype)
+    kind = "scalar" if form.step_is_scalar else "array"
+    return cast(with_kind(step, kind), form.step_dtype or default_dtype)
 
 
 def gaps_assumed(gaps: Sequence[Key]) -> list[str]:

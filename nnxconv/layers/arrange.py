@@ -28,7 +28,7 @@ def choose(
     scan_layers: bool | None,
     layer_axis: int | None,
     spelling: Spelling | None,
-    like: Mapping[Key, Arrangement] | None = None,
+    like: Mapping[Key, Arrangement | None] | None = None,
 ) -> dict[Key, Arrangement | None]:
     """The arrangement that each group shall have in the target.
 

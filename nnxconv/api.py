@@ -1,0 +1,158 @@
+"""The functions behind the commands: same names, same options, same defaults."""
+
+import resource
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nnxconv.conversion import (
+    RECORD,
+    Conversion,
+    Direction,
+    Options,
+    Understood,
+    convert_tree,
+    nothing_lost,
+    understand,
+)
+from nnxconv.events import Watcher, ignore
+from nnxconv.plan import Plan, make_plan
+from nnxconv.sizes import parse_bytes
+
+if TYPE_CHECKING:
+    from nnxconv.storage.item import Item
+    from nnxconv.storage.locate import Location
+
+DEFAULT_MAX_MEMORY = "2GiB"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `convert` did, or with `dry_run` would do.
+
+    Attributes:
+      source_path: the item that was read.
+      target_path: the item that was written.
+      conversion: layouts, layers, what was left out, assumed or taken from `like`.
+      plan: the arrays and how they move.
+      seconds: wall time of the whole call.
+      peak_memory_bytes: the most memory this process has had so far; 0 for a dry run.
+      is_dry_run: True when nothing was written.
+    """
+
+    source_path: str
+    target_path: str
+    conversion: Conversion
+    plan: Plan
+    seconds: float
+    peak_memory_bytes: int
+    is_dry_run: bool
+
+
+def convert(
+    source_path: str,
+    target_path: str,
+    *,
+    direction: Direction = "auto",
+    to: str | None = None,
+    from_: str | None = None,
+    scan_layers: bool | None = None,
+    layer_axis: int | None = None,
+    layer_group: Iterable[str] = (),
+    without: Iterable[str] = (),
+    like: str | None = None,
+    strict: bool = False,
+    step: int | None = None,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    watch: Watcher = ignore,
+) -> Result:
+    """Converts a checkpoint from one layout to another.
+
+    Args:
+      source_path: an item directory, a step, or a root of steps; it is only read.
+      target_path: is written in the same structure, and committed when it is complete.
+      direction: `auto` goes to the other family; `linen_to_nnx` and `nnx_to_linen` state it.
+      to: the target's layout: `linen`, `nnx`, `nnx-state`, `nnx-pure` or `maxtext`.
+      from_: the source's layout, where it cannot be recognised.
+      scan_layers: True stacks layers, False unstacks them. By default they are stacked on the
+        way from Linen to NNX, unstacked on the way back, and left as they are when `to` or
+        `like` names the target.
+      layer_axis: where stacked arrays have their layers: 1, unless they are stacked already.
+      layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
+      without: parts to leave out: `aux`, `aux.rngs`, `opt_state`, `step`.
+      like: a checkpoint that the target program wrote, whose conventions are followed.
+      strict: leaving out RNG state is an error.
+      step: which step of a root.
+      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
+      overwrite: replace an existing checkpoint, once the new one is complete.
+      dry_run: plan everything, write nothing.
+      watch: is called with an `Event` after each block of work.
+
+    Raises:
+      NnxconvError: the input cannot be converted as asked; source and target are as they were.
+    """
+    from etils import epath  # noqa: TID251
+
+    from nnxconv.execute import execute
+    from nnxconv.storage.places import check_places
+    from nnxconv.storage.save import target_for
+
+    started = time.monotonic()
+    options = Options(
+        direction, to, from_, scan_layers, layer_axis, tuple(layer_group), tuple(without), strict
+    )
+    location, item, source = _understand(source_path, step, options)
+    items = {item.path.as_posix(): item}
+    template = None
+    if like is not None:
+        _, like_item, template = _understand(like, None, Options(layer_group=options.layer_group))
+        items[like_item.path.as_posix()] = like_item
+    conversion = convert_tree(source, options, template)
+    nothing_lost(conversion)
+    plan = make_plan(conversion.tree.items(), parse_bytes(max_memory))
+    custom = location.custom_metadata
+    if conversion.scan_layers is not None:
+        custom["scan_layers"] = conversion.scan_layers
+    target = target_for(epath.Path(target_path), location, custom)
+    check_places(source_path, location, epath.Path(target_path), target, overwrite)
+    if not dry_run:
+        record = {**item.custom_metadata, RECORD: conversion.record.to_json()}
+        execute(plan, items, target, custom_metadata=record, watch=watch)
+    return Result(
+        str(item.path),
+        str(target.path / target.item_name),
+        conversion,
+        plan,
+        time.monotonic() - started,
+        0 if dry_run else peak_memory_bytes(),
+        dry_run,
+    )
+
+
+def _understand(
+    path: str, step: int | None, options: Options
+) -> tuple["Location", "Item", Understood]:
+    """Opens a checkpoint and gives its names their meaning."""
+    from nnxconv.storage.item import open_item
+    from nnxconv.storage.locate import locate
+
+    location = locate(path, step)
+    item = open_item(location)
+    understood = understand(
+        item.tree,
+        custom_metadata=item.custom_metadata,
+        is_scanned=location.custom_metadata.get("scan_layers"),
+        layout=options.from_,
+        layer_axis=options.layer_axis,
+        layer_group=options.layer_group,
+        where=str(item.path),
+    )
+    return location, item, understood
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,291 @@
+"""From one checkpoint's tree to another's: decode, rearrange the layers, encode. Reads no array."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from typing import Literal as OneOf
+
+from nnxconv.codecs import CODECS, Codec, Form, Record, recognise
+from nnxconv.codecs.parts import collections_to_record, is_rng_array, refuse_misfits
+from nnxconv.errors import BadInput, CannotHold
+from nnxconv.keys import Key, in_order, spell
+from nnxconv.layers import (
+    DEFAULT_NAMES,
+    Apart,
+    Arrangement,
+    LayerGroup,
+    Spelling,
+    arrange,
+    choose,
+    names_in,
+    unstack,
+)
+from nnxconv.likeness import conform
+from nnxconv.state import RNGS, TrainState, Tree
+from nnxconv.views import Leaf
+
+RECORD = "nnxconv"
+"""Where a checkpoint's custom metadata keep the record of earlier conversions."""
+
+Direction = OneOf["auto", "linen_to_nnx", "nnx_to_linen"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a tree shall be converted; names and defaults are those of the command."""
+
+    direction: Direction = "auto"
+    to: str | None = None
+    from_: str | None = None
+    scan_layers: bool | None = None
+    layer_axis: int | None = None
+    layer_group: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A checkpoint with its meaning: layout, canonical state, layer groups, form and evidence."""
+
+    codec: Codec
+    evidence: tuple[str, ...]
+    notes: tuple[str, ...]
+    state: TrainState
+    groups: tuple[LayerGroup, ...]
+    form: Form
+    record: Record
+    tree: Tree
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted tree, and everything that a person wants to know about it.
+
+    Attributes:
+      source: the checkpoint as it was understood.
+      layout: of the target.
+      tree: of the target.
+      arrangements: how each layer group is arranged there.
+      left_out: canonical keys that the target does not have, with the reason.
+      taken: keys of the target's leaves that come from the checkpoint given as `--like`.
+      assumed: what had to be assumed.
+      record: what goes into the target's metadata for the way back.
+    """
+
+    source: Understood
+    layout: str
+    tree: Mapping[Key, Leaf]
+    state: TrainState
+    arrangements: Mapping[Key, Arrangement | None]
+    left_out: Mapping[Key, str] = field(default_factory=dict)
+    taken: Sequence[Key] = ()
+    assumed: Sequence[str] = ()
+    record: Record = field(default_factory=Record)
+
+    @property
+    def scan_layers(self) -> bool | None:
+        """True when the target stacks its layers; None when it has none."""
+        kinds = [not isinstance(a, Apart) for a in self.arrangements.values()]
+        return any(kinds) if kinds else None
+
+
+def understand(
+    tree: Tree,
+    *,
+    custom_metadata: Mapping[str, Any],
+    is_scanned: bool | None = None,
+    layout: str | None = None,
+    layer_axis: int | None = None,
+    layer_group: Sequence[str] = (),
+    where: str = "",
+) -> Understood:
+    """Recognises a tree's layout and brings it to the canonical state.
+
+    Raises:
+      UnknownLayout: no layout fits, or several do.
+      BadInput: the tree is not of the stated layout, or has no group of a stated name.
+    """
+    if layout is None:
+        codec, reading = recognise(tree, where)
+    else:
+        codec = CODECS[layout]
+        reading = codec.recognise(tree)
+        if reading.objections:
+            raise BadInput(
+                f"this is not a tree in the {layout} layout",
+                where=where,
+                details=reading.objections,
+            )
+    record = Record.from_json(custom_metadata.get(RECORD) or {})
+    decoded = codec.decode(tree, record)
+    unknown = set(layer_group) - names_in(decoded.state)
+    if unknown:
+        raise BadInput(f"no layers are called {', '.join(f'`{n}`' for n in sorted(unknown))}")
+    state, groups = unstack(
+        decoded.state,
+        names=(*DEFAULT_NAMES, *layer_group),
+        layer_axis=layer_axis,
+        is_scanned=is_scanned,
+    )
+    form = replace(decoded.form, spelling=_spelling(codec, groups))
+    return Understood(
+        codec, reading.evidence, decoded.notes, state, tuple(groups), form, record, tree
+    )
+
+
+def _spelling(codec: Codec, groups: Sequence[LayerGroup]) -> Spelling | None:
+    """How the layers are spelled, where it is not the layout's own way."""
+    spellings = {g.arrangement.spelling for g in groups if isinstance(g.arrangement, Apart)}
+    return spellings.pop() if len(spellings) == 1 and spellings != {codec.spelling} else None
+
+
+def convert_tree(source: Understood, options: Options, like: Understood | None) -> Conversion:
+    """The tree of the target.
+
+    Raises:
+      BadInput: direction, layout and `--like` contradict each other or the source.
+      CannotHold: the target layout has no place for some leaves.
+      LayerError: the layers cannot be arranged as asked.
+      Mismatch: the tree is not that of `--like`.
+    """
+    codec, scan_layers = _target(source, options, like)
+    state, left_out = _without(source.state, options.without)
+    taken: list[Key] = []
+    if like is not None:
+        taken = [
+            key
+            for key in like.state.aux
+            if key not in state.aux and not _is_excluded(key, options.without)
+        ]
+        state = state.with_aux({**state.aux, **{key: like.state.aux[key] for key in taken}})
+    form = _form(codec, source, state, like)
+    state, no_place = _fitting(codec, state, form, options.strict)
+    arrangements = choose(
+        source.groups,
+        scan_layers=scan_layers,
+        layer_axis=options.layer_axis,
+        spelling=_target_spelling(codec, form, source.codec),
+        like=None if like is None else {group.key: group.arrangement for group in like.groups},
+    )
+    arranged = arrange(state, source.groups, arrangements)
+    encoded = codec.encode(arranged, form)
+    tree = encoded.tree if like is None else conform(encoded.tree, like.tree)
+    record = Record(
+        {**source.record.forms, source.codec.name: source.form}, collections_to_record(arranged)
+    )
+    return Conversion(
+        source,
+        codec.name,
+        tree,
+        state,
+        arrangements,
+        {**left_out, **no_place},
+        taken,
+        () if like is not None else encoded.assumed,
+        record,
+    )
+
+
+def _target(
+    source: Understood, options: Options, like: Understood | None
+) -> tuple[Codec, bool | None]:
+    """The target's codec, and whether its layers are stacked (None: as they are)."""
+    direction = options.direction
+    named = options.to or (like.codec.name if like is not None else None)
+    if like is not None and options.to not in (None, like.codec.name):
+        raise BadInput(f"`--to` is {options.to}, but `--like` is a {like.codec.name} checkpoint")
+    if direction != "auto":
+        source_family, _, target_family = direction.partition("_to_")
+        if source.codec.family != source_family:
+            raise BadInput(
+                f"`--direction {direction}` needs a {source_family} source,"
+                f" but this is a {source.codec.name} checkpoint",
+                details=source.evidence,
+                hint="leave `--direction` out, or name the layout that you want with `--to`",
+            )
+        if named is not None and CODECS[named].family != target_family:
+            raise BadInput(f"`--direction {direction}` does not lead to the {named} layout")
+    target = CODECS[named or ("nnx" if source.codec.family == "linen" else "linen")]
+    if options.scan_layers is not None or (direction == "auto" and named is not None):
+        return target, options.scan_layers
+    return target, target.family == "nnx"
+
+
+def _form(codec: Codec, source: Understood, state: TrainState, like: Understood | None) -> Form:
+    if like is not None:
+        return like.form
+    if codec.name == source.codec.name:
+        return source.form
+    return source.record.forms.get(codec.name) or codec.default_form(state)
+
+
+def _target_spelling(codec: Codec, form: Form, source: Codec) -> Spelling | None:
+    """How layers that are apart are spelled in the target; None leaves them as they are."""
+    if form.spelling is not None:
+        return form.spelling
+    return None if codec.spelling == source.spelling else codec.spelling
+
+
+def _is_excluded(aux_key: Key, without: Sequence[str]) -> bool:
+    return any(spell(("aux", *aux_key)[:size]) in without for size in range(1, len(aux_key) + 2))
+
+
+def _without(state: TrainState, without: Sequence[str]) -> tuple[TrainState, dict[Key, str]]:
+    """The state without the parts that the user does not want."""
+    left_out: dict[Key, str] = {}
+    for name in without:
+        part = name.partition(".")[0]
+        if part not in ("aux", "opt_state", "step"):
+            raise BadInput(
+                f"`--without {name}` is not a part of a state that can be left out",
+                hint="`aux`, one of its collections such as `aux.rngs`, `opt_state` or `step`",
+            )
+        if part == "aux":
+            gone = [key for key in state.aux if _is_excluded(key, [name])]
+            state = state.with_aux({k: v for k, v in state.aux.items() if k not in set(gone)})
+            left_out |= {("aux", *key): f"--without {name}" for key in gone}
+        elif part == "opt_state":
+            gone = [key for key in state.leaves() if key[0] == "opt_state"]
+            left_out |= dict.fromkeys(gone, f"--without {name}")
+            state = replace(state, opt_state=None)
+        elif state.step is not None:
+            left_out[("step",)] = f"--without {name}"
+            state = replace(state, step=None)
+    return state, left_out
+
+
+def _fitting(
+    codec: Codec, state: TrainState, form: Form, strict: bool
+) -> tuple[TrainState, dict[Key, str]]:
+    """The state without what the layout has no place for and can do without."""
+    misfits = codec.misfits(state, form)
+    if strict:
+        refuse_misfits(codec.name, state, misfits)
+    leaves = state.leaves()
+    expendable = [
+        key
+        for key in misfits
+        if key == ("step",) or key[1] == RNGS or is_rng_array(leaves[key]) or "rng" in str(key[1])
+    ]
+    refuse_misfits(codec.name, state, [key for key in misfits if key not in set(expendable)])
+    reasons = dict.fromkeys(in_order(expendable), f"the {codec.name} layout keeps none")
+    aux = {key: leaf for key, leaf in state.aux.items() if ("aux", *key) not in reasons}
+    step = None if ("step",) in reasons else state.step
+    return replace(state, aux=aux, step=step), reasons
+
+
+def nothing_lost(conversion: Conversion) -> None:
+    """Checks that every leaf of the source is in the target or named as left out.
+
+    Raises:
+      CannotHold: a leaf went missing, which is a defect of nnxconv.
+    """
+    kept = conversion.state.leaves().keys()
+    lost = [
+        key
+        for key in conversion.source.state.leaves()
+        if key not in kept and key not in conversion.left_out
+    ]
+    if lost:
+        raise CannotHold("these leaves would be lost", details=[spell(key) for key in lost])

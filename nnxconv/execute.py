@@ -1,0 +1,156 @@
+"""Run a plan inside an Orbax save: a window of blocks at a time, each window one commit."""
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nnxconv.errors import BadInput
+from nnxconv.events import Event, Watcher, ignore
+from nnxconv.keys import Key, spell
+from nnxconv.pieces import Piece, Region
+from nnxconv.plan import Gather, Job, Plan, Scatter, TargetArray
+from nnxconv.storage.arrays import target_metadata
+from nnxconv.storage.item import Item
+from nnxconv.storage.read import Reader
+from nnxconv.storage.save import NewArray, Target, Writer, save
+from nnxconv.views import dtype_of, first_source, item_bytes
+
+
+def execute(
+    plan: Plan,
+    items: Mapping[str, Item],
+    target: Target,
+    *,
+    custom_metadata: dict[str, Any],
+    watch: Watcher = ignore,
+) -> None:
+    """Writes the plan's arrays to the target and commits it.
+
+    Raises:
+      DamagedCheckpoint: a stored array cannot be read.
+      BadInput: a cast would change an integer's value.
+    """
+    first = next(iter(items.values()))
+    new_arrays = {array.key: _new_array(array, items, first.use_zarr3) for array in plan.arrays}
+    run = _Run(plan, Reader(items), new_arrays, watch)
+    save(
+        target,
+        new_arrays.values(),
+        plan.literals,
+        use_ocdbt=first.use_ocdbt,
+        use_zarr3=first.use_zarr3,
+        custom_metadata=custom_metadata,
+        work=run.work,
+    )
+
+
+def _new_array(array: TargetArray, items: Mapping[str, Item], use_zarr3: bool) -> NewArray:
+    source = first_source(array.view)
+    model = items[source.store].formats[source.name]
+    if (model.zarr_format == 3) != use_zarr3:
+        main = next(iter(items.values()))
+        model = next(iter(main.formats.values()))
+    metadata = target_metadata(model, array.view.shape, dtype_of(array.view), array.chunks)
+    if source.prng_impl is not None:
+        return NewArray(array.key, "jax.Array", model.zarr_format, metadata, source.prng_impl)
+    value_type = "scalar" if array.is_scalar else "np.ndarray"
+    return NewArray(array.key, value_type, model.zarr_format, metadata)
+
+
+class _Run:
+    """One run of a plan: reads, rearranges and writes, and says how far it is."""
+
+    def __init__(
+        self, plan: Plan, reader: Reader, new_arrays: Mapping[Key, NewArray], watch: Watcher
+    ) -> None:
+        self._plan = plan
+        self._reader = reader
+        self._new_arrays = new_arrays
+        self._watch = watch
+        self._left = {array.key: math.prod(array.view.shape) for array in plan.arrays}
+        self._done_bytes = 0
+
+    async def work(self, writer: Writer) -> None:
+        """Moves every block, window by window."""
+        await self._create_empty(writer)
+        for window in self._plan.windows():
+            async with writer.commit() as transaction:
+                await asyncio.gather(*(self._move(job, writer, transaction) for job in window))
+            self._tell()
+
+    async def _create_empty(self, writer: Writer) -> None:
+        """Arrays without elements have no blocks, but are there all the same."""
+        empty = [key for key, left in self._left.items() if not left]
+        if empty:
+            async with writer.commit() as transaction:
+                for key in empty:
+                    await writer.open(self._new_arrays[key], transaction)
+
+    async def _move(self, job: Job, writer: Writer, transaction: Any) -> None:
+        match job:
+            case Scatter(source, region, into):
+                values = await self._reader.read(source, region)
+                for array, piece in into:
+                    where = piece.target_region(region)
+                    if where is not None:
+                        turned = piece.turn(values, region)
+                        await self._write(array, where, turned, writer, transaction)
+            case Gather(array, region, parts):
+                values = await self._assemble(array, region, parts)
+                await self._write(array, region, values, writer, transaction)
+
+    async def _assemble(
+        self, array: TargetArray, region: Region, parts: Sequence[Piece]
+    ) -> np.ndarray:
+        """A region of the target, put together from all pieces that reach into it."""
+        source_dtype = np.dtype(first_source(array.view).dtype)
+        values = np.empty([part.stop - part.start for part in region], source_dtype)
+        origin = [part.start for part in region]
+
+        async def place(piece: Piece) -> None:
+            wanted = piece.source_region(region)
+            if wanted is None:
+                return
+            block = piece.turn(await self._reader.read(piece.source, wanted), wanted)
+            where = piece.target_region(wanted)
+            assert where is not None
+            inside = tuple(
+                slice(part.start - start, part.stop - start)
+                for part, start in zip(where, origin, strict=True)
+            )
+            values[inside] = block
+
+        await asyncio.gather(*(place(piece) for piece in parts))
+        return values
+
+    async def _write(
+        self,
+        array: TargetArray,
+        region: Region,
+        values: np.ndarray,
+        writer: Writer,
+        transaction: Any,
+    ) -> None:
+        store = await writer.open(self._new_arrays[array.key], transaction)
+        await store[region].write(_converted(values, array))
+        self._left[array.key] -= values.size
+        self._done_bytes += values.size * item_bytes(dtype_of(array.view))
+
+    def _tell(self) -> None:
+        done = sum(not left for left in self._left.values())
+        self._watch(Event(done, len(self._left), self._done_bytes, self._plan.total_bytes))
+
+
+def _converted(values: np.ndarray, array: TargetArray) -> np.ndarray:
+    """The values in the array's type; integers must keep their value."""
+    dtype = np.dtype(dtype_of(array.view))
+    if values.dtype == dtype:
+        return values
+    converted = values.astype(dtype)
+    if values.dtype.kind in "iu" and not np.array_equal(converted.astype(values.dtype), values):
+        worst = values.flat[int(np.argmax(np.abs(values.astype(float))))]
+        raise BadInput(f"{worst} does not fit in {dtype.name}", where=spell(array.key))
+    return converted

@@ -1,0 +1,67 @@
+"""Bring a tree to the conventions of another one that the target program wrote."""
+
+from nnxconv.errors import Mismatch
+from nnxconv.keys import Key, in_order, spell
+from nnxconv.state import Tree
+from nnxconv.views import (
+    Leaf,
+    Literal,
+    cast,
+    dtype_of,
+    first_source,
+    notation,
+    short_dtype,
+    with_kind,
+)
+
+
+def conform(tree: Tree, like: Tree) -> dict[Key, Leaf]:
+    """The tree with the element types of `like`; everything else must be equal already.
+
+    Only floats are cast to floats, and integers to integers.
+
+    Raises:
+      Mismatch: leaves are missing, unexpected, or of another shape or kind; all are listed.
+    """
+    problems: list[str] = []
+    conformed: dict[Key, Leaf] = {}
+    for key in in_order(tree.keys() | like.keys()):
+        if key not in tree:
+            problems.append(f"{spell(key)}  {notation(like[key])}  only in `--like`")
+        elif key not in like:
+            problems.append(f"{spell(key)}  {notation(tree[key])}  not in `--like`")
+        else:
+            conformed[key] = leaf = _cast_to(tree[key], like[key])
+            if not _is_alike(leaf, like[key]):
+                told = f"{notation(leaf)}, but {notation(like[key])} in `--like`"
+                problems.append(f"{spell(key)}  {told}")
+    if problems:
+        count = len(problems)
+        raise Mismatch(
+            f"{count:,} {'leaf does' if count == 1 else 'leaves do'} not match `--like`",
+            details=problems,
+        )
+    return conformed
+
+
+def _cast_to(leaf: Leaf, like: Leaf) -> Leaf:
+    if isinstance(leaf, Literal) or isinstance(like, Literal):
+        return leaf
+    if leaf.shape == ():
+        leaf = with_kind(leaf, first_source(like).kind)
+    wanted = dtype_of(like)
+    return cast(leaf, wanted) if _kind(dtype_of(leaf)) == _kind(wanted) else leaf
+
+
+def _kind(dtype: str) -> str:
+    """`f` for every float, `i` for every integer, else the type itself."""
+    short = short_dtype(dtype)
+    if short.startswith(("f", "bf")):
+        return "f"
+    return "i" if short.startswith(("i", "u")) else dtype
+
+
+def _is_alike(leaf: Leaf, like: Leaf) -> bool:
+    if isinstance(leaf, Literal) or isinstance(like, Literal):
+        return isinstance(leaf, Literal) and isinstance(like, Literal) and leaf.kind == like.kind
+    return notation(leaf) == notation(like)

@@ -1,0 +1,256 @@
+"""The plan: what moves, how, and what it costs, before anything moves. Integers only.
+
+Arrays that are made from one part of one stored array are written while that stored array is read
+once, chunk by chunk. Arrays that are put together from several are read block by block of the
+target. Either way the chunks of the target are the image of the source's, so that no source chunk
+is decoded twice; where that would give chunks under 1 MiB, neighbouring ones become one.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal as OneOf
+
+from nnxconv.errors import PlanError
+from nnxconv.keys import Key, spell
+from nnxconv.pieces import Piece, Region, pieces
+from nnxconv.sizes import format_bytes
+from nnxconv.views import (
+    Leaf,
+    Literal,
+    Shape,
+    Source,
+    View,
+    dtype_of,
+    first_source,
+    item_bytes,
+    notation,
+    size_bytes,
+)
+
+MIB = 2**20
+SMALL_CHUNK_BYTES = MIB
+MERGED_CHUNK_BYTES = 16 * MIB
+BLOCK_BYTES = 16 * MIB
+WORKING_COPIES = 4
+"""How many times a block is in memory at once: encoded, decoded, rearranged, encoded again."""
+
+How = OneOf["rewrite"]
+
+
+@dataclass(frozen=True)
+class TargetArray:
+    """One array of the target: how it is made, and its chunks."""
+
+    key: Key
+    view: View
+    chunks: Shape
+    how: How = "rewrite"
+
+    @property
+    def is_scalar(self) -> bool:
+        """True for what Orbax restores as a Python number."""
+        return first_source(self.view).kind == "scalar"
+
+    @property
+    def name(self) -> str:
+        """Its name in the target's store."""
+        return ".".join(map(str, self.key))
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Read a region of one stored array, and write its parts to the arrays made of it."""
+
+    source: Source
+    region: Region
+    into: tuple[tuple[TargetArray, Piece], ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the region in memory."""
+        return _region_bytes(self.region, self.source.dtype)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Read all parts of a region of the target, and write it."""
+
+    target: TargetArray
+    region: Region
+    parts: tuple[Piece, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the region in memory."""
+        return _region_bytes(self.region, dtype_of(self.target.view))
+
+
+Job = Scatter | Gather
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a conversion does to arrays.
+
+    Attributes:
+      arrays: the arrays of the target, in the order of their keys.
+      literals: leaves that hold no array.
+      window_bytes: how many bytes of blocks are written together.
+      largest_block_bytes: the largest block, in memory.
+    """
+
+    arrays: tuple[TargetArray, ...]
+    literals: tuple[tuple[Key, Literal], ...]
+    window_bytes: int
+    largest_block_bytes: int
+    largest: Key = field(default=())
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all arrays of the target, uncompressed."""
+        return sum(size_bytes(array.view) for array in self.arrays)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that blocks take at once."""
+        held = min(max(self.window_bytes, self.largest_block_bytes), self.total_bytes)
+        return WORKING_COPIES * held
+
+    def jobs(self) -> Iterator[Job]:
+        """The blocks to move, those of one stored array or one target in a row."""
+        by_source: dict[Source, list[tuple[TargetArray, Piece]]] = defaultdict(list)
+        for array in self.arrays:
+            parts = pieces(array.view)
+            if len(parts) == 1:
+                by_source[parts[0].source].append((array, parts[0]))
+            else:
+                for region in regions(array.view.shape, array.chunks):
+                    yield Gather(array, region, tuple(parts))
+        for source, into in by_source.items():
+            for region in regions(source.shape, _block_shape(source)):
+                yield Scatter(source, region, tuple(into))
+
+    def windows(self) -> Iterator[list[Job]]:
+        """The jobs in groups of at most `window_bytes`, or of one job."""
+        window: list[Job] = []
+        held = 0
+        for job in self.jobs():
+            if window and held + job.block_bytes > self.window_bytes:
+                yield window
+                window, held = [], 0
+            window.append(job)
+            held += job.block_bytes
+        if window:
+            yield window
+
+
+def make_plan(leaves: Iterable[tuple[Key, Leaf]], max_memory: int) -> Plan:
+    """The plan for a target tree within `max_memory` bytes.
+
+    Raises:
+      PlanError: a chunk of the source is too large for the memory; or two keys of the target
+        have the same name on disk.
+    """
+    arrays: list[TargetArray] = []
+    literals: list[tuple[Key, Literal]] = []
+    for key, leaf in leaves:
+        if isinstance(leaf, Literal):
+            literals.append((key, leaf))
+        else:
+            arrays.append(TargetArray(key, leaf, _target_chunks(leaf)))
+    _refuse_equal_names(arrays)
+    largest = max(arrays, key=_array_block_bytes, default=None)
+    largest_bytes = 0 if largest is None else _array_block_bytes(largest)
+    if largest is not None and largest_bytes * WORKING_COPIES > max_memory:
+        raise _too_large(largest, largest_bytes, max_memory)
+    window_bytes = max(max_memory // WORKING_COPIES // 2, 1)
+    return Plan(
+        tuple(arrays),
+        tuple(literals),
+        window_bytes,
+        largest_bytes,
+        () if largest is None else largest.key,
+    )
+
+
+def _target_chunks(view: View) -> Shape:
+    """The image of the source's chunks, merged while they are small."""
+    parts = pieces(view)
+    image = parts[0].image_of_chunks() if parts else view.shape
+    chunks = [max(1, min(c, s)) for c, s in zip(image, view.shape, strict=True)]
+    item = item_bytes(dtype_of(view))
+    if math.prod(chunks) * item >= SMALL_CHUNK_BYTES:
+        return tuple(chunks)
+    placed = list(parts[0].placed) if parts else []
+    others = [axis for axis in reversed(range(len(chunks))) if axis not in placed]
+    for axis in placed + others:
+        room = MERGED_CHUNK_BYTES // (math.prod(chunks) * item)
+        if chunks[axis] < view.shape[axis] and room > 1:
+            chunks[axis] = min(view.shape[axis], chunks[axis] * room)
+    return tuple(chunks)
+
+
+def _block_shape(source: Source) -> Shape:
+    """The region that is read at once: whole chunks, several where they are small."""
+    block = [max(1, min(c, s)) for c, s in zip(source.chunks, source.shape, strict=True)]
+    item = item_bytes(source.dtype)
+    for axis in reversed(range(len(block))):
+        room = BLOCK_BYTES // max(1, math.prod(block) * item)
+        if room > 1 and block[axis] < source.shape[axis]:
+            block[axis] = min(source.shape[axis], block[axis] * room)
+    return tuple(block)
+
+
+def regions(shape: Shape, block: Shape) -> Iterator[Region]:
+    """The regions of a regular grid over `shape`, in C order.
+
+    >>> list(regions((3,), (2,)))
+    [(slice(0, 2, None),), (slice(2, 3, None),)]
+    """
+    ranges = [
+        [slice(start, min(start + step, size)) for start in range(0, size, step)]
+        for size, step in zip(shape, block, strict=True)
+    ]
+    yield from itertools.product(*ranges)
+
+
+def _region_bytes(region: Region, dtype: str) -> int:
+    return math.prod(part.stop - part.start for part in region) * item_bytes(dtype)
+
+
+def _array_block_bytes(array: TargetArray) -> int:
+    """The largest block that making the array takes."""
+    parts = pieces(array.view)
+    if len(parts) == 1:
+        source = parts[0].source
+        return math.prod(_block_shape(source)) * item_bytes(source.dtype)
+    return math.prod(array.chunks) * item_bytes(dtype_of(array.view))
+
+
+def _refuse_equal_names(arrays: Sequence[TargetArray]) -> None:
+    keys: dict[str, Key] = {}
+    for array in arrays:
+        other = keys.setdefault(array.name, array.key)
+        if other != array.key:
+            raise PlanError(
+                f"two arrays would have the same name `{array.name}` on disk",
+                details=[spell(other), spell(array.key)],
+            )
+
+
+def _too_large(array: TargetArray, block_bytes: int, max_memory: int) -> PlanError:
+    source = first_source(array.view)
+    chunk_bytes = math.prod(source.chunks) * item_bytes(source.dtype)
+    needed = block_bytes * WORKING_COPIES
+    return PlanError(
+        f"the plan needs {format_bytes(needed)}, but --max_memory is {format_bytes(max_memory)}",
+        where=f"{spell(array.key)}  {notation(array.view)}",
+        details=[
+            f"one source chunk is {format_bytes(chunk_bytes)}, and up to {WORKING_COPIES} copies"
+            " of it are held while it is read, rearranged and written"
+        ],
+        hint=f"`--max_memory {math.ceil(needed / MIB)}MiB`",
+    )
