@@ -94,8 +94,6 @@ def convert(
     Raises:
       NnxconvError: the input cannot be converted as asked; source and target are as they were.
     """
-    from etils import epath  # noqa: TID251
-
     from nnxconv.execute import execute
     from nnxconv.storage.places import check_places
     from nnxconv.storage.save import target_for
@@ -116,8 +114,8 @@ def convert(
     custom = location.custom_metadata
     if conversion.scan_layers is not None:
         custom["scan_layers"] = conversion.scan_layers
-    target = target_for(epath.Path(target_path), location, custom)
-    check_places(source_path, location, epath.Path(target_path), target, overwrite)
+    target = target_for(target_path, location, custom)
+    check_places(source_path, location, target_path, target, overwrite)
     if not dry_run:
         record = {**item.custom_metadata, RECORD: conversion.record.to_json()}
         execute(plan, items, target, custom_metadata=record, watch=watch)

@@ -136,7 +136,9 @@ def understand(
 
 def _spelling(codec: Codec, groups: Sequence[LayerGroup]) -> Spelling | None:
     """How the layers are spelled, where it is not the layout's own way."""
-    spellings = {g.arrangement.spelling for g in groups if isinstance(g.arrangement, Apart)}
+    spellings: set[Spelling] = {
+        group.arrangement.spelling for group in groups if isinstance(group.arrangement, Apart)
+    }
     return spellings.pop() if len(spellings) == 1 and spellings != {codec.spelling} else None
 
 
@@ -217,7 +219,14 @@ def _form(codec: Codec, source: Understood, state: TrainState, like: Understood 
         return like.form
     if codec.name == source.codec.name:
         return source.form
-    return source.record.forms.get(codec.name) or codec.default_form(state)
+    recorded = source.record.forms.get(codec.name)
+    return recorded or replace(codec.default_form(state), empties=_known_empties(source))
+
+
+def _known_empties(source: Understood) -> tuple[Key, ...]:
+    """The optimizer's empty states, from the layout that spelled them out last."""
+    forms = [source.form, *source.record.forms.values()]
+    return next((form.empties for form in forms if form.empties), ())
 
 
 def _target_spelling(codec: Codec, form: Form, source: Codec) -> Spelling | None:
@@ -261,7 +270,8 @@ def _fitting(
     """The state without what the layout has no place for and can do without."""
     misfits = codec.misfits(state, form)
     if strict:
-        refuse_misfits(codec.name, state, misfits)
+        hint = "without `--strict`, RNG state is left out and listed"
+        refuse_misfits(codec.name, state, misfits, hint)
     leaves = state.leaves()
     expendable = [
         key

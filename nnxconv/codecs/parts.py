@@ -169,7 +169,12 @@ def model_misfits(state: TrainState) -> list[Key]:
     ]
 
 
-def refuse_misfits(layout: str, state: TrainState, misfits: list[Key]) -> None:
+MISFIT_HINT = "`--to maxtext` keeps variables of the model; `--without aux` leaves them out"
+
+
+def refuse_misfits(
+    layout: str, state: TrainState, misfits: list[Key], hint: str = MISFIT_HINT
+) -> None:
     """Raises CannotHold with every misfit and its shape."""
     if not misfits:
         return
@@ -179,5 +184,5 @@ def refuse_misfits(layout: str, state: TrainState, misfits: list[Key]) -> None:
     raise CannotHold(
         f"the {layout} layout has no place for {count:,} array{'s' if count > 1 else ''}",
         details=[f"{spell(key):<{width}}  {notation(leaves[key])}" for key in misfits],
-        hint="`--to maxtext` keeps variables of the model; `--without aux` leaves them out",
+        hint=hint,
     )

@@ -114,7 +114,7 @@ def directory_spec(path: epath.Path) -> dict[str, Any]:
     if text.startswith("gs://"):
         bucket, _, prefix = text.removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": prefix}
-    return {"driver": "file", "path": str(epath.Path(text).expanduser().resolve()) + "/"}
+    return {"driver": "file", "path": text}
 
 
 def kvstore_spec(path: epath.Path, use_ocdbt: bool) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def locate(path: str, step: int | None = None) -> Location:
       NotACheckpoint: there is nothing there that Orbax could read.
       BadInput: there are several steps or items to choose from, or the step is not there.
     """
-    given = epath.Path(path)
+    given = absolute(path)
     if not given.exists():
         raise NotACheckpoint(f"`{path}` does not exist")
     if not given.is_dir():
@@ -74,6 +74,12 @@ def locate(path: str, step: int | None = None) -> Location:
             raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
         return _in_step(given, "step")
     return _in_step(_choose_step(given, step), "root")
+
+
+def absolute(path: str) -> epath.Path:
+    """The path that a user gives, absolute and without symbolic links, or as a gs:// path."""
+    given = epath.Path(path)
+    return given if path.startswith("gs://") else given.expanduser().resolve()
 
 
 def _in_step(path: epath.Path, given_as: OneOf["step", "root"]) -> Location:

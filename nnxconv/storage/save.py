@@ -32,7 +32,7 @@ from orbax.checkpoint.path import atomicity
 from nnxconv.keys import Key
 from nnxconv.storage.arrays import context, new_array_spec
 from nnxconv.storage.item import array_name
-from nnxconv.storage.locate import UNFINISHED, Location
+from nnxconv.storage.locate import UNFINISHED, Location, absolute
 from nnxconv.views import Literal
 
 PROCESS = "ocdbt.process_nnxconv"
@@ -208,10 +208,9 @@ class Target:
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def target_for(
-    destination: epath.Path, source: Location, custom_metadata: dict[str, Any]
-) -> Target:
+def target_for(target_path: str, source: Location, custom_metadata: dict[str, Any]) -> Target:
     """The target in the structure in which the source was given."""
+    destination = absolute(target_path)
     if source.given_as == "item":
         return Target(destination, custom_metadata=custom_metadata)
     path = destination / source.step_name if source.given_as == "root" else destination
@@ -238,30 +237,46 @@ def save(
     """Writes one item and commits it; on any failure nothing is left of it."""
     run = _Run(work, use_ocdbt)
     tree = _nested([*((a.key, _leaf(a)) for a in arrays), *((k, _plain(v)) for k, v in literals)])
-    handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=use_ocdbt, use_zarr3=use_zarr3, type_handler_registry=_registry(run)
-    )
     args: Any = ocp.args.PyTreeSave(tree, custom_metadata=custom_metadata or None)
-    if target.item_name:
-        handlers: dict[str, Any] = {
-            name: _CopyHandler(target.handlers.get(name)) for name in target.carried
-        }
-        handlers[target.item_name] = handler
-        handler = ocp.CompositeCheckpointHandler(composite_options=_IN_ORDER, **handlers)
-        copy_args = {name: _CopySave(path) for name, path in target.carried.items()}
-        args = ocp.args.Composite(**{target.item_name: args}, **copy_args)
-    temporary = target.path.parent / (target.path.name + UNFINISHED)
-    target.path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _quiet_orbax(), ocp.Checkpointer(handler, temporary_path_class=_Swap) as checkpointer:
+    with _quiet_orbax(), _nothing_left_on_failure(target.path):
+        handler: Any = ocp.PyTreeCheckpointHandler(
+            use_ocdbt=use_ocdbt, use_zarr3=use_zarr3, type_handler_registry=_registry(run)
+        )
+        if target.item_name:
+            handler, args = _in_step(target, handler, args)
+        with ocp.Checkpointer(handler, temporary_path_class=_Swap) as checkpointer:
             checkpointer.save(
                 _stand_in(target.path),
                 args=args,
                 custom_metadata=dict(target.custom_metadata) or None,
             )
+
+
+def _in_step(target: Target, handler: Any, args: Any) -> tuple[Any, Any]:
+    """Handler and arguments for a whole step: the new item, and those carried over."""
+    handlers = {name: _CopyHandler(target.handlers.get(name)) for name in target.carried}
+    copies = {name: _CopySave(path) for name, path in target.carried.items()}
+    name = target.item_name
+    composite: Any = ocp.CompositeCheckpointHandler
+    return (
+        composite(composite_options=_IN_ORDER, **handlers, **{name: handler}),
+        ocp.args.Composite(**copies, **{name: args}),
+    )
+
+
+@contextmanager
+def _nothing_left_on_failure(path: epath.Path) -> Iterator[None]:
+    """Removes the temporary directory, and the parents made for it, unless all goes well."""
+    made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
     except BaseException:
+        temporary = path.parent / (path.name + UNFINISHED)
         if temporary.exists():
             temporary.rmtree()
+        for parent in made:
+            parent.rmdir()
         raise
 
 

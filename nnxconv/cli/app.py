@@ -1,0 +1,53 @@
+"""The command group, and the one place where an error becomes an exit code."""
+
+import os
+import sys
+
+import click
+
+from nnxconv import __version__
+from nnxconv.cli.convert import convert
+from nnxconv.errors import NnxconvError
+
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("-", "_"),
+    "max_content_width": 100,
+}
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="nnxconv")
+def nnxconv() -> None:
+    """Moves JAX/Flax checkpoints between layouts: Linen, NNX and MaxText.
+
+    Works on Orbax checkpoints, on CPU only, with bounded memory. Options may be spelled with
+    underscores or dashes.
+
+    Exit codes: 0 done, 2 not done (the message says why), 130 interrupted.
+    """
+
+
+nnxconv.add_command(convert)
+
+
+def main() -> None:
+    """Runs the command; every deliberate error ends in one message and exit code 2."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        nnxconv.main(standalone_mode=False)
+    except NnxconvError as error:
+        _fail(error.render(), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except OSError as error:
+        place = f"\n  at {error.filename}" if error.filename else ""
+        _fail(f"error: {error.strerror or error}{place}", 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted: nothing was committed", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(message, err=True)
+    sys.exit(code)

@@ -1,0 +1,97 @@
+"""`nnxconv convert`."""
+
+import json
+from typing import Any
+
+import click
+
+LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
+
+
+@click.command(no_args_is_help=True)
+@click.argument("source", required=False, metavar="SRC")
+@click.argument("target", required=False, metavar="DST")
+@click.option("--source_path", help="The same as SRC.", metavar="SRC")
+@click.option("--target_path", help="The same as DST.", metavar="DST")
+@click.option(
+    "--direction",
+    type=click.Choice(["auto", "linen_to_nnx", "nnx_to_linen"]),
+    default="auto",
+    show_default=True,
+    help="`auto` recognises the source and goes to the other family.",
+)
+@click.option("--to", type=click.Choice(LAYOUTS), help="The target's layout.")
+@click.option("--from", "from_", type=click.Choice(LAYOUTS), help="The source's layout.")
+@click.option(
+    "--scan_layers/--no-scan_layers",
+    default=None,
+    help="Stack the layers, or unstack them. Default: stack towards NNX, unstack towards Linen,"
+    " leave as they are with `--to` or `--like`.",
+)
+@click.option(
+    "--layer_axis",
+    type=click.IntRange(0, 1),
+    help="Where stacked arrays have their layers. Default: 1, or where they have them already.",
+)
+@click.option(
+    "--layer_group",
+    multiple=True,
+    metavar="NAME",
+    help="A further name of layers, besides layers, dense_layers and moe_layers.",
+)
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="PART",
+    help="Leave out `aux`, `aux.rngs`, `opt_state` or `step`.",
+)
+@click.option("--like", metavar="PATH", help="Follow the conventions of this checkpoint.")
+@click.option("--strict", is_flag=True, help="Leaving out RNG state is an error.")
+@click.option("--step", type=int, help="Which step of a root of steps.")
+@click.option(
+    "--max_memory",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="What blocks in flight may take, besides about 300 MiB for the program.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace DST, once the new one is complete.")
+@click.option("--dry_run", is_flag=True, help="Show the plan; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def convert(
+    source: str | None,
+    target: str | None,
+    source_path: str | None,
+    target_path: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Converts the checkpoint SRC to another layout, at DST.
+
+    SRC is an item directory, a step, or a root of steps; DST gets the same structure.
+
+    \b
+    nnxconv convert linen_ckpt nnx_ckpt
+    nnxconv convert --to maxtext --no-scan_layers run/checkpoints out
+    """
+    from nnxconv.api import convert as run
+    from nnxconv.cli.progress import progress
+    from nnxconv.render.conversion import conversion_json, conversion_text
+
+    source = _one_of("SRC", "--source_path", source, source_path)
+    target = _one_of("DST", "--target_path", target, target_path)
+    with progress() as watch:
+        result = run(source, target, watch=watch, **options)
+    click.echo(
+        json.dumps(conversion_json(result), indent=2) if as_json else conversion_text(result)
+    )
+
+
+def _one_of(position: str, option: str, a: str | None, b: str | None) -> str:
+    """A path that was given once, as a position or as an option."""
+    if a is not None and b is not None:
+        raise click.UsageError(f"{position} and {option} mean the same: give one of them")
+    found = a if a is not None else b
+    if found is None:
+        raise click.UsageError(f"{position} is missing")
+    return found

@@ -1,0 +1,40 @@
+"""A progress bar on stderr, where stderr is a terminal."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from nnxconv.events import Event, Watcher, ignore
+
+
+@contextmanager
+def progress() -> Iterator[Watcher]:
+    """A watcher that draws how many arrays and bytes are done, how fast, and the time left."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield ignore
+        return
+    columns = (
+        TextColumn("{task.fields[arrays]} arrays"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, arrays="0")
+
+        def watch(event: Event) -> None:
+            arrays = f"{event.arrays:,}/{event.total_arrays:,}"
+            bar.update(task, completed=event.done_bytes, total=event.total_bytes, arrays=arrays)
+
+        yield watch

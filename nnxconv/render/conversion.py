@@ -1,0 +1,163 @@
+"""The result of `convert`, for people and for programs."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nnxconv.api import Result
+from nnxconv.conversion import Conversion
+from nnxconv.keys import Key, spell
+from nnxconv.layers import Apart, Arrangement, Blocks, LayerGroup
+from nnxconv.optimizer import parameter_trees
+from nnxconv.sizes import format_bytes
+from nnxconv.views import Cast, Moved, Slot, Source, Stack, View, notation
+
+
+def conversion_json(result: Result) -> dict[str, Any]:
+    """Everything about a conversion as JSON values."""
+    conversion, plan = result.conversion, result.plan
+    return {
+        "source": {
+            "path": result.source_path,
+            "layout": conversion.source.codec.name,
+            "evidence": list(conversion.source.evidence),
+            "decided": list(conversion.source.notes),
+        },
+        "target": {"path": result.target_path, "layout": conversion.layout},
+        "dry_run": result.is_dry_run,
+        "layers": [_layers_json(conversion, group) for group in conversion.source.groups],
+        "moments": _moments(conversion),
+        "left_out": {spell(key): reason for key, reason in conversion.left_out.items()},
+        "taken_from_like": [spell(("aux", *key)) for key in conversion.taken],
+        "assumed": list(conversion.assumed),
+        "arrays": len(plan.arrays),
+        "bytes": plan.total_bytes,
+        "predicted_peak_bytes": plan.peak_bytes,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "seconds": round(result.seconds, 3),
+        "plan": [
+            {"to": spell(a.key), "array": notation(a.view), "how": a.how, "from": describe(a.view)}
+            for a in plan.arrays
+        ],
+    }
+
+
+def conversion_text(result: Result) -> str:
+    """What was recognised and done, in a few lines; with a dry run, the plan array by array."""
+    conversion, plan = result.conversion, result.plan
+    verb = "would convert" if result.is_dry_run else "converted"
+    lines = [f"{verb} {conversion.source.codec.name} to {conversion.layout}"]
+    lines += [f"  {name:<9} {text}" for name, text in _rows(result)]
+    if result.is_dry_run:
+        lines += ["", *_plan_rows(result), ""]
+        lines.append(
+            f"{len(plan.arrays):,} arrays rewritten, {format_bytes(plan.total_bytes)};"
+            f" predicted peak {format_bytes(plan.peak_bytes)} besides the program itself"
+        )
+    else:
+        lines.append(
+            f"{len(plan.arrays):,} arrays, {format_bytes(plan.total_bytes)} in"
+            f" {result.seconds:.2f} s; peak memory {format_bytes(result.peak_memory_bytes)}"
+        )
+    return "\n".join(lines)
+
+
+def _rows(result: Result) -> Iterator[tuple[str, str]]:
+    conversion = result.conversion
+    yield "source", result.source_path
+    yield "target", result.target_path
+    yield "known by", "; ".join(conversion.source.evidence)
+    for note in conversion.source.notes:
+        yield "decided", note
+    for group in conversion.source.groups:
+        yield "layers", _layers_text(conversion, group)
+    moments = _moments(conversion)
+    if moments:
+        yield "moments", f"{', '.join(moments)}: arranged as the parameters"
+    step = _step(conversion)
+    if step:
+        yield "step", step
+    for text in _left_out(conversion):
+        yield "left out", text
+    if conversion.taken:
+        yield "from like", f"{len(conversion.taken):,} arrays of aux"
+    for text in conversion.assumed:
+        yield "assumed", text
+
+
+def _layers_text(conversion: Conversion, group: LayerGroup) -> str:
+    before = _arranged(group.arrangement)
+    after = _arranged(conversion.arrangements[group.key])
+    count = f"{len(group.indices)} layers" if group.indices else "layers"
+    change = f"{before}, left so" if before == after else f"{before} -> {after}"
+    return f"{spell(group.key)}: {count}, {change}"
+
+
+def _arranged(arrangement: Arrangement | None) -> str:
+    if arrangement is None:
+        return "stacked"
+    if isinstance(arrangement, Apart):
+        return "apart as name_0" if arrangement.spelling == "suffix" else "apart as name/0"
+    blocks = f" in blocks of {arrangement.period}" if isinstance(arrangement, Blocks) else ""
+    return f"stacked on axis {arrangement.axis}{blocks}"
+
+
+def _layers_json(conversion: Conversion, group: LayerGroup) -> dict[str, Any]:
+    return {
+        "group": spell(group.key),
+        "count": len(group.indices) or None,
+        "before": _arranged(group.arrangement),
+        "after": _arranged(conversion.arrangements[group.key]),
+    }
+
+
+def _moments(conversion: Conversion) -> list[str]:
+    state = conversion.state
+    trees = parameter_trees(state.opt_state or {}, state.params)
+    return [spell(("opt_state", *prefix)) for prefix in trees]
+
+
+def _step(conversion: Conversion) -> str:
+    """Where the step was and is, when it has moved or changed its type."""
+
+    def found(tree: Mapping[Key, Any]) -> str | None:
+        keys = (("step",), ("optimizer", "step"), ("optimizer", "step", "value"))
+        key = next((key for key in keys if key in tree), None)
+        return None if key is None else f"{'/'.join(map(str, key))} {notation(tree[key])}"
+
+    before, after = found(conversion.source.tree), found(conversion.tree)
+    return "" if before == after else f"{before or 'none'} -> {after or 'none'}"
+
+
+def _left_out(conversion: Conversion) -> Iterator[str]:
+    kinds = Counter((spell(key[:2]), why) for key, why in conversion.left_out.items())
+    for (part, why), count in kinds.items():
+        yield f"{count:,} arrays of {part} ({why})" if part != "step" else f"step ({why})"
+
+
+def _plan_rows(result: Result) -> Iterator[str]:
+    rows = [(spell(a.key), notation(a.view), a.how, describe(a.view)) for a in result.plan.arrays]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        yield "  ".join([*cells, row[3]])
+
+
+def describe(view: View) -> str:
+    """How a view is made, in words.
+
+    >>> describe(Slot(Source("w", (16, 3), "float32", (16, 3)), 1, 2))
+    'w, slot 2 of axis 1'
+    """
+    match view:
+        case Source(name=name):
+            return name
+        case Slot(of, axis, index):
+            return f"{describe(of)}, slot {index} of axis {axis}"
+        case Moved(of, source, target):
+            return f"{describe(of)}, axis {source} moved to {target}"
+        case Cast(of, dtype):
+            return f"{describe(of)}, as {dtype}"
+        case Stack(items, axis):
+            first, last = describe(items[0]), describe(items[-1])
+            return f"{first} to {last}, stacked on axis {axis}"
