@@ -6,8 +6,9 @@
 'nnx'
 """
 
-from nnxconv.api import Result, convert
+from nnxconv.api import Result, compare, convert
 from nnxconv.errors import NnxconvError
+from nnxconv.report import Report
 
-__all__ = ["NnxconvError", "Result", "convert"]
+__all__ = ["NnxconvError", "Report", "Result", "compare", "convert"]
 __version__ = "0.1.0"

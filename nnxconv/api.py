@@ -16,8 +16,19 @@ from nnxconv.conversion import (
     nothing_lost,
     understand,
 )
+from nnxconv.difference import Tolerance
 from nnxconv.events import Watcher, ignore
+from nnxconv.pairing import (
+    Scope,
+    Selection,
+    agree_on_layers,
+    join_layers,
+    line_up,
+    select,
+    value_findings,
+)
 from nnxconv.plan import Plan, make_plan
+from nnxconv.report import Report, Side
 from nnxconv.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -127,6 +138,77 @@ def convert(
         time.monotonic() - started,
         0 if dry_run else peak_memory_bytes(),
         dry_run,
+    )
+
+
+def compare(
+    ckpt_path_1: str,
+    ckpt_path_2: str,
+    *,
+    compare_values: bool = False,
+    atol: float = 1e-5,
+    rtol: float = 1e-5,
+    equal_nan: bool = True,
+    compare_only: Scope = "params",
+    ignore_rngs: bool = True,
+    ignore_dtype: bool = False,
+    filter: Iterable[str] = (),  # noqa: A002
+    exclude: Iterable[str] = (),
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    watch: Watcher = ignore,
+) -> Report:
+    """Says whether two checkpoints, of whatever layouts, hold the same model.
+
+    Args:
+      ckpt_path_1: side a: an item directory, a step, or a root with one step.
+      ckpt_path_2: side b.
+      compare_values: read the arrays too; without it only names, shapes and types are compared.
+      atol: absolute tolerance; `|a - b| <= atol + rtol * |b|`, for floats only.
+      rtol: relative tolerance.
+      equal_nan: NaN equals NaN.
+      compare_only: `params`, or `all`: optimizer, step and other variables as well.
+      ignore_rngs: leave RNG state aside, which Linen checkpoints do not keep.
+      ignore_dtype: compare values of different types, in the wider one.
+      filter: compare only keys that one of these globs fits, such as `*.mlp.*`.
+      exclude: leave aside keys that one of these globs fits.
+      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
+      watch: is called with an `Event` after each block of work.
+
+    Returns:
+      A report that counts, renders itself and owns the exit code.
+
+    Raises:
+      NnxconvError: one of the two cannot be read, or they cannot be compared.
+    """
+    from nnxconv.comparison import compare_values as run
+
+    started = time.monotonic()
+    _, item_a, a = _understand(ckpt_path_1, None, Options())
+    _, item_b, b = _understand(ckpt_path_2, None, Options())
+    a, b = agree_on_layers(a, b)
+    selection = Selection(compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude))
+    leaves_a, ignored_a = select(a.state, selection)
+    leaves_b, ignored_b = select(b.state, selection)
+    findings, common = line_up(leaves_a, leaves_b, ignore_dtype=ignore_dtype)
+    tolerance = Tolerance(atol, rtol, equal_nan)
+    values = None
+    if compare_values:
+        items = {item.path.as_posix(): item for item in (item_a, item_b)}
+        pairs = join_layers(common, (*a.groups, *b.groups))
+        values = run(pairs, items, tolerance, parse_bytes(max_memory), watch)
+        findings += value_findings(common, values.statistics, values.scalars)
+    return Report(
+        Side(str(item_a.path), a.codec.name),
+        Side(str(item_b.path), b.codec.name),
+        findings,
+        {**leaves_b, **leaves_a},
+        tolerance,
+        compare_values,
+        statistics={} if values is None else values.statistics,
+        ignored=ignored_a | ignored_b,
+        read_bytes=0 if values is None else values.read_bytes,
+        equal_chunk_bytes=0 if values is None else values.equal_chunk_bytes,
+        seconds=time.monotonic() - started,
     )
 
 

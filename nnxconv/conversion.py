@@ -56,6 +56,7 @@ class Understood:
     form: Form
     record: Record
     tree: Tree
+    is_scanned: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,15 @@ def understand(
     )
     form = replace(decoded.form, spelling=_spelling(codec, groups))
     return Understood(
-        codec, reading.evidence, decoded.notes, state, tuple(groups), form, record, tree
+        codec, reading.evidence, decoded.notes, state, tuple(groups), form, record, tree, is_scanned
     )
+
+
+def reread(understood: Understood, layer_axis: int) -> Understood:
+    """The same checkpoint, its unclear stacks read with the layers on `layer_axis`."""
+    decoded = understood.codec.decode(understood.tree, understood.record)
+    state, groups = unstack(decoded.state, layer_axis=layer_axis, is_scanned=understood.is_scanned)
+    return replace(understood, state=state, groups=tuple(groups))
 
 
 def _spelling(codec: Codec, groups: Sequence[LayerGroup]) -> Spelling | None:

@@ -2,15 +2,16 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from nnxconv.assemble import read_region
 from nnxconv.errors import BadInput
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key, spell
-from nnxconv.pieces import Piece, Region
+from nnxconv.pieces import Region
 from nnxconv.plan import Gather, Job, Plan, Scatter, TargetArray
 from nnxconv.storage.arrays import target_metadata
 from nnxconv.storage.item import Item
@@ -99,32 +100,8 @@ class _Run:
                         turned = piece.turn(values, region)
                         await self._write(array, where, turned, writer, transaction)
             case Gather(array, region, parts):
-                values = await self._assemble(array, region, parts)
+                values = await read_region(self._reader, parts, region)
                 await self._write(array, region, values, writer, transaction)
-
-    async def _assemble(
-        self, array: TargetArray, region: Region, parts: Sequence[Piece]
-    ) -> np.ndarray:
-        """A region of the target, put together from all pieces that reach into it."""
-        source_dtype = np.dtype(first_source(array.view).dtype)
-        values = np.empty([part.stop - part.start for part in region], source_dtype)
-        origin = [part.start for part in region]
-
-        async def place(piece: Piece) -> None:
-            wanted = piece.source_region(region)
-            if wanted is None:
-                return
-            block = piece.turn(await self._reader.read(piece.source, wanted), wanted)
-            where = piece.target_region(wanted)
-            assert where is not None
-            inside = tuple(
-                slice(part.start - start, part.stop - start)
-                for part, start in zip(where, origin, strict=True)
-            )
-            values[inside] = block
-
-        await asyncio.gather(*(place(piece) for piece in parts))
-        return values
 
     async def _write(
         self,

@@ -164,8 +164,8 @@ def make_plan(leaves: Iterable[tuple[Key, Leaf]], max_memory: int) -> Plan:
     _refuse_equal_names(arrays)
     largest = max(arrays, key=_array_block_bytes, default=None)
     largest_bytes = 0 if largest is None else _array_block_bytes(largest)
-    if largest is not None and largest_bytes * WORKING_COPIES > max_memory:
-        raise _too_large(largest, largest_bytes, max_memory)
+    if largest is not None:
+        check_fits(largest.key, largest.view, largest_bytes, WORKING_COPIES, max_memory)
     window_bytes = max(max_memory // WORKING_COPIES // 2, 1)
     return Plan(
         tuple(arrays),
@@ -241,16 +241,23 @@ def _refuse_equal_names(arrays: Sequence[TargetArray]) -> None:
             )
 
 
-def _too_large(array: TargetArray, block_bytes: int, max_memory: int) -> PlanError:
-    source = first_source(array.view)
+def check_fits(key: Key, view: View, block_bytes: int, copies: int, max_memory: int) -> None:
+    """Refuses a block whose working copies do not fit in `max_memory` bytes.
+
+    Raises:
+      PlanError: it does not fit.
+    """
+    needed = block_bytes * copies
+    if needed <= max_memory:
+        return
+    source = first_source(view)
     chunk_bytes = math.prod(source.chunks) * item_bytes(source.dtype)
-    needed = block_bytes * WORKING_COPIES
-    return PlanError(
+    raise PlanError(
         f"the plan needs {format_bytes(needed)}, but --max_memory is {format_bytes(max_memory)}",
-        where=f"{spell(array.key)}  {notation(array.view)}",
+        where=f"{spell(key)}  {notation(view)}",
         details=[
-            f"one source chunk is {format_bytes(chunk_bytes)}, and up to {WORKING_COPIES} copies"
-            " of it are held while it is read, rearranged and written"
+            f"one source chunk is {format_bytes(chunk_bytes)}, and up to {copies} copies"
+            " of a block are held at once"
         ],
         hint=f"`--max_memory {math.ceil(needed / MIB)}MiB`",
     )

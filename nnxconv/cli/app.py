@@ -6,6 +6,7 @@ import sys
 import click
 
 from nnxconv import __version__
+from nnxconv.cli.compare import compare
 from nnxconv.cli.convert import convert
 from nnxconv.errors import NnxconvError
 
@@ -24,18 +25,19 @@ def nnxconv() -> None:
     Works on Orbax checkpoints, on CPU only, with bounded memory. Options may be spelled with
     underscores or dashes.
 
-    Exit codes: 0 done, 2 not done (the message says why), 130 interrupted.
+    Exit codes: 0 done, 1 different (compare), 2 not done (the message says why), 130 interrupted.
     """
 
 
 nnxconv.add_command(convert)
+nnxconv.add_command(compare)
 
 
 def main() -> None:
     """Runs the command; every deliberate error ends in one message and exit code 2."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     try:
-        nnxconv.main(standalone_mode=False)
+        sys.exit(nnxconv.main(standalone_mode=False))
     except NnxconvError as error:
         _fail(error.render(), error.exit_code)
     except click.ClickException as error:

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from nnxconv.cli.arguments import one_of
+
 LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
 
 
@@ -78,20 +80,10 @@ def convert(
     from nnxconv.cli.progress import progress
     from nnxconv.render.conversion import conversion_json, conversion_text
 
-    source = _one_of("SRC", "--source_path", source, source_path)
-    target = _one_of("DST", "--target_path", target, target_path)
+    source = one_of("SRC", "--source_path", source, source_path)
+    target = one_of("DST", "--target_path", target, target_path)
     with progress() as watch:
         result = run(source, target, watch=watch, **options)
     click.echo(
         json.dumps(conversion_json(result), indent=2) if as_json else conversion_text(result)
     )
-
-
-def _one_of(position: str, option: str, a: str | None, b: str | None) -> str:
-    """A path that was given once, as a position or as an option."""
-    if a is not None and b is not None:
-        raise click.UsageError(f"{position} and {option} mean the same: give one of them")
-    found = a if a is not None else b
-    if found is None:
-        raise click.UsageError(f"{position} is missing")
-    return found

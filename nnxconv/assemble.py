@@ -1,0 +1,35 @@
+"""Read regions of views: from one stored array, or put together from several."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from nnxconv.pieces import Piece, Region
+from nnxconv.storage.read import Reader
+
+
+async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) -> np.ndarray:
+    """The values of a region of the view that consists of `parts`, in their stored type."""
+    if len(parts) == 1:
+        [piece] = parts
+        wanted = piece.source_region(region)
+        assert wanted is not None
+        return piece.turn(await reader.read(piece.source, wanted), wanted)
+    values = np.empty([p.stop - p.start for p in region], np.dtype(parts[0].source.dtype))
+    await asyncio.gather(*(_place(reader, piece, region, values) for piece in parts))
+    return values
+
+
+async def _place(reader: Reader, piece: Piece, region: Region, values: np.ndarray) -> None:
+    """Reads what a piece has in the region, and puts it into its place."""
+    wanted = piece.source_region(region)
+    if wanted is None:
+        return
+    where = piece.target_region(wanted)
+    assert where is not None
+    inside = tuple(
+        slice(part.start - whole.start, part.stop - whole.start)
+        for part, whole in zip(where, region, strict=True)
+    )
+    values[inside] = piece.turn(await reader.read(piece.source, wanted), wanted)

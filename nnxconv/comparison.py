@@ -1,0 +1,186 @@
+"""Compare two canonical states: keys, then shapes and types, then values piece by piece."""
+
+import asyncio
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nnxconv.assemble import read_region
+from nnxconv.difference import Difference, Tolerance, measure
+from nnxconv.events import Event, Watcher, ignore
+from nnxconv.keys import Key
+from nnxconv.pairing import Pair
+from nnxconv.pieces import Piece, Region, pieces
+from nnxconv.plan import check_fits, regions
+from nnxconv.storage.encoded import EncodedChunks
+from nnxconv.storage.item import Item
+from nnxconv.storage.read import Reader
+from nnxconv.views import Shape, View, dtype_of, item_bytes, size_bytes
+
+BLOCK_BYTES = 16 * 2**20
+WORKING_COPIES = 6
+"""How many times a block is in memory at once: both sides encoded, decoded and in C order."""
+
+
+@dataclass
+class Values:
+    """What comparing values found, leaf by leaf.
+
+    Attributes:
+      statistics: of every leaf.
+      scalars: the two values of every leaf that is a single number.
+      read_bytes: bytes that were decoded, both sides together.
+      equal_chunk_bytes: bytes that were proved equal by their encoded chunks, one side.
+    """
+
+    statistics: dict[Key, Difference] = field(default_factory=dict)
+    scalars: dict[Key, tuple[str, str]] = field(default_factory=dict)
+    read_bytes: int = 0
+    equal_chunk_bytes: int = 0
+
+
+def compare_values(
+    pairs: Sequence[Pair],
+    items: Mapping[str, Item],
+    tolerance: Tolerance,
+    max_memory: int,
+    watch: Watcher = ignore,
+) -> Values:
+    """Reads both sides of every pair, block by block, and measures how much they differ.
+
+    Raises:
+      DamagedCheckpoint: an array cannot be read.
+      PlanError: one block does not fit in `max_memory`.
+    """
+    return asyncio.run(_Comparison(pairs, items, tolerance, max_memory, watch).run())
+
+
+@dataclass(frozen=True)
+class _Block:
+    pair: Pair
+    a: tuple[Piece, ...]
+    b: tuple[Piece, ...]
+    region: Region
+
+    @property
+    def nbytes(self) -> int:
+        size = math.prod(part.stop - part.start for part in self.region)
+        return size * max(item_bytes(dtype_of(view)) for view in (self.pair.a, self.pair.b))
+
+
+class _Comparison:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        items: Mapping[str, Item],
+        tolerance: Tolerance,
+        max_memory: int,
+        watch: Watcher,
+    ) -> None:
+        self._pairs = pairs
+        self._reader = Reader(items)
+        self._encoded = EncodedChunks(items)
+        self._tolerance = tolerance
+        self._window_bytes = max_memory // WORKING_COPIES
+        self._max_memory = max_memory
+        self._watch = watch
+        self._found = Values()
+        self._done_bytes = 0
+        self._total_bytes = sum(size_bytes(pair.a) for pair in pairs)
+
+    async def run(self) -> Values:
+        for pair in self._pairs:
+            self._found.statistics |= {key: Difference() for key in pair.keys}
+        for window in self._windows():
+            await asyncio.gather(*(self._compare(block) for block in window))
+            self._done_bytes += sum(block.nbytes for block in window)
+            done = len(self._found.statistics)
+            self._watch(Event(done, done, self._done_bytes, self._total_bytes))
+        return self._found
+
+    def _windows(self) -> Iterator[list[_Block]]:
+        window: list[_Block] = []
+        held = 0
+        for block in self._blocks():
+            if window and held + block.nbytes > self._window_bytes:
+                yield window
+                window, held = [], 0
+            window.append(block)
+            held += block.nbytes
+        if window:
+            yield window
+
+    def _blocks(self) -> Iterator[_Block]:
+        for pair in self._pairs:
+            a, b = tuple(pieces(pair.a)), tuple(pieces(pair.b))
+            shape = _block_shape(pair.a, a, b)
+            block_bytes = math.prod(shape) * item_bytes(dtype_of(pair.a))
+            check_fits(pair.keys[0], pair.a, block_bytes, WORKING_COPIES, self._max_memory)
+            for region in regions(pair.a.shape, shape):
+                yield _Block(pair, a, b, region)
+
+    async def _compare(self, block: _Block) -> None:
+        if await self._is_equal_encoded(block):
+            self._add_equal(block)
+            return
+        a, b = await asyncio.gather(
+            read_region(self._reader, block.a, block.region),
+            read_region(self._reader, block.b, block.region),
+        )
+        a, b = _as_viewed(a, block.pair.a), _as_viewed(b, block.pair.b)
+        self._found.read_bytes += a.nbytes + b.nbytes
+        if len(block.pair.keys) == 1:
+            self._add(block.pair.keys[0], a, b, block.region)
+            return
+        for layer in range(a.shape[0]):
+            key = block.pair.keys[block.region[0].start + layer]
+            self._add(key, a[layer], b[layer], block.region[1:])
+
+    def _add(self, key: Key, a: np.ndarray, b: np.ndarray, region: Region) -> None:
+        if a.shape == ():
+            self._found.scalars[key] = (str(a[()]), str(b[()]))
+        found = measure(a, b, self._tolerance)
+        self._found.statistics[key].add(found, tuple(part.start for part in region))
+
+    async def _is_equal_encoded(self, block: _Block) -> bool:
+        """True when both sides' stored chunks of the block are byte for byte the same."""
+        if not self._tolerance.equal_nan or dtype_of(block.pair.a) != dtype_of(block.pair.b):
+            return False
+        return await self._encoded.are_equal(block.a, block.b, block.region)
+
+    def _add_equal(self, block: _Block) -> None:
+        inner = block.region if len(block.pair.keys) == 1 else block.region[1:]
+        count = math.prod(part.stop - part.start for part in inner)
+        layers = block.region[0] if len(block.pair.keys) > 1 else slice(0, 1)
+        for key in block.pair.keys[layers]:
+            self._found.statistics[key].count += count
+        self._found.equal_chunk_bytes += block.nbytes
+
+
+def _as_viewed(values: np.ndarray, view: View) -> np.ndarray:
+    return values.astype(np.dtype(dtype_of(view)), copy=False)
+
+
+def _block_shape(view: View, a: Sequence[Piece], b: Sequence[Piece]) -> Shape:
+    """A block that is whole chunks of both sides where it can be, and several where they are small.
+
+    The side that is one stored array leads, because its chunks may span all layers.
+    """
+    lead, other = (a, b) if len(a) == 1 or len(b) > 1 else (b, a)
+    first, second = lead[0].image_of_chunks(), other[0].image_of_chunks()
+    item = item_bytes(dtype_of(view))
+    block = [min(size, _common(x, y)) for x, y, size in zip(first, second, view.shape, strict=True)]
+    if math.prod(block) * item > BLOCK_BYTES:
+        block = [min(x, size) for x, size in zip(first, view.shape, strict=True)]
+    for axis in reversed(range(len(block))):
+        room = BLOCK_BYTES // max(1, math.prod(block) * item)
+        if room > 1 and block[axis] < view.shape[axis]:
+            block[axis] = min(view.shape[axis], block[axis] * room)
+    return tuple(max(1, size) for size in block)
+
+
+def _common(x: int, y: int) -> int:
+    """The smallest run that is whole chunks of both sizes."""
+    return math.lcm(max(x, 1), max(y, 1))

@@ -1,0 +1,89 @@
+"""A comparison's report for programs, and the files that `--report` asks for."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nnxconv.difference import Difference
+from nnxconv.errors import BadInput
+from nnxconv.keys import spell
+from nnxconv.report import KINDS, Finding, Report
+from nnxconv.views import notation
+
+
+def comparison_json(report: Report) -> dict[str, Any]:
+    """Everything about a comparison as JSON values; infinities are spelled as strings."""
+    return {
+        "match": report.is_match,
+        "exit_code": report.exit_code,
+        "a": {"path": report.a.path, "layout": report.a.layout},
+        "b": {"path": report.b.path, "layout": report.b.layout},
+        "arrays": len(report.leaves),
+        "compared_values": report.compared_values,
+        "tolerance": {
+            "atol": report.tolerance.atol,
+            "rtol": report.tolerance.rtol,
+            "equal_nan": report.tolerance.equal_nan,
+        },
+        "counts": {kind: report.counts[kind] for kind in KINDS},
+        "ignored": dict(report.ignored),
+        "notes": list(report.notes),
+        "differences": [_finding_json(finding) for finding in report.findings],
+        "statistics": {
+            spell(key): _statistics_json(found) for key, found in report.statistics.items()
+        },
+        "read_bytes": report.read_bytes,
+        "equal_chunk_bytes": report.equal_chunk_bytes,
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "kind": finding.kind,
+        "key": spell(finding.key),
+        "a": None if finding.a is None else notation(finding.a),
+        "b": None if finding.b is None else notation(finding.b),
+    }
+    if finding.values is not None:
+        row["values"] = list(finding.values)
+    if finding.difference is not None:
+        row |= _statistics_json(finding.difference)
+    return row
+
+
+def _statistics_json(found: Difference) -> dict[str, Any]:
+    return {
+        "count": found.count,
+        "unequal": found.unequal,
+        "beyond_tolerance": found.beyond,
+        "max_abs": number(found.max_abs),
+        "mean_abs": number(found.mean_abs),
+        "max_rel": number(found.max_rel),
+        "worst": None if found.worst is None else list(found.worst),
+    }
+
+
+def number(value: float) -> float | str:
+    """A number that JSON can hold; `inf` and `nan` as text."""
+    return value if math.isfinite(value) else str(value)
+
+
+def write_reports(report: Report, files: Iterable[str]) -> None:
+    """Writes the report to each file, as its ending says.
+
+    Raises:
+      BadInput: an ending is neither `.json` nor `.html`.
+    """
+    for file in files:
+        path = Path(file)
+        if path.suffix == ".json":
+            path.write_text(json.dumps(comparison_json(report), indent=2) + "\n")
+        elif path.suffix == ".html":
+            from nnxconv.render.html import comparison_html
+
+            path.write_text(comparison_html(report))
+        else:
+            raise BadInput(f"`--report {file}` is neither .json nor .html")

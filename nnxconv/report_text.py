@@ -1,0 +1,90 @@
+"""A comparison's report as plain text: the verdict first, then one line per difference."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nnxconv.keys import in_order, spell
+from nnxconv.views import notation
+
+if TYPE_CHECKING:
+    from nnxconv.report import Finding, Report
+
+MAX_ROWS = 50
+MARKS = {"missing": "-", "extra": "+", "shape": "*", "dtype": "*", "value": "*"}
+"""As rclone has them: `-` only in a, `+` only in b, `*` different, `=` equal."""
+
+
+def report_text(report: "Report", *, verbose: bool) -> str:
+    """The report for people; `verbose` lists equal leaves as well and shortens nothing."""
+    lines = [_verdict(report)]
+    if report.findings:
+        lines += ["", *_table(report, verbose)]
+    if verbose:
+        lines += ["", *_every_leaf(report)]
+    footnotes = [*report.notes, *_ignored(report)]
+    if footnotes:
+        lines += ["", *footnotes]
+    return "\n".join(lines)
+
+
+def _verdict(report: "Report") -> str:
+    total = len(report.leaves)
+    arrays = f"{total:,} array{'' if total == 1 else 's'}"
+    if report.findings:
+        return f"{len(report.findings):,} of {arrays} differ{'s' if total == 1 else ''}"
+    if not report.compared_values:
+        return f"match: {arrays} have the same names, shapes and types; values were not compared"
+    tolerance = report.tolerance
+    exact = tolerance.atol == 0 and tolerance.rtol == 0
+    within = "exactly" if exact else f"within atol {tolerance.atol:g}, rtol {tolerance.rtol:g}"
+    return f"match: {arrays} equal {within}"
+
+
+def _table(report: "Report", verbose: bool) -> Iterator[str]:
+    """The findings, grouped by kind; capped at 50 lines with a count."""
+    order = list(MARKS)
+    findings = sorted(report.findings, key=lambda finding: order.index(finding.kind))
+    shown = findings if verbose else findings[:MAX_ROWS]
+    rows = [(spell(finding.key), *_cells(finding)) for finding in shown]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, array, text in rows:
+        yield f"  {name:<{widths[0]}}  {array:<{widths[1]}}  {text}"
+    if len(findings) > len(shown):
+        yield f"  and {len(findings) - len(shown):,} more; `--verbose` or `--json` shows all"
+
+
+def _cells(finding: "Finding") -> tuple[str, str]:
+    """What the array is, and how it differs."""
+    a = "" if finding.a is None else notation(finding.a)
+    b = "" if finding.b is None else notation(finding.b)
+    if finding.kind == "missing":
+        return a, "only in a"
+    if finding.kind == "extra":
+        return b, "only in b"
+    if finding.values is not None:
+        return a, f"a: {finding.values[0]}  b: {finding.values[1]}"
+    if finding.difference is None:
+        return a, f"b: {b}"
+    return a, _statistics(finding)
+
+
+def _statistics(finding: "Finding") -> str:
+    found = finding.difference
+    assert found is not None and found.worst is not None
+    where = ",".join(map(str, found.worst))
+    return (
+        f"max |a-b| {found.max_abs:.3g} at [{where}], mean {found.mean_abs:.3g},"
+        f" max relative {found.max_rel:.3g}; {found.beyond:,} of {found.count:,} differ"
+    )
+
+
+def _every_leaf(report: "Report") -> Iterator[str]:
+    """One line per leaf with its mark."""
+    marks = {finding.key: MARKS[finding.kind] for finding in report.findings}
+    for key in in_order(report.leaves):
+        yield f"{marks.get(key, '=')} {spell(key)}  {notation(report.leaves[key])}"
+
+
+def _ignored(report: "Report") -> Iterator[str]:
+    for option, count in report.ignored.items():
+        yield f"{count:,} arrays left aside ({option})"

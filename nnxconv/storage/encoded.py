@@ -1,0 +1,130 @@
+"""Stored chunks as they are, without decoding: equal bytes under equal codecs are equal values."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nnxconv.pieces import Piece, Region
+from nnxconv.storage.arrays import SHARDING, ArrayFormat
+from nnxconv.storage.item import Item
+from nnxconv.views import Shape, Source
+
+Cell = tuple[tuple[int, int], ...]
+"""Where a chunk lies in a view: start and stop on every axis."""
+
+
+class EncodedChunks:
+    """The encoded chunks of one or more opened items."""
+
+    def __init__(self, items: Mapping[str, Item]) -> None:
+        self._items = items
+
+    async def are_equal(self, a: Sequence[Piece], b: Sequence[Piece], region: Region) -> bool:
+        """True when both views' chunks in a region have the same bytes and mean the same.
+
+        False says nothing: the chunk grids or codecs may differ, or a chunk may be missing.
+        """
+        left, right = self._cells(a, region), self._cells(b, region)
+        if left is None or right is None or left.keys() != right.keys():
+            return False
+        for cell, (piece, _) in left.items():
+            if not self._mean_the_same(piece, right[cell][0]):
+                return False
+        checks = (self._have_equal_bytes(left[cell], right[cell]) for cell in left)
+        return all(await asyncio.gather(*checks))
+
+    def _cells(
+        self, parts: Sequence[Piece], region: Region
+    ) -> dict[Cell, tuple[Piece, Shape]] | None:
+        """The chunks that lie in a region, by place; None unless they are whole chunks."""
+        cells: dict[Cell, tuple[Piece, Shape]] = {}
+        for piece in parts:
+            wanted = piece.source_region(region)
+            if wanted is None:
+                continue
+            if not _is_plain(self._format(piece.source)) or None in piece.axes:
+                return None
+            for index, inside in _chunks_in(piece.source, wanted):
+                if inside is None:
+                    return None
+                where = piece.target_region(inside)
+                assert where is not None
+                cells[tuple((part.start, part.stop) for part in where)] = (piece, index)
+        return cells
+
+    def _format(self, source: Source) -> ArrayFormat:
+        return self._items[source.store].formats[source.name]
+
+    def _mean_the_same(self, a: Piece, b: Piece) -> bool:
+        """True when equal bytes of a chunk of each are equal values in the view."""
+        return _order(a) == _order(b) and _codecs(self._format(a.source)) == _codecs(
+            self._format(b.source)
+        )
+
+    async def _have_equal_bytes(self, a: tuple[Piece, Shape], b: tuple[Piece, Shape]) -> bool:
+        first, second = await asyncio.gather(self._bytes(*a), self._bytes(*b))
+        return first is not None and first == second
+
+    async def _bytes(self, piece: Piece, index: Shape) -> bytes | None:
+        source = piece.source
+        key = f"{source.name}/{_chunk_key(self._format(source), index)}"
+        read = await self._items[source.store].kvstore.read(key)
+        return read.value if read.state == "value" else None
+
+
+def _chunks_in(source: Source, region: Region) -> Iterator[tuple[Shape, Region | None]]:
+    """Index and extent of every chunk that a region touches; no extent where it is cut."""
+    axes = [
+        range(part.start // size, -(-part.stop // size))
+        for part, size in zip(region, source.chunks, strict=True)
+    ]
+    for index in itertools.product(*axes):
+        extent = tuple(
+            slice(i * chunk, min((i + 1) * chunk, size))
+            for i, chunk, size in zip(index, source.chunks, source.shape, strict=True)
+        )
+        is_whole = all(
+            part.start <= inner.start and inner.stop <= part.stop
+            for part, inner in zip(region, extent, strict=True)
+        )
+        yield index, extent if is_whole else None
+
+
+def _order(piece: Piece) -> list[tuple[int | None, int]]:
+    """The order of a chunk's elements in the view, and its extents; axes of 1 do not count."""
+    extents = zip(piece.axes, piece.source.chunks, strict=True)
+    return [(axis, size) for axis, size in extents if size != 1]
+
+
+def _is_plain(array: ArrayFormat) -> bool:
+    """True when every stored object is one chunk (a shard may hold just one)."""
+    if array.zarr_format == 2:
+        return array.metadata.get("order", "C") == "C"
+    grid = array.metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    return tuple(grid) == array.chunks
+
+
+def _codecs(array: ArrayFormat) -> Any:
+    """What must be equal for equal bytes to be equal values, besides the extents."""
+    metadata = array.metadata
+    if array.zarr_format == 2:
+        return 2, metadata["dtype"], metadata.get("compressor"), metadata.get("filters")
+    return 3, metadata["data_type"], [_without_shape(codec) for codec in metadata["codecs"]]
+
+
+def _without_shape(codec: Mapping[str, Any]) -> Any:
+    if codec["name"] != SHARDING:
+        return codec
+    inner = {k: v for k, v in codec["configuration"].items() if k != "chunk_shape"}
+    return {"name": SHARDING, "configuration": inner}
+
+
+def _chunk_key(array: ArrayFormat, index: Shape) -> str:
+    if array.zarr_format == 2:
+        return array.metadata.get("dimension_separator", ".").join(map(str, index)) or "0"
+    encoding = array.metadata.get("chunk_key_encoding", {})
+    separator = encoding.get("configuration", {}).get("separator", "/")
+    if encoding.get("name", "default") == "v2":
+        return separator.join(map(str, index)) or "0"
+    return separator.join(["c", *map(str, index)])
