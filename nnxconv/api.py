@@ -1,11 +1,14 @@
 """The functions behind the commands: same names, same options, same defaults."""
 
+import json
 import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnxconv.checksums import Check, Manifest, check
 from nnxconv.conversion import (
     RECORD,
     Conversion,
@@ -17,7 +20,16 @@ from nnxconv.conversion import (
     understand,
 )
 from nnxconv.difference import Tolerance
+from nnxconv.errors import BadInput, UnknownLayout
 from nnxconv.events import Watcher, ignore
+from nnxconv.inspection import (
+    Inspection,
+    chain_of,
+    chunks_of,
+    compressors_of,
+    dtypes_of,
+    sizes_of,
+)
 from nnxconv.pairing import (
     Scope,
     Selection,
@@ -50,6 +62,7 @@ class Result:
       seconds: wall time of the whole call.
       peak_memory_bytes: the most memory this process has had so far; 0 for a dry run.
       is_dry_run: True when nothing was written.
+      is_verified: True when the target was read back and compared before it was committed.
     """
 
     source_path: str
@@ -59,6 +72,7 @@ class Result:
     seconds: float
     peak_memory_bytes: int
     is_dry_run: bool
+    is_verified: bool
 
 
 def convert(
@@ -78,6 +92,7 @@ def convert(
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     overwrite: bool = False,
     dry_run: bool = False,
+    verify: bool = False,
     watch: Watcher = ignore,
 ) -> Result:
     """Converts a checkpoint from one layout to another.
@@ -100,6 +115,7 @@ def convert(
       max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
       overwrite: replace an existing checkpoint, once the new one is complete.
       dry_run: plan everything, write nothing.
+      verify: before committing, read the target back and compare it with the source.
       watch: is called with an `Event` after each block of work.
 
     Raises:
@@ -108,6 +124,7 @@ def convert(
     from nnxconv.execute import execute
     from nnxconv.storage.places import check_places
     from nnxconv.storage.save import target_for
+    from nnxconv.verification import verifier
 
     started = time.monotonic()
     options = Options(
@@ -129,7 +146,10 @@ def convert(
     check_places(source_path, location, target_path, target, overwrite)
     if not dry_run:
         record = {**item.custom_metadata, RECORD: conversion.record.to_json()}
-        execute(plan, items, target, custom_metadata=record, watch=watch)
+        proof = None
+        if verify:
+            proof = verifier(conversion, items, options.layer_group, parse_bytes(max_memory))
+        execute(plan, items, target, custom_metadata=record, proof=proof, watch=watch)
     return Result(
         str(item.path),
         str(target.path / target.item_name),
@@ -138,6 +158,7 @@ def convert(
         time.monotonic() - started,
         0 if dry_run else peak_memory_bytes(),
         dry_run,
+        verify and not dry_run,
     )
 
 
@@ -212,6 +233,122 @@ def compare(
     )
 
 
+@dataclass(frozen=True)
+class WrittenManifest:
+    """Where a manifest was written, and how many leaves and files it covers."""
+
+    path: str
+    leaves: int
+    files: int
+
+
+def write_checksums(
+    path: str,
+    *,
+    manifest: str | None = None,
+    step: int | None = None,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    watch: Watcher = ignore,
+) -> WrittenManifest:
+    """Writes the digests of a checkpoint's values to a manifest beside it.
+
+    Args:
+      path: an item directory, a step, or a root of steps; it is only read.
+      manifest: the file to write; `path` with `.checksums.json` added by default.
+      step: which step of a root.
+      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
+      watch: is called with an `Event` after each block of work.
+    """
+    file = Path(manifest or _manifest_path(path))
+    found = _manifest(path, step, max_memory, watch)
+    file.write_text(json.dumps(found.to_json(), indent=1) + "\n")
+    return WrittenManifest(str(file), len(found.leaves), len(found.files))
+
+
+def check_checksums(
+    path: str,
+    *,
+    manifest: str | None = None,
+    step: int | None = None,
+    max_memory: int | str = DEFAULT_MAX_MEMORY,
+    watch: Watcher = ignore,
+) -> Check:
+    """Holds a checkpoint against a manifest, which may be that of its other layout.
+
+    Args:
+      path: an item directory, a step, or a root of steps.
+      manifest: the file to read; `path` with `.checksums.json` added by default.
+      step: which step of a root.
+      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
+      watch: is called with an `Event` after each block of work.
+
+    Raises:
+      BadInput: the manifest is not there, or is none.
+      DamagedCheckpoint: an array cannot be read.
+    """
+    file = Path(manifest or _manifest_path(path))
+    if not file.is_file():
+        raise BadInput(f"`{file}` is not there", hint=f"`nnxconv checksum {path}` writes it")
+    try:
+        recorded = Manifest.from_json(json.loads(file.read_text()), str(file))
+    except ValueError as error:
+        raise BadInput(f"`{file}` is not a checksum manifest") from error
+    return check(recorded, _manifest(path, step, max_memory, watch))
+
+
+def _manifest_path(path: str) -> str:
+    return path.rstrip("/") + ".checksums.json"
+
+
+def _manifest(path: str, step: int | None, max_memory: int | str, watch: Watcher) -> Manifest:
+    from nnxconv.digests import digest_leaves
+    from nnxconv.storage.files import digest_files
+
+    _, item, understood = _understand(path, step, Options())
+    leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
+    return Manifest(leaves, digest_files(item.path))
+
+
+def inspect(path: str, *, step: int | None = None) -> Inspection:
+    """Says what a checkpoint is, from its metadata alone, besides its step.
+
+    Args:
+      path: an item directory, a step, or a root of steps.
+      step: which step of a root.
+
+    Raises:
+      NotACheckpoint: there is no checkpoint there; the message says what it looks like.
+      DamagedCheckpoint: its metadata cannot be read.
+    """
+    from nnxconv.storage.item import open_item
+    from nnxconv.storage.locate import locate
+    from nnxconv.storage.read import read_number
+    from nnxconv.storage.shardings import read_shardings, writing_processes
+
+    location = locate(path, step)
+    item = open_item(location)
+    understood, problem = None, ""
+    try:
+        understood = _meaning(location, item, Options())
+    except UnknownLayout as error:
+        problem = "; ".join((error.message, *error.details))
+    state = None if understood is None else understood.state
+    return Inspection(
+        item,
+        understood,
+        problem,
+        None if state is None or state.step is None else read_number(item, state.step),
+        sizes_of(item.tree if state is None else state.leaves()),
+        [] if state is None else chain_of(state),
+        dtypes_of(item.tree),
+        chunks_of(item.formats),
+        compressors_of(item.formats),
+        writing_processes(item.path),
+        read_shardings(item.path),
+        {**location.custom_metadata, **item.custom_metadata},
+    )
+
+
 def _understand(
     path: str, step: int | None, options: Options
 ) -> tuple["Location", "Item", Understood]:
@@ -221,7 +358,12 @@ def _understand(
 
     location = locate(path, step)
     item = open_item(location)
-    understood = understand(
+    return location, item, _meaning(location, item, options)
+
+
+def _meaning(location: "Location", item: "Item", options: Options) -> Understood:
+    """What an opened checkpoint's names mean."""
+    return understand(
         item.tree,
         custom_metadata=item.custom_metadata,
         is_scanned=location.custom_metadata.get("scan_layers"),
@@ -230,7 +372,6 @@ def _understand(
         layer_group=options.layer_group,
         where=str(item.path),
     )
-    return location, item, understood
 
 
 def peak_memory_bytes() -> int:

@@ -13,7 +13,7 @@ from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key
 from nnxconv.pairing import Pair
 from nnxconv.pieces import Piece, Region, pieces
-from nnxconv.plan import check_fits, regions
+from nnxconv.plan import check_fits, in_windows, regions
 from nnxconv.storage.encoded import EncodedChunks
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
@@ -54,7 +54,18 @@ def compare_values(
       DamagedCheckpoint: an array cannot be read.
       PlanError: one block does not fit in `max_memory`.
     """
-    return asyncio.run(_Comparison(pairs, items, tolerance, max_memory, watch).run())
+    return asyncio.run(compare_pairs(pairs, items, tolerance, max_memory, watch))
+
+
+async def compare_pairs(
+    pairs: Sequence[Pair],
+    items: Mapping[str, Item],
+    tolerance: Tolerance,
+    max_memory: int,
+    watch: Watcher = ignore,
+) -> Values:
+    """`compare_values` for callers that are in an event loop already."""
+    return await _Comparison(pairs, items, tolerance, max_memory, watch).run()
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,8 @@ class _Block:
     region: Region
 
     @property
-    def nbytes(self) -> int:
+    def block_bytes(self) -> int:
+        """Bytes of one side of the block in memory."""
         size = math.prod(part.stop - part.start for part in self.region)
         return size * max(item_bytes(dtype_of(view)) for view in (self.pair.a, self.pair.b))
 
@@ -93,24 +105,12 @@ class _Comparison:
     async def run(self) -> Values:
         for pair in self._pairs:
             self._found.statistics |= {key: Difference() for key in pair.keys}
-        for window in self._windows():
+        for window in in_windows(self._blocks(), self._window_bytes):
             await asyncio.gather(*(self._compare(block) for block in window))
-            self._done_bytes += sum(block.nbytes for block in window)
+            self._done_bytes += sum(block.block_bytes for block in window)
             done = len(self._found.statistics)
             self._watch(Event(done, done, self._done_bytes, self._total_bytes))
         return self._found
-
-    def _windows(self) -> Iterator[list[_Block]]:
-        window: list[_Block] = []
-        held = 0
-        for block in self._blocks():
-            if window and held + block.nbytes > self._window_bytes:
-                yield window
-                window, held = [], 0
-            window.append(block)
-            held += block.nbytes
-        if window:
-            yield window
 
     def _blocks(self) -> Iterator[_Block]:
         for pair in self._pairs:
@@ -156,7 +156,7 @@ class _Comparison:
         layers = block.region[0] if len(block.pair.keys) > 1 else slice(0, 1)
         for key in block.pair.keys[layers]:
             self._found.statistics[key].count += count
-        self._found.equal_chunk_bytes += block.nbytes
+        self._found.equal_chunk_bytes += block.block_bytes
 
 
 def _as_viewed(values: np.ndarray, view: View) -> np.ndarray:

@@ -13,10 +13,10 @@ from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key, spell
 from nnxconv.pieces import Region
 from nnxconv.plan import Gather, Job, Plan, Scatter, TargetArray
-from nnxconv.storage.arrays import target_metadata
+from nnxconv.storage.formats import target_metadata
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
-from nnxconv.storage.save import NewArray, Target, Writer, save
+from nnxconv.storage.save import NewArray, Target, Work, Writer, save
 from nnxconv.views import dtype_of, first_source, item_bytes
 
 
@@ -26,9 +26,10 @@ def execute(
     target: Target,
     *,
     custom_metadata: dict[str, Any],
+    proof: Work | None = None,
     watch: Watcher = ignore,
 ) -> None:
-    """Writes the plan's arrays to the target and commits it.
+    """Writes the plan's arrays to the target and commits it, unless the proof fails.
 
     Raises:
       DamagedCheckpoint: a stored array cannot be read.
@@ -37,6 +38,12 @@ def execute(
     first = next(iter(items.values()))
     new_arrays = {array.key: _new_array(array, items, first.use_zarr3) for array in plan.arrays}
     run = _Run(plan, Reader(items), new_arrays, watch)
+
+    async def work(writer: Writer) -> None:
+        await run.work(writer)
+        if proof is not None:
+            await proof(writer)
+
     save(
         target,
         new_arrays.values(),
@@ -44,7 +51,7 @@ def execute(
         use_ocdbt=first.use_ocdbt,
         use_zarr3=first.use_zarr3,
         custom_metadata=custom_metadata,
-        work=run.work,
+        work=work,
     )
 
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal as OneOf
+from typing import Protocol, TypeVar
 
 from nnxconv.errors import PlanError
 from nnxconv.keys import Key, spell
@@ -135,16 +136,33 @@ class Plan:
 
     def windows(self) -> Iterator[list[Job]]:
         """The jobs in groups of at most `window_bytes`, or of one job."""
-        window: list[Job] = []
-        held = 0
-        for job in self.jobs():
-            if window and held + job.block_bytes > self.window_bytes:
-                yield window
-                window, held = [], 0
-            window.append(job)
-            held += job.block_bytes
-        if window:
+        return in_windows(self.jobs(), self.window_bytes)
+
+
+class Sized(Protocol):
+    """A piece of work that holds a block in memory."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the block."""
+        ...
+
+
+AnySized = TypeVar("AnySized", bound=Sized)
+
+
+def in_windows(blocks: Iterable[AnySized], window_bytes: int) -> Iterator[list[AnySized]]:
+    """The blocks in groups of at most `window_bytes`, or of one block."""
+    window: list[AnySized] = []
+    held = 0
+    for block in blocks:
+        if window and held + block.block_bytes > window_bytes:
             yield window
+            window, held = [], 0
+        window.append(block)
+        held += block.block_bytes
+    if window:
+        yield window
 
 
 def make_plan(leaves: Iterable[tuple[Key, Leaf]], max_memory: int) -> Plan:

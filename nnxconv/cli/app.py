@@ -6,8 +6,10 @@ import sys
 import click
 
 from nnxconv import __version__
+from nnxconv.cli.checksum import checksum
 from nnxconv.cli.compare import compare
 from nnxconv.cli.convert import convert
+from nnxconv.cli.inspect import inspect
 from nnxconv.errors import NnxconvError
 
 SETTINGS = {
@@ -31,6 +33,8 @@ def nnxconv() -> None:
 
 nnxconv.add_command(convert)
 nnxconv.add_command(compare)
+nnxconv.add_command(inspect)
+nnxconv.add_command(checksum)
 
 
 def main() -> None:

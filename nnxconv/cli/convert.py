@@ -59,6 +59,7 @@ LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
 )
 @click.option("--overwrite", is_flag=True, help="Replace DST, once the new one is complete.")
 @click.option("--dry_run", is_flag=True, help="Show the plan; write nothing.")
+@click.option("--verify", is_flag=True, help="Compare DST with SRC before committing it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
     source: str | None,

@@ -34,6 +34,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
         "bytes": plan.total_bytes,
         "predicted_peak_bytes": plan.peak_bytes,
         "peak_memory_bytes": result.peak_memory_bytes,
+        "verified": result.is_verified,
         "seconds": round(result.seconds, 3),
         "plan": [
             {"to": spell(a.key), "array": notation(a.view), "how": a.how, "from": describe(a.view)}
@@ -83,17 +84,20 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
         yield "from like", f"{len(conversion.taken):,} arrays of aux"
     for text in conversion.assumed:
         yield "assumed", text
+    if result.is_verified:
+        yield "verified", "read back and compared with the source before it was committed"
 
 
 def _layers_text(conversion: Conversion, group: LayerGroup) -> str:
-    before = _arranged(group.arrangement)
-    after = _arranged(conversion.arrangements[group.key])
+    before = arranged(group.arrangement)
+    after = arranged(conversion.arrangements[group.key])
     count = f"{len(group.indices)} layers" if group.indices else "layers"
     change = f"{before}, left so" if before == after else f"{before} -> {after}"
     return f"{spell(group.key)}: {count}, {change}"
 
 
-def _arranged(arrangement: Arrangement | None) -> str:
+def arranged(arrangement: Arrangement | None) -> str:
+    """How a layer group is arranged, in words."""
     if arrangement is None:
         return "stacked"
     if isinstance(arrangement, Apart):
@@ -106,8 +110,8 @@ def _layers_json(conversion: Conversion, group: LayerGroup) -> dict[str, Any]:
     return {
         "group": spell(group.key),
         "count": len(group.indices) or None,
-        "before": _arranged(group.arrangement),
-        "after": _arranged(conversion.arrangements[group.key]),
+        "before": arranged(group.arrangement),
+        "after": arranged(conversion.arrangements[group.key]),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nnxconv.pieces import Piece, Region
-from nnxconv.storage.arrays import SHARDING, ArrayFormat
+from nnxconv.storage.formats import SHARDING, ArrayFormat
 from nnxconv.storage.item import Item
 from nnxconv.views import Shape, Source
 

@@ -12,14 +12,8 @@ from etils import epath
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.keys import Key
 from nnxconv.state import Tree
-from nnxconv.storage.arrays import (
-    ZARR2_FILE,
-    ZARR3_FILE,
-    ArrayFormat,
-    context,
-    kvstore_spec,
-    parse_format,
-)
+from nnxconv.storage.arrays import context, kvstore_spec
+from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.views import Leaf, Literal, Source
 

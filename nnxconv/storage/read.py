@@ -1,5 +1,6 @@
 """Read regions of stored arrays."""
 
+import asyncio
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,7 +8,7 @@ import tensorstore as ts
 
 from nnxconv.storage.arrays import array_spec, context, damaged
 from nnxconv.storage.item import Item
-from nnxconv.views import Source
+from nnxconv.views import Source, View, first_source
 
 
 class Reader:
@@ -33,3 +34,9 @@ class Reader:
             return await store[region].read()
         except (ValueError, OSError) as error:
             raise damaged(item.path, source.name, error) from error
+
+
+def read_number(item: Item, view: View) -> int:
+    """The value of a stored scalar, such as the step."""
+    source = first_source(view)
+    return int(asyncio.run(Reader({source.store: item}).read(source, ())))

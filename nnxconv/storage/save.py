@@ -30,10 +30,12 @@ from orbax.checkpoint import type_handlers
 from orbax.checkpoint.path import atomicity
 
 from nnxconv.keys import Key
+from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, new_array_spec
-from nnxconv.storage.item import array_name
+from nnxconv.storage.formats import ArrayFormat, parse_format
+from nnxconv.storage.item import Item, array_name
 from nnxconv.storage.locate import UNFINISHED, Location, absolute
-from nnxconv.views import Literal
+from nnxconv.views import Leaf, Literal, Source
 
 PROCESS = "ocdbt.process_nnxconv"
 
@@ -55,7 +57,7 @@ class Writer:
     def __init__(self, directory: epath.Path, use_ocdbt: bool) -> None:
         self._item = directory / PROCESS if use_ocdbt else directory
         self._use_ocdbt = use_ocdbt
-        self._created: set[Key] = set()
+        self._created: dict[Key, NewArray] = {}
 
     @asynccontextmanager
     async def commit(self) -> AsyncIterator[ts.Transaction]:
@@ -68,6 +70,19 @@ class Writer:
             raise
         await transaction.commit_async()
 
+    def read_back(self, tree: Tree) -> Item:
+        """The item as it has been written so far, before Orbax merges and commits it."""
+        formats = {
+            array_name(key): parse_format(array.zarr_format, dict(array.metadata))
+            for key, array in self._created.items()
+        }
+        path = self._item.as_posix()
+        leaves = {
+            key: _stored(key, leaf, formats, path, self._created) for key, leaf in tree.items()
+        }
+        is_zarr3 = any(array.zarr_format == 3 for array in formats.values())
+        return Item(self._item, leaves, formats, self._use_ocdbt, is_zarr3)
+
     async def open(self, array: NewArray, transaction: ts.Transaction) -> ts.TensorStore:
         """The array, created when it is opened for the first time."""
         spec = new_array_spec(
@@ -78,12 +93,28 @@ class Writer:
             dict(array.metadata),
         )
         is_new = array.key not in self._created
-        self._created.add(array.key)
+        self._created[array.key] = array
         if not is_new:
             spec["assume_metadata"] = True
         return await ts.open(
             spec, create=is_new, open=not is_new, transaction=transaction, context=context()
         )
+
+
+def _stored(
+    key: Key,
+    leaf: Leaf,
+    formats: Mapping[str, ArrayFormat],
+    store: str,
+    arrays: Mapping[Key, NewArray],
+) -> Leaf:
+    """A leaf of a new tree as it is stored."""
+    if isinstance(leaf, Literal):
+        return leaf
+    stored = formats[array_name(key)]
+    kind = "scalar" if arrays[key].value_type == "scalar" else "array"
+    impl = arrays[key].prng_impl
+    return Source(array_name(key), stored.shape, stored.dtype, stored.chunks, store, kind, impl)
 
 
 Work = Callable[[Writer], Awaitable[None]]

@@ -1,0 +1,59 @@
+"""`nnxconv checksum`."""
+
+import json
+
+import click
+
+
+@click.command(no_args_is_help=True)
+@click.argument("path", metavar="PATH")
+@click.option("--check", "is_check", is_flag=True, help="Verify the manifest; write nothing.")
+@click.option(
+    "--manifest", metavar="FILE", help="The manifest. Default: PATH with `.checksums.json` added."
+)
+@click.option("--step", type=int, help="Which step of a root of steps.")
+@click.option(
+    "--max_memory",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="What blocks in flight may take, besides about 300 MiB for the program.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.pass_context
+def checksum(
+    context: click.Context,
+    path: str,
+    is_check: bool,
+    manifest: str | None,
+    step: int | None,
+    max_memory: str,
+    as_json: bool,
+) -> None:
+    """Writes a manifest of digests for the checkpoint at PATH, or verifies it.
+
+    Digests are of values in logical order, so the manifest of a Linen checkpoint checks its NNX
+    conversion. Exit codes: 0 as recorded, 1 different, 2 could not check.
+
+    \b
+    nnxconv checksum ckpt/1000
+    nnxconv checksum --check nnx_ckpt/1000 --manifest ckpt/1000.checksums.json
+    """
+    from nnxconv.api import check_checksums, write_checksums
+    from nnxconv.cli.progress import progress
+    from nnxconv.render.checksum import check_json, check_text
+
+    with progress() as watch:
+        if not is_check:
+            written = write_checksums(
+                path, manifest=manifest, step=step, max_memory=max_memory, watch=watch
+            )
+            summary = {"manifest": written.path, "leaves": written.leaves, "files": written.files}
+            text = f"{written.leaves:,} arrays and {written.files:,} files -> {written.path}"
+            click.echo(json.dumps(summary, indent=2) if as_json else text)
+            return
+        found = check_checksums(
+            path, manifest=manifest, step=step, max_memory=max_memory, watch=watch
+        )
+    click.echo(json.dumps(check_json(found), indent=2) if as_json else check_text(found))
+    context.exit(found.exit_code)

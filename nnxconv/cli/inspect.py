@@ -1,0 +1,42 @@
+"""`nnxconv inspect`."""
+
+import json
+
+import click
+
+
+@click.command(no_args_is_help=True)
+@click.argument("path", metavar="PATH")
+@click.option("--step", type=int, help="Which step of a root of steps.")
+@click.option("--tree", is_flag=True, help="List every leaf.")
+@click.option("--depth", type=click.IntRange(1), help="List the tree down to this depth.")
+@click.option("--filter", "filters", multiple=True, metavar="GLOB", help="List these keys only.")
+@click.option("--shardings", is_flag=True, help="Mesh and partition spec of every array.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def inspect(
+    path: str,
+    step: int | None,
+    tree: bool,
+    depth: int | None,
+    filters: tuple[str, ...],
+    shardings: bool,
+    as_json: bool,
+) -> None:
+    """Shows what the checkpoint at PATH is: layout, layers, optimizer, sizes, container.
+
+    Reads metadata only, besides the step.
+
+    \b
+    nnxconv inspect run/checkpoints --step 1000
+    nnxconv inspect run/checkpoints/1000 --tree --filter '*.mlp.*'
+    """
+    from nnxconv.api import inspect as run
+    from nnxconv.render.inspection import inspection_json, inspection_text
+
+    found = run(path, step=step)
+    if as_json:
+        click.echo(json.dumps(inspection_json(found), indent=2))
+    else:
+        click.echo(
+            inspection_text(found, tree=tree, depth=depth, filters=filters, shardings=shardings)
+        )

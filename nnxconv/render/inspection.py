@@ -1,0 +1,178 @@
+"""What `inspect` found, for people and for programs."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nnxconv.inspection import ChainElement, Inspection
+from nnxconv.keys import in_order, spell
+from nnxconv.pairing import matches
+from nnxconv.render.conversion import arranged
+from nnxconv.sizes import format_bytes
+from nnxconv.storage.item import array_name
+from nnxconv.views import Literal, notation
+
+
+def inspection_json(found: Inspection) -> dict[str, Any]:
+    """Everything about a checkpoint as JSON values, its whole tree included."""
+    understood = found.understood
+    return {
+        "path": str(found.item.path),
+        "layout": None if understood is None else understood.codec.name,
+        "evidence": [] if understood is None else list(understood.evidence),
+        "decided": [] if understood is None else list(understood.notes),
+        "problem": found.problem or None,
+        "container": {
+            "ocdbt": found.item.use_ocdbt,
+            "zarr_format": 3 if found.item.use_zarr3 else 2,
+            "processes": list(found.processes),
+            "compressors": dict(found.compressors),
+            "chunks": dict(found.chunks),
+        },
+        "step": found.step,
+        "layers": [] if understood is None else [_layers_json(g) for g in understood.groups],
+        "parts": {
+            name: {"arrays": part.arrays, "elements": part.elements, "bytes": part.nbytes}
+            for name, part in found.parts.items()
+        },
+        "optimizer": [
+            {"place": e.place, "names": list(e.names), "moments": list(e.moments)}
+            for e in found.chain
+        ],
+        "dtypes": dict(found.dtypes),
+        "custom_metadata": dict(found.custom_metadata),
+        "shardings": {name: dict(sharding) for name, sharding in found.shardings.items()},
+        "tree": [
+            {"key": list(key), "array": notation(leaf), "value_type": found.item.value_types[key]}
+            for key, leaf in found.item.tree.items()
+        ],
+    }
+
+
+def _layers_json(group: Any) -> dict[str, Any]:
+    return {
+        "group": spell(group.key),
+        "count": len(group.indices) or None,
+        "arrangement": arranged(group.arrangement),
+        "problem": group.problem or None,
+    }
+
+
+def inspection_text(
+    found: Inspection,
+    *,
+    tree: bool = False,
+    depth: int | None = None,
+    filters: Sequence[str] = (),
+    shardings: bool = False,
+) -> str:
+    """What a person wants to know before converting; the tree and shardings where asked for."""
+    lines = [str(found.item.path)]
+    lines += [f"  {name:<10} {text}" for name, text in _rows(found)]
+    if tree or depth is not None or (filters and not shardings):
+        lines += ["", *_tree_rows(found, depth, filters)]
+    if shardings:
+        lines += ["", *_sharding_rows(found, filters)]
+    return "\n".join(lines)
+
+
+def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    understood = found.understood
+    if understood is None:
+        yield "layout", f"unknown: {found.problem}"
+    else:
+        yield "layout", f"{understood.codec.name}: {'; '.join(understood.evidence)}"
+        for note in understood.notes:
+            yield "", note
+    yield "container", _container(found)
+    yield "stored", f"{_counted(found.chunks)}; compressed by {_counted(found.compressors)}"
+    if found.processes:
+        yield "written by", ", ".join(found.processes)
+    if found.step is not None:
+        yield "step", f"{found.step:,}"
+    for group in understood.groups if understood else ():
+        count = f"{len(group.indices)} layers, " if group.indices else ""
+        yield "layers", f"{spell(group.key)}: {count}{arranged(group.arrangement)}"
+        if group.problem:
+            yield "", group.problem
+    for name, part in found.parts.items():
+        if name != "step":
+            size = format_bytes(part.nbytes)
+            yield name, f"{part.arrays:,} arrays, {part.elements:,} elements, {size}"
+    for element in found.chain:
+        yield "optimizer", _element(element)
+    yield "types", _counted(found.dtypes)
+    for name, value in found.custom_metadata.items():
+        yield "metadata", f"{name} = {_short(value)}"
+
+
+def _container(found: Inspection) -> str:
+    kind = "OCDBT" if found.item.use_ocdbt else "a directory per array"
+    return f"{kind}, zarr{3 if found.item.use_zarr3 else 2}"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """`28 whole, 2 in 4 chunks`: the commonest first."""
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{count:,} {name}" for name, count in ordered) or "nothing"
+
+
+def _element(element: ChainElement) -> str:
+    others = [name for name in element.names if name not in element.moments]
+    told = [*others, *(f"{name} (follows the parameters)" for name in element.moments)]
+    return f"{element.place or 'state'}: {', '.join(told)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _tree_rows(found: Inspection, depth: int | None, filters: Sequence[str]) -> Iterator[str]:
+    """One line per leaf as stored, or per subtree below `depth`."""
+    rows: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for key in in_order(found.item.tree):
+        name = spell(key)
+        if filters and not any(matches(name, glob) for glob in filters):
+            continue
+        if depth is not None and len(key) > depth:
+            name = spell(key[:depth])
+            counts[name] = counts.get(name, 0) + 1
+            rows[name] = f"{counts[name]:,} leaves"
+        else:
+            rows[name] = notation(found.item.tree[key])
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        yield f"{name:<{width}}  {text}"
+
+
+def _sharding_rows(found: Inspection, filters: Sequence[str]) -> Iterator[str]:
+    """Mesh and partition spec of every array, as the writer saved them."""
+    if not found.shardings:
+        yield "no shardings were saved"
+        return
+    for key in in_order(found.item.tree):
+        name = spell(key)
+        if isinstance(found.item.tree[key], Literal):
+            continue
+        if filters and not any(matches(name, glob) for glob in filters):
+            continue
+        sharding = found.shardings.get(array_name(key))
+        yield f"{name}  {'not saved' if sharding is None else _sharding(sharding)}"
+
+
+def _sharding(sharding: Mapping[str, Any]) -> str:
+    """`P('fsdp', None) on data=2, fsdp=4`: mesh axes of one device are left out."""
+    if "partition_spec" not in sharding:
+        return str(sharding.get("sharding_type", "unknown"))
+    axes = zip(sharding.get("axis_names", ()), sharding.get("shape", ()), strict=False)
+    mesh = ", ".join(f"{name}={size}" for name, size in axes if size > 1)
+    spec = ", ".join(_axis(part) for part in sharding["partition_spec"])
+    return f"P({spec}) on {mesh or 'one device'}"
+
+
+def _axis(part: Any) -> str:
+    if isinstance(part, list):
+        return "(" + ", ".join(map(repr, part)) + ")"
+    return repr(part)

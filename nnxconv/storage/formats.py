@@ -1,0 +1,110 @@
+"""How one array is stored, as its `.zarray` or `zarr.json` says. Reads nothing."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnxconv.views import Shape
+
+ZARR2_FILE = ".zarray"
+ZARR3_FILE = "zarr.json"
+SHARDING = "sharding_indexed"
+
+
+@dataclass(frozen=True)
+class ArrayFormat:
+    """How one array is stored.
+
+    Attributes:
+      zarr_format: 2 or 3.
+      metadata: the contents of `.zarray` or `zarr.json`.
+      shape: of the array.
+      dtype: numpy or ml_dtypes name.
+      chunks: shape of the piece that is decoded at once (the inner chunk of a sharded array).
+    """
+
+    zarr_format: int
+    metadata: dict[str, Any]
+    shape: Shape
+    dtype: str
+    chunks: Shape
+
+
+def parse_format(zarr_format: int, metadata: dict[str, Any]) -> ArrayFormat:
+    """The format that a `.zarray` or `zarr.json` describes.
+
+    Raises:
+      KeyError, TypeError, ValueError: it describes none.
+    """
+    shape = tuple(int(size) for size in metadata["shape"])
+    if zarr_format == 2:
+        chunks = metadata["chunks"]
+        dtype = _zarr2_dtype(metadata["dtype"])
+    else:
+        sharding = _sharding_codec(metadata)
+        grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        chunks = sharding["configuration"]["chunk_shape"] if sharding else grid
+        dtype = np.dtype(metadata["data_type"]).name
+    if len(chunks) != len(shape) or any(size < 0 for size in shape):
+        raise ValueError(f"shape {shape} with chunks {chunks}")
+    return ArrayFormat(zarr_format, metadata, shape, dtype, tuple(int(size) for size in chunks))
+
+
+def _zarr2_dtype(name: str) -> str:
+    """`<f4` as `float32`; names such as `bfloat16` as they are."""
+    return np.dtype(name).newbyteorder("=").name
+
+
+def _sharding_codec(metadata: dict[str, Any]) -> dict[str, Any] | None:
+    return next((codec for codec in metadata["codecs"] if codec["name"] == SHARDING), None)
+
+
+def target_metadata(model: ArrayFormat, shape: Shape, dtype: str, chunks: Shape) -> dict[str, Any]:
+    """The metadata of a new array that is compressed and packed as `model` is."""
+    metadata = copy.deepcopy(model.metadata)
+    metadata["shape"] = list(shape)
+    if model.zarr_format == 2:
+        metadata |= {"chunks": list(chunks), "order": "C"}
+        if dtype != model.dtype:
+            metadata |= {"dtype": _zarr2_name(dtype), "fill_value": None}
+        return metadata
+    metadata["chunk_grid"]["configuration"]["chunk_shape"] = list(chunks)
+    metadata["codecs"] = [codec for codec in metadata["codecs"] if codec["name"] != "transpose"]
+    sharding = _sharding_codec(metadata)
+    if sharding:
+        sharding["configuration"]["chunk_shape"] = list(chunks)
+    if dtype != model.dtype:
+        metadata |= {"data_type": dtype, "fill_value": _zero(dtype)}
+    metadata.pop("dimension_names", None)
+    return metadata
+
+
+def _zarr2_name(dtype: str) -> str:
+    kind = np.dtype(dtype)
+    return dtype if kind.kind == "V" or not kind.isbuiltin else kind.str
+
+
+def _zero(dtype: str) -> Any:
+    if dtype == "bool":
+        return False
+    return [0.0, 0.0] if dtype.startswith("complex") else 0
+
+
+def compressor(array: ArrayFormat) -> str:
+    """What compresses an array: `zstd level 1`, `gzip`, `none`."""
+    if array.zarr_format == 2:
+        found = array.metadata.get("compressor")
+        return "none" if not found else _with_level(found["id"], found.get("level"))
+    codecs = array.metadata["codecs"]
+    sharding = _sharding_codec(array.metadata)
+    inner = sharding["configuration"]["codecs"] if sharding else codecs
+    for codec in inner:
+        if codec["name"] in ("zstd", "gzip", "blosc"):
+            return _with_level(codec["name"], codec.get("configuration", {}).get("level"))
+    return "none"
+
+
+def _with_level(name: str, level: int | None) -> str:
+    return name if level is None else f"{name} level {level}"
