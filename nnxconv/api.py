@@ -39,13 +39,14 @@ from nnxconv.pairing import (
     select,
     value_findings,
 )
-from nnxconv.plan import Plan, make_plan
+from nnxconv.plan import Plan, Transfer, make_plan
 from nnxconv.report import Report, Side
 from nnxconv.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from nnxconv.storage.item import Item
     from nnxconv.storage.locate import Location
+    from nnxconv.storage.transfer import Moved
 
 DEFAULT_MAX_MEMORY = "2GiB"
 
@@ -63,6 +64,7 @@ class Result:
       peak_memory_bytes: the most memory this process has had so far; 0 for a dry run.
       is_dry_run: True when nothing was written.
       is_verified: True when the target was read back and compared before it was committed.
+      moved: the files and chunks that were taken over undecoded; None for a dry run.
     """
 
     source_path: str
@@ -73,6 +75,7 @@ class Result:
     peak_memory_bytes: int
     is_dry_run: bool
     is_verified: bool
+    moved: "Moved | None"
 
 
 def convert(
@@ -93,6 +96,7 @@ def convert(
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
+    transfer: Transfer = "copy",
     watch: Watcher = ignore,
 ) -> Result:
     """Converts a checkpoint from one layout to another.
@@ -116,13 +120,15 @@ def convert(
       overwrite: replace an existing checkpoint, once the new one is complete.
       dry_run: plan everything, write nothing.
       verify: before committing, read the target back and compare it with the source.
+      transfer: how encoded chunks that stay as they are get to the target: `copy`, or `link` for
+        hard links to the source's data files.
       watch: is called with an `Event` after each block of work.
 
     Raises:
       NnxconvError: the input cannot be converted as asked; source and target are as they were.
     """
     from nnxconv.execute import execute
-    from nnxconv.storage.places import check_places
+    from nnxconv.storage.places import check_places, check_space
     from nnxconv.storage.save import target_for
     from nnxconv.verification import verifier
 
@@ -138,18 +144,28 @@ def convert(
         items[like_item.path.as_posix()] = like_item
     conversion = convert_tree(source, options, template)
     nothing_lost(conversion)
-    plan = make_plan(conversion.tree.items(), parse_bytes(max_memory))
+    plan = make_plan(conversion.tree.items(), parse_bytes(max_memory), item.path.as_posix())
     custom = location.custom_metadata
     if conversion.scan_layers is not None:
         custom["scan_layers"] = conversion.scan_layers
     target = target_for(target_path, location, custom)
     check_places(source_path, location, target_path, target, overwrite)
+    moved = None
     if not dry_run:
+        check_space(plan, item, target, transfer)
         record = {**item.custom_metadata, RECORD: conversion.record.to_json()}
         proof = None
         if verify:
             proof = verifier(conversion, items, options.layer_group, parse_bytes(max_memory))
-        execute(plan, items, target, custom_metadata=record, proof=proof, watch=watch)
+        moved = execute(
+            plan,
+            items,
+            target,
+            custom_metadata=record,
+            transfer=transfer,
+            proof=proof,
+            watch=watch,
+        )
     return Result(
         str(item.path),
         str(target.path / target.item_name),
@@ -159,6 +175,7 @@ def convert(
         0 if dry_run else peak_memory_bytes(),
         dry_run,
         verify and not dry_run,
+        moved,
     )
 
 

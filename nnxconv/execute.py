@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,21 @@ from nnxconv.errors import BadInput
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key, spell
 from nnxconv.pieces import Region
-from nnxconv.plan import Gather, Job, Plan, Scatter, TargetArray
-from nnxconv.storage.formats import target_metadata
+from nnxconv.plan import (
+    Gather,
+    Job,
+    Plan,
+    Scatter,
+    TargetArray,
+    Transfer,
+    renamed_chunks,
+)
+from nnxconv.storage.formats import chunk_key, parse_format, target_metadata
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.storage.save import NewArray, Target, Work, Writer, save
-from nnxconv.views import dtype_of, first_source, item_bytes
+from nnxconv.storage.transfer import Carrier, Moved
+from nnxconv.views import dtype_of, first_source, item_bytes, size_bytes
 
 
 def execute(
@@ -26,10 +36,13 @@ def execute(
     target: Target,
     *,
     custom_metadata: dict[str, Any],
+    transfer: Transfer = "copy",
     proof: Work | None = None,
     watch: Watcher = ignore,
-) -> None:
+) -> Moved:
     """Writes the plan's arrays to the target and commits it, unless the proof fails.
+
+    Returns what was moved without being decoded.
 
     Raises:
       DamagedCheckpoint: a stored array cannot be read.
@@ -39,8 +52,11 @@ def execute(
     new_arrays = {array.key: _new_array(array, items, first.use_zarr3) for array in plan.arrays}
     run = _Run(plan, Reader(items), new_arrays, watch)
 
+    moved = Moved()
+
     async def work(writer: Writer) -> None:
-        await run.work(writer)
+        await run.rename(writer, items, transfer, moved)
+        await run.rewrite(writer)
         if proof is not None:
             await proof(writer)
 
@@ -53,6 +69,7 @@ def execute(
         custom_metadata=custom_metadata,
         work=work,
     )
+    return moved
 
 
 def _new_array(array: TargetArray, items: Mapping[str, Item], use_zarr3: bool) -> NewArray:
@@ -81,8 +98,35 @@ class _Run:
         self._left = {array.key: math.prod(array.view.shape) for array in plan.arrays}
         self._done_bytes = 0
 
-    async def work(self, writer: Writer) -> None:
-        """Moves every block, window by window."""
+    async def rename(
+        self, writer: Writer, items: Mapping[str, Item], transfer: Transfer, moved: Moved
+    ) -> None:
+        """Takes encoded chunks over, from each item the ones that are needed of it."""
+        keys: dict[str, dict[str, str]] = defaultdict(dict)
+        for array in self._plan.renamed:
+            new = self._new_arrays[array.key]
+            new_format = parse_format(new.zarr_format, dict(new.metadata))
+            for source, index, new_index in renamed_chunks(array):
+                old_format = items[source.store].formats[source.name]
+                old_key = f"{source.name}/{chunk_key(old_format, index)}"
+                keys[source.store][old_key] = f"{array.name}/{chunk_key(new_format, new_index)}"
+        if not keys:
+            return
+        await writer.describe(self._new_arrays[array.key] for array in self._plan.renamed)
+        for store, wanted in keys.items():
+            carrier = Carrier(items[store], writer.directory, transfer, moved)
+            await carrier.carry(wanted, self._tell_moved)
+        for array in self._plan.renamed:
+            self._left[array.key] = 0
+        self._done_bytes = sum(size_bytes(array.view) for array in self._plan.renamed)
+        self._tell()
+
+    def _tell_moved(self, nbytes: int) -> None:
+        self._done_bytes += nbytes
+        self._tell()
+
+    async def rewrite(self, writer: Writer) -> None:
+        """Decodes, rearranges and encodes every other block, window by window."""
         await self._create_empty(writer)
         for window in self._plan.windows():
             async with writer.commit() as transaction:
@@ -91,7 +135,7 @@ class _Run:
 
     async def _create_empty(self, writer: Writer) -> None:
         """Arrays without elements have no blocks, but are there all the same."""
-        empty = [key for key, left in self._left.items() if not left]
+        empty = [a.key for a in self._plan.rewritten if not math.prod(a.view.shape)]
         if empty:
             async with writer.commit() as transaction:
                 for key in empty:

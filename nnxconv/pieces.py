@@ -54,6 +54,14 @@ class Piece:
                 image[axis] = size
         return tuple(image)
 
+    def chunk_order(self) -> list[tuple[int | None, int]]:
+        """The view's axes in the order of a chunk's elements, and its extents; axes of 1 left out.
+
+        Two pieces with equal orders have equal values in the view where their chunks are equal.
+        """
+        extents = zip(self.axes, self.source.chunks, strict=True)
+        return [(axis, size) for axis, size in extents if size != 1]
+
     def target_region(self, region: Region) -> Region | None:
         """Where a region of the source lies in the view; None when it is outside the piece."""
         target = [slice(0, 1)] * self.rank

@@ -38,17 +38,23 @@ BLOCK_BYTES = 16 * MIB
 WORKING_COPIES = 4
 """How many times a block is in memory at once: encoded, decoded, rearranged, encoded again."""
 
-How = OneOf["rewrite"]
+How = OneOf["rename", "rewrite"]
+Transfer = OneOf["copy", "link"]
 
 
 @dataclass(frozen=True)
 class TargetArray:
-    """One array of the target: how it is made, and its chunks."""
+    """One array of the target: how it is made and why so, and its chunks.
+
+    `rename`: the source's encoded chunks are right as they are, only their keys change.
+    `rewrite`: they are decoded, rearranged and encoded.
+    """
 
     key: Key
     view: View
     chunks: Shape
     how: How = "rewrite"
+    why: str = ""
 
     @property
     def is_scalar(self) -> bool:
@@ -117,13 +123,24 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """The most memory that blocks take at once."""
-        held = min(max(self.window_bytes, self.largest_block_bytes), self.total_bytes)
+        rewritten = sum(size_bytes(array.view) for array in self.rewritten)
+        held = min(max(self.window_bytes, self.largest_block_bytes), rewritten)
         return WORKING_COPIES * held
+
+    @property
+    def renamed(self) -> list[TargetArray]:
+        """The arrays whose chunks are taken over as they are."""
+        return [array for array in self.arrays if array.how == "rename"]
+
+    @property
+    def rewritten(self) -> list[TargetArray]:
+        """The arrays whose chunks are decoded and encoded."""
+        return [array for array in self.arrays if array.how == "rewrite"]
 
     def jobs(self) -> Iterator[Job]:
         """The blocks to move, those of one stored array or one target in a row."""
         by_source: dict[Source, list[tuple[TargetArray, Piece]]] = defaultdict(list)
-        for array in self.arrays:
+        for array in self.rewritten:
             parts = pieces(array.view)
             if len(parts) == 1:
                 by_source[parts[0].source].append((array, parts[0]))
@@ -165,8 +182,12 @@ def in_windows(blocks: Iterable[AnySized], window_bytes: int) -> Iterator[list[A
         yield window
 
 
-def make_plan(leaves: Iterable[tuple[Key, Leaf]], max_memory: int) -> Plan:
+def make_plan(
+    leaves: Iterable[tuple[Key, Leaf]], max_memory: int, store: str | None = None
+) -> Plan:
     """The plan for a target tree within `max_memory` bytes.
+
+    Only what lies in `store`, the item whose container the target copies, can be renamed.
 
     Raises:
       PlanError: a chunk of the source is too large for the memory; or two keys of the target
@@ -178,9 +199,13 @@ def make_plan(leaves: Iterable[tuple[Key, Leaf]], max_memory: int) -> Plan:
         if isinstance(leaf, Literal):
             literals.append((key, leaf))
         else:
-            arrays.append(TargetArray(key, leaf, _target_chunks(leaf)))
+            why = why_rewrite(leaf, store)
+            how: How = "rewrite" if why else "rename"
+            chunks = _target_chunks(leaf) if why else pieces(leaf)[0].image_of_chunks()
+            arrays.append(TargetArray(key, leaf, chunks, how, why))
     _refuse_equal_names(arrays)
-    largest = max(arrays, key=_array_block_bytes, default=None)
+    rewritten = [array for array in arrays if array.how == "rewrite"]
+    largest = max(rewritten, key=_array_block_bytes, default=None)
     largest_bytes = 0 if largest is None else _array_block_bytes(largest)
     if largest is not None:
         check_fits(largest.key, largest.view, largest_bytes, WORKING_COPIES, max_memory)
@@ -192,6 +217,57 @@ def make_plan(leaves: Iterable[tuple[Key, Leaf]], max_memory: int) -> Plan:
         largest_bytes,
         () if largest is None else largest.key,
     )
+
+
+def why_rewrite(view: View, store: str | None = None) -> str:
+    """Why the stored chunks cannot be taken over as they are; empty when they can.
+
+    They can when each chunk of a source is, element by element in C order, one chunk of the view:
+    for a stored array itself, for a stack whose layers become one chunk each, and for a slot of
+    such a stack.
+    """
+    parts = pieces(view)
+    first = parts[0]
+    if dtype_of(view) != first.source.dtype:
+        return f"cast to {dtype_of(view)}"
+    if store is not None and any(piece.source.store != store for piece in parts):
+        return "it comes from another checkpoint"
+    if not first.source.encoding:
+        return "its chunks are not stored in C order, one by one"
+    for piece in parts:
+        if piece.source.encoding != first.source.encoding:
+            return "its layers are encoded differently"
+        if piece.image_of_chunks() != first.image_of_chunks():
+            return "its layers have different chunks"
+        if any(piece.source.chunks[axis] != 1 for axis in piece.fixed):
+            return "one chunk holds several layers"
+        order = [axis for axis, _ in piece.chunk_order()]
+        if order != sorted(order, key=lambda axis: axis or 0):
+            return "its axes change their order within a chunk"
+    chunk_bytes = math.prod(first.image_of_chunks()) * item_bytes(first.source.dtype)
+    if len(parts) > 1 and chunk_bytes < SMALL_CHUNK_BYTES:
+        return "its chunks would be small: they are merged"
+    return ""
+
+
+def renamed_chunks(array: TargetArray) -> Iterator[tuple[Source, Shape, Shape]]:
+    """For an array that is renamed: each stored array, the index of a chunk, and its new index."""
+    for piece in pieces(array.view):
+        source = piece.source
+        counts = [
+            range(-(-size // max(1, chunk)))
+            for size, chunk in zip(source.shape, source.chunks, strict=True)
+        ]
+        for index in itertools.product(*counts):
+            if any(index[axis] != at for axis, at in piece.fixed.items()):
+                continue
+            new = [0] * piece.rank
+            for place, axis in enumerate(piece.axes):
+                if axis is not None:
+                    new[axis] = index[place]
+            for axis, at in piece.placed.items():
+                new[axis] = at
+            yield source, index, tuple(new)
 
 
 def _target_chunks(view: View) -> Shape:

@@ -39,6 +39,8 @@ class Source:
       store: path of the checkpoint item that holds it.
       kind: `array`, or `scalar` for a Python number that Orbax restores as such.
       prng_impl: for a typed PRNG key, its implementation (`threefry2x32`, `unsafe_rbg`, ...).
+      encoding: how chunks are encoded; equal texts mean that equal values have equal bytes,
+        given equal chunk shapes. Empty when it is not known.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Source:
     store: str = ""
     kind: OneOf["array", "scalar"] = "array"
     prng_impl: str | None = None
+    encoding: str = ""
 
 
 @dataclass(frozen=True)

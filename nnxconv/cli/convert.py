@@ -57,6 +57,13 @@ LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
     metavar="SIZE",
     help="What blocks in flight may take, besides about 300 MiB for the program.",
 )
+@click.option(
+    "--transfer",
+    type=click.Choice(["copy", "link"]),
+    default="copy",
+    show_default=True,
+    help="How data that stays as it is gets to DST; `link`: by hard links to SRC's data files.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace DST, once the new one is complete.")
 @click.option("--dry_run", is_flag=True, help="Show the plan; write nothing.")
 @click.option("--verify", is_flag=True, help="Compare DST with SRC before committing it.")

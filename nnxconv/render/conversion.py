@@ -9,8 +9,11 @@ from nnxconv.conversion import Conversion
 from nnxconv.keys import Key, spell
 from nnxconv.layers import Apart, Arrangement, Blocks, LayerGroup
 from nnxconv.optimizer import parameter_trees
+from nnxconv.plan import Plan
 from nnxconv.sizes import format_bytes
-from nnxconv.views import Cast, Moved, Slot, Source, Stack, View, notation
+from nnxconv.storage.transfer import Moved
+from nnxconv.views import Cast, Slot, Source, Stack, View, notation, size_bytes
+from nnxconv.views import Moved as MovedView
 
 
 def conversion_json(result: Result) -> dict[str, Any]:
@@ -31,15 +34,29 @@ def conversion_json(result: Result) -> dict[str, Any]:
         "taken_from_like": [spell(("aux", *key)) for key in conversion.taken],
         "assumed": list(conversion.assumed),
         "arrays": len(plan.arrays),
+        "renamed": len(plan.renamed),
+        "rewritten": len(plan.rewritten),
+        "moved": None if result.moved is None else _moved_json(result.moved),
         "bytes": plan.total_bytes,
         "predicted_peak_bytes": plan.peak_bytes,
         "peak_memory_bytes": result.peak_memory_bytes,
         "verified": result.is_verified,
         "seconds": round(result.seconds, 3),
         "plan": [
-            {"to": spell(a.key), "array": notation(a.view), "how": a.how, "from": describe(a.view)}
+            {"to": spell(a.key), "array": notation(a.view), "how": a.how, "why": a.why}
+            | {"from": describe(a.view)}
             for a in plan.arrays
         ],
+    }
+
+
+def _moved_json(moved: Moved) -> dict[str, Any]:
+    return {
+        "copied_files": moved.copied_files,
+        "linked_files": moved.linked_files,
+        "copied_chunks": moved.copied_chunks,
+        "bytes": moved.nbytes,
+        "notes": moved.notes,
     }
 
 
@@ -50,17 +67,29 @@ def conversion_text(result: Result) -> str:
     lines = [f"{verb} {conversion.source.codec.name} to {conversion.layout}"]
     lines += [f"  {name:<9} {text}" for name, text in _rows(result)]
     if result.is_dry_run:
-        lines += ["", *_plan_rows(result), ""]
-        lines.append(
-            f"{len(plan.arrays):,} arrays rewritten, {format_bytes(plan.total_bytes)};"
-            f" predicted peak {format_bytes(plan.peak_bytes)} besides the program itself"
-        )
+        lines += ["", *_plan_rows(result), "", f"{_totals(plan)}; {_predicted(plan)}"]
     else:
+        lines.append(_totals(plan))
         lines.append(
-            f"{len(plan.arrays):,} arrays, {format_bytes(plan.total_bytes)} in"
-            f" {result.seconds:.2f} s; peak memory {format_bytes(result.peak_memory_bytes)}"
+            f"{format_bytes(plan.total_bytes)} in {result.seconds:.2f} s;"
+            f" peak memory {format_bytes(result.peak_memory_bytes)}"
         )
     return "\n".join(lines)
+
+
+def _totals(plan: Plan) -> str:
+    """`1,520 arrays renamed, 41.2 GiB; 21 rewritten, 3.1 MiB`."""
+    texts = []
+    for done, arrays in (("renamed", plan.renamed), ("rewritten", plan.rewritten)):
+        if arrays:
+            nbytes = sum(size_bytes(array.view) for array in arrays)
+            what = "" if texts else " array" if len(arrays) == 1 else " arrays"
+            texts.append(f"{len(arrays):,}{what} {done}, {format_bytes(nbytes)}")
+    return "; ".join(texts) or "no arrays"
+
+
+def _predicted(plan: Plan) -> str:
+    return f"predicted peak {format_bytes(plan.peak_bytes)} besides the program itself"
 
 
 def _rows(result: Result) -> Iterator[tuple[str, str]]:
@@ -84,8 +113,24 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
         yield "from like", f"{len(conversion.taken):,} arrays of aux"
     for text in conversion.assumed:
         yield "assumed", text
+    if result.moved is not None:
+        yield from _moved(result.moved)
     if result.is_verified:
         yield "verified", "read back and compared with the source before it was committed"
+
+
+def _moved(moved: Moved) -> Iterator[tuple[str, str]]:
+    """How encoded chunks got to the target."""
+    counts = {
+        "files copied": moved.copied_files,
+        "files linked": moved.linked_files,
+        "chunks copied": moved.copied_chunks,
+    }
+    told = [f"{count:,} {what}" for what, count in counts.items() if count]
+    if told:
+        yield "moved", f"{', '.join(told)}: {format_bytes(moved.nbytes)} as they are"
+    for note in moved.notes:
+        yield "", note
 
 
 def _layers_text(conversion: Conversion, group: LayerGroup) -> str:
@@ -140,7 +185,10 @@ def _left_out(conversion: Conversion) -> Iterator[str]:
 
 
 def _plan_rows(result: Result) -> Iterator[str]:
-    rows = [(spell(a.key), notation(a.view), a.how, describe(a.view)) for a in result.plan.arrays]
+    rows = [
+        (spell(a.key), notation(a.view), a.how, describe(a.view) + (f": {a.why}" if a.why else ""))
+        for a in result.plan.arrays
+    ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
@@ -158,7 +206,7 @@ def describe(view: View) -> str:
             return name
         case Slot(of, axis, index):
             return f"{describe(of)}, slot {index} of axis {axis}"
-        case Moved(of, source, target):
+        case MovedView(of, source, target):
             return f"{describe(of)}, axis {source} moved to {target}"
         case Cast(of, dtype):
             return f"{describe(of)}, as {dtype}"

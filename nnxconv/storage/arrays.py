@@ -37,6 +37,16 @@ def kvstore_spec(path: epath.Path, use_ocdbt: bool) -> dict[str, Any]:
     return {"driver": "ocdbt", "base": base} if use_ocdbt else base
 
 
+OCDBT_CONFIG = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000}
+"""What Orbax gives its merged databases; it refuses to merge into one that has other values."""
+
+
+def new_kvstore_spec(path: epath.Path, use_ocdbt: bool) -> dict[str, Any]:
+    """The key-value store of an item that is being written."""
+    spec = kvstore_spec(path, use_ocdbt)
+    return {**spec, "config": OCDBT_CONFIG} if use_ocdbt else spec
+
+
 def array_spec(item: epath.Path, use_ocdbt: bool, name: str, array: ArrayFormat) -> dict[str, Any]:
     """A TensorStore spec that opens a stored array for reading; a missing chunk is an error."""
     return {
@@ -54,7 +64,7 @@ def new_array_spec(
     """A TensorStore spec that creates an array; every chunk is stored, whatever its values."""
     return {
         "driver": "zarr" if zarr_format == 2 else "zarr3",
-        "kvstore": _within(kvstore_spec(item, use_ocdbt), name),
+        "kvstore": _within(new_kvstore_spec(item, use_ocdbt), name),
         "metadata": {k: v for k, v in metadata.items() if k not in ("zarr_format", "node_type")},
         "store_data_equal_to_fill_value": True,
     }

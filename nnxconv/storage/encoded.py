@@ -3,10 +3,9 @@
 import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from nnxconv.pieces import Piece, Region
-from nnxconv.storage.formats import SHARDING, ArrayFormat
+from nnxconv.storage.formats import ArrayFormat, chunk_key
 from nnxconv.storage.item import Item
 from nnxconv.views import Shape, Source
 
@@ -43,7 +42,7 @@ class EncodedChunks:
             wanted = piece.source_region(region)
             if wanted is None:
                 continue
-            if not _is_plain(self._format(piece.source)) or None in piece.axes:
+            if not piece.source.encoding or None in piece.axes:
                 return None
             for index, inside in _chunks_in(piece.source, wanted):
                 if inside is None:
@@ -56,11 +55,10 @@ class EncodedChunks:
     def _format(self, source: Source) -> ArrayFormat:
         return self._items[source.store].formats[source.name]
 
-    def _mean_the_same(self, a: Piece, b: Piece) -> bool:
+    @staticmethod
+    def _mean_the_same(a: Piece, b: Piece) -> bool:
         """True when equal bytes of a chunk of each are equal values in the view."""
-        return _order(a) == _order(b) and _codecs(self._format(a.source)) == _codecs(
-            self._format(b.source)
-        )
+        return a.chunk_order() == b.chunk_order() and a.source.encoding == b.source.encoding
 
     async def _have_equal_bytes(self, a: tuple[Piece, Shape], b: tuple[Piece, Shape]) -> bool:
         first, second = await asyncio.gather(self._bytes(*a), self._bytes(*b))
@@ -68,7 +66,7 @@ class EncodedChunks:
 
     async def _bytes(self, piece: Piece, index: Shape) -> bytes | None:
         source = piece.source
-        key = f"{source.name}/{_chunk_key(self._format(source), index)}"
+        key = f"{source.name}/{chunk_key(self._format(source), index)}"
         read = await self._items[source.store].kvstore.read(key)
         return read.value if read.state == "value" else None
 
@@ -89,42 +87,3 @@ def _chunks_in(source: Source, region: Region) -> Iterator[tuple[Shape, Region |
             for part, inner in zip(region, extent, strict=True)
         )
         yield index, extent if is_whole else None
-
-
-def _order(piece: Piece) -> list[tuple[int | None, int]]:
-    """The order of a chunk's elements in the view, and its extents; axes of 1 do not count."""
-    extents = zip(piece.axes, piece.source.chunks, strict=True)
-    return [(axis, size) for axis, size in extents if size != 1]
-
-
-def _is_plain(array: ArrayFormat) -> bool:
-    """True when every stored object is one chunk (a shard may hold just one)."""
-    if array.zarr_format == 2:
-        return array.metadata.get("order", "C") == "C"
-    grid = array.metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    return tuple(grid) == array.chunks
-
-
-def _codecs(array: ArrayFormat) -> Any:
-    """What must be equal for equal bytes to be equal values, besides the extents."""
-    metadata = array.metadata
-    if array.zarr_format == 2:
-        return 2, metadata["dtype"], metadata.get("compressor"), metadata.get("filters")
-    return 3, metadata["data_type"], [_without_shape(codec) for codec in metadata["codecs"]]
-
-
-def _without_shape(codec: Mapping[str, Any]) -> Any:
-    if codec["name"] != SHARDING:
-        return codec
-    inner = {k: v for k, v in codec["configuration"].items() if k != "chunk_shape"}
-    return {"name": SHARDING, "configuration": inner}
-
-
-def _chunk_key(array: ArrayFormat, index: Shape) -> str:
-    if array.zarr_format == 2:
-        return array.metadata.get("dimension_separator", ".").join(map(str, index)) or "0"
-    encoding = array.metadata.get("chunk_key_encoding", {})
-    separator = encoding.get("configuration", {}).get("separator", "/")
-    if encoding.get("name", "default") == "v2":
-        return separator.join(map(str, index)) or "0"
-    return separator.join(["c", *map(str, index)])

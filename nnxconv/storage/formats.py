@@ -1,6 +1,8 @@
 """How one array is stored, as its `.zarray` or `zarr.json` says. Reads nothing."""
 
 import copy
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,3 +110,37 @@ def compressor(array: ArrayFormat) -> str:
 
 def _with_level(name: str, level: int | None) -> str:
     return name if level is None else f"{name} level {level}"
+
+
+def encoding(array: ArrayFormat) -> str:
+    """How the chunks are encoded, as text; empty where a stored object is not one C-order chunk."""
+    metadata = array.metadata
+    if array.zarr_format == 2:
+        if metadata.get("order", "C") != "C":
+            return ""
+        told = [2, metadata["dtype"], metadata.get("compressor"), metadata.get("filters")]
+        return json.dumps(told, sort_keys=True)
+    grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    if tuple(grid) != array.chunks:
+        return ""
+    codecs = [_without_shape(codec) for codec in metadata["codecs"]]
+    return json.dumps([3, metadata["data_type"], codecs], sort_keys=True)
+
+
+def _without_shape(codec: Mapping[str, Any]) -> Any:
+    if codec["name"] != SHARDING:
+        return codec
+    inner = {k: v for k, v in codec["configuration"].items() if k != "chunk_shape"}
+    return {"name": SHARDING, "configuration": inner}
+
+
+def chunk_key(array: ArrayFormat, index: Shape) -> str:
+    """The key of a chunk below the array's name: `0.1` in zarr 2, `c/0/1` in zarr 3."""
+    if array.zarr_format == 2:
+        return array.metadata.get("dimension_separator", ".").join(map(str, index)) or "0"
+    told = array.metadata.get("chunk_key_encoding", {})
+    is_v2 = told.get("name", "default") == "v2"
+    separator = told.get("configuration", {}).get("separator", "." if is_v2 else "/")
+    if is_v2:
+        return separator.join(map(str, index)) or "0"
+    return separator.join(["c", *map(str, index)])

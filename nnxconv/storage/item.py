@@ -13,7 +13,7 @@ from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.keys import Key
 from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, kvstore_spec
-from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
+from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, encoding, parse_format
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.views import Leaf, Literal, Source
 
@@ -86,6 +86,7 @@ def open_item(location: Location) -> Item:
                 store=path.as_posix(),
                 kind="scalar" if kind == "scalar" else "array",
                 prng_impl=impls.get(name),
+                encoding=encoding(array),
             )
         else:
             raise NotACheckpoint(

@@ -1,10 +1,16 @@
 """What may be written where: checks on the target's path before anything is done."""
 
+import shutil
+
 from etils import epath
 
-from nnxconv.errors import BadInput
+from nnxconv.errors import BadInput, PlanError
+from nnxconv.plan import Plan, Transfer
+from nnxconv.sizes import format_bytes
+from nnxconv.storage.item import Item
 from nnxconv.storage.locate import STEP_METADATA, TREE_METADATA, Location, absolute, steps_in
 from nnxconv.storage.save import Target
+from nnxconv.views import Literal, size_bytes
 
 
 def check_places(
@@ -51,4 +57,40 @@ def _is_checkpoint(path: epath.Path) -> bool:
         or (path / STEP_METADATA).exists()
         or bool(steps_in(path))
         or any((child / TREE_METADATA).exists() for child in path.iterdir() if child.is_dir())
+    )
+
+
+SPARE_BYTES = 2**20
+
+
+def check_space(plan: Plan, item: Item, target: Target, transfer: Transfer) -> None:
+    """Refuses a plan for which the target's file system has not enough room.
+
+    Arrays are taken to be as compressible as the source's are; with links, those that are renamed
+    take no room.
+
+    Raises:
+      PlanError: there is not enough room.
+    """
+    if target.path.as_posix().startswith("gs://"):
+        return
+    stored = stored_bytes(item.path)
+    decoded = sum(size_bytes(leaf) for leaf in item.tree.values() if not isinstance(leaf, Literal))
+    arrays = plan.rewritten if transfer == "link" else plan.arrays
+    wanted = sum(size_bytes(array.view) for array in arrays)
+    needed = SPARE_BYTES + wanted * stored // max(decoded, 1)
+    parent = next(path for path in target.path.parents if path.exists())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise PlanError(
+            f"the target needs about {format_bytes(needed)}, but {format_bytes(free)} are free",
+            where=str(parent),
+            hint="free some space, or choose a target on another file system",
+        )
+
+
+def stored_bytes(path: epath.Path) -> int:
+    """Bytes of all files under a directory."""
+    return sum(
+        stored_bytes(child) if child.is_dir() else child.stat().length for child in path.iterdir()
     )

@@ -31,13 +31,11 @@ from orbax.checkpoint.path import atomicity
 
 from nnxconv.keys import Key
 from nnxconv.state import Tree
-from nnxconv.storage.arrays import context, new_array_spec
-from nnxconv.storage.formats import ArrayFormat, parse_format
+from nnxconv.storage.arrays import context, new_array_spec, new_kvstore_spec
+from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
 from nnxconv.storage.item import Item, array_name
 from nnxconv.storage.locate import UNFINISHED, Location, absolute
 from nnxconv.views import Leaf, Literal, Source
-
-PROCESS = "ocdbt.process_nnxconv"
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Writer:
     """The arrays of one target item, while it is being written."""
 
     def __init__(self, directory: epath.Path, use_ocdbt: bool) -> None:
-        self._item = directory / PROCESS if use_ocdbt else directory
+        self.directory = directory
         self._use_ocdbt = use_ocdbt
         self._created: dict[Key, NewArray] = {}
 
@@ -76,17 +74,30 @@ class Writer:
             array_name(key): parse_format(array.zarr_format, dict(array.metadata))
             for key, array in self._created.items()
         }
-        path = self._item.as_posix()
+        path = self.directory.as_posix()
         leaves = {
             key: _stored(key, leaf, formats, path, self._created) for key, leaf in tree.items()
         }
         is_zarr3 = any(array.zarr_format == 3 for array in formats.values())
-        return Item(self._item, leaves, formats, self._use_ocdbt, is_zarr3)
+        return Item(self.directory, leaves, formats, self._use_ocdbt, is_zarr3)
+
+    async def describe(self, arrays: Iterable[NewArray]) -> None:
+        """Stores the metadata of arrays whose chunks get here by themselves."""
+        arrays = list(arrays)
+        self._created |= {array.key: array for array in arrays}
+        spec = new_kvstore_spec(self.directory, self._use_ocdbt)
+        store = await ts.KvStore.open(spec, context=context())
+        async with self.commit() as transaction:
+            into = store.with_transaction(transaction) if self._use_ocdbt else store
+            for array in arrays:
+                file = ZARR2_FILE if array.zarr_format == 2 else ZARR3_FILE
+                text = json.dumps(array.metadata)
+                await into.write(f"{array_name(array.key)}/{file}", text.encode())
 
     async def open(self, array: NewArray, transaction: ts.Transaction) -> ts.TensorStore:
         """The array, created when it is opened for the first time."""
         spec = new_array_spec(
-            self._item,
+            self.directory,
             self._use_ocdbt,
             array_name(array.key),
             array.zarr_format,
