@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nnxconv.keys import in_order, spell
+from nnxconv.sizes import counted
 from nnxconv.views import notation
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def report_text(report: "Report", *, verbose: bool) -> str:
 
 def _verdict(report: "Report") -> str:
     total = len(report.leaves)
-    arrays = f"{total:,} array{'' if total == 1 else 's'}"
+    arrays = counted(total, "array")
     if report.findings:
         return f"{len(report.findings):,} of {arrays} differ{'s' if total == 1 else ''}"
     if not report.compared_values:
@@ -87,4 +88,4 @@ def _every_leaf(report: "Report") -> Iterator[str]:
 
 def _ignored(report: "Report") -> Iterator[str]:
     for option, count in report.ignored.items():
-        yield f"{count:,} arrays left aside ({option})"
+        yield f"{counted(count, 'array')} left aside ({option})"

@@ -39,3 +39,12 @@ def format_bytes(count: int) -> str:
         if value < 1024 or unit == "TiB":
             break
     return f"{value:,.1f} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "array"), counted(1520, "array")
+    ('1 array', '1,520 arrays')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

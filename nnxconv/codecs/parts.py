@@ -7,6 +7,7 @@ from nnxconv.codecs.form import Form, Record
 from nnxconv.errors import CannotHold
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.optimizer import parameter_trees
+from nnxconv.sizes import counted
 from nnxconv.state import BATCH_STATS, RNGS, TrainState, Tree
 from nnxconv.views import Leaf, Literal, View, cast, dtype_of, first_source, notation, with_kind
 
@@ -180,9 +181,8 @@ def refuse_misfits(
         return
     leaves = state.leaves()
     width = max(len(spell(key)) for key in misfits)
-    count = len(misfits)
     raise CannotHold(
-        f"the {layout} layout has no place for {count:,} array{'s' if count > 1 else ''}",
+        f"the {layout} layout has no place for {counted(len(misfits), 'array')}",
         details=[f"{spell(key):<{width}}  {notation(leaves[key])}" for key in misfits],
         hint=hint,
     )

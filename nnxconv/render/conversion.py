@@ -10,7 +10,7 @@ from nnxconv.keys import Key, spell
 from nnxconv.layers import Apart, Arrangement, Blocks, LayerGroup
 from nnxconv.optimizer import parameter_trees
 from nnxconv.plan import Plan
-from nnxconv.sizes import format_bytes
+from nnxconv.sizes import counted, format_bytes
 from nnxconv.storage.transfer import Moved
 from nnxconv.views import Cast, Slot, Source, Stack, View, notation, size_bytes
 from nnxconv.views import Moved as MovedView
@@ -83,8 +83,7 @@ def _totals(plan: Plan) -> str:
     for done, arrays in (("renamed", plan.renamed), ("rewritten", plan.rewritten)):
         if arrays:
             nbytes = sum(size_bytes(array.view) for array in arrays)
-            what = "" if texts else " array" if len(arrays) == 1 else " arrays"
-            texts.append(f"{len(arrays):,}{what} {done}, {format_bytes(nbytes)}")
+            texts.append(f"{counted(len(arrays), 'array')} {done}, {format_bytes(nbytes)}")
     return "; ".join(texts) or "no arrays"
 
 
@@ -110,7 +109,7 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
     for text in _left_out(conversion):
         yield "left out", text
     if conversion.taken:
-        yield "from like", f"{len(conversion.taken):,} arrays of aux"
+        yield "from like", f"{counted(len(conversion.taken), 'array')} of aux"
     for text in conversion.assumed:
         yield "assumed", text
     if result.moved is not None:
@@ -121,12 +120,12 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
 
 def _moved(moved: Moved) -> Iterator[tuple[str, str]]:
     """How encoded chunks got to the target."""
-    counts = {
-        "files copied": moved.copied_files,
-        "files linked": moved.linked_files,
-        "chunks copied": moved.copied_chunks,
-    }
-    told = [f"{count:,} {what}" for what, count in counts.items() if count]
+    counts = [
+        (moved.copied_files, "file", "copied"),
+        (moved.linked_files, "file", "linked"),
+        (moved.copied_chunks, "chunk", "copied"),
+    ]
+    told = [f"{counted(count, noun)} {done}" for count, noun, done in counts if count]
     if told:
         yield "moved", f"{', '.join(told)}: {format_bytes(moved.nbytes)} as they are"
     for note in moved.notes:
@@ -136,7 +135,7 @@ def _moved(moved: Moved) -> Iterator[tuple[str, str]]:
 def _layers_text(conversion: Conversion, group: LayerGroup) -> str:
     before = arranged(group.arrangement)
     after = arranged(conversion.arrangements[group.key])
-    count = f"{len(group.indices)} layers" if group.indices else "layers"
+    count = counted(len(group.indices), "layer") if group.indices else "layers"
     change = f"{before}, left so" if before == after else f"{before} -> {after}"
     return f"{spell(group.key)}: {count}, {change}"
 
@@ -181,7 +180,7 @@ def _step(conversion: Conversion) -> str:
 def _left_out(conversion: Conversion) -> Iterator[str]:
     kinds = Counter((spell(key[:2]), why) for key, why in conversion.left_out.items())
     for (part, why), count in kinds.items():
-        yield f"{count:,} arrays of {part} ({why})" if part != "step" else f"step ({why})"
+        yield f"{counted(count, 'array')} of {part} ({why})" if part != "step" else f"step ({why})"
 
 
 def _plan_rows(result: Result) -> Iterator[str]:

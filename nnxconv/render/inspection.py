@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nnxconv.conversion import RECORD
 from nnxconv.inspection import ChainElement, Inspection
 from nnxconv.keys import in_order, spell
 from nnxconv.pairing import matches
 from nnxconv.render.conversion import arranged
-from nnxconv.sizes import format_bytes
+from nnxconv.sizes import counted, format_bytes
 from nnxconv.storage.item import array_name
 from nnxconv.views import Literal, notation
 
@@ -91,19 +92,23 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
     if found.step is not None:
         yield "step", f"{found.step:,}"
     for group in understood.groups if understood else ():
-        count = f"{len(group.indices)} layers, " if group.indices else ""
+        count = f"{counted(len(group.indices), 'layer')}, " if group.indices else ""
         yield "layers", f"{spell(group.key)}: {count}{arranged(group.arrangement)}"
         if group.problem:
             yield "", group.problem
     for name, part in found.parts.items():
         if name != "step":
             size = format_bytes(part.nbytes)
-            yield name, f"{part.arrays:,} arrays, {part.elements:,} elements, {size}"
+            elements = counted(part.elements, "element")
+            yield name, f"{counted(part.arrays, 'array')}, {elements}, {size}"
     for element in found.chain:
         yield "optimizer", _element(element)
     yield "types", _counted(found.dtypes)
     for name, value in found.custom_metadata.items():
-        yield "metadata", f"{name} = {_short(value)}"
+        if name == RECORD:
+            yield "converted", f"by nnxconv, from {', '.join(value.get('forms', {}))}"
+        else:
+            yield "metadata", f"{name} = {_short(value)}"
 
 
 def _container(found: Inspection) -> str:
@@ -139,7 +144,7 @@ def _tree_rows(found: Inspection, depth: int | None, filters: Sequence[str]) -> 
         if depth is not None and len(key) > depth:
             name = spell(key[:depth])
             counts[name] = counts.get(name, 0) + 1
-            rows[name] = f"{counts[name]:,} leaves"
+            rows[name] = "1 leaf" if counts[name] == 1 else f"{counts[name]:,} leaves"
         else:
             rows[name] = notation(found.item.tree[key])
     width = max(map(len, rows), default=0)
