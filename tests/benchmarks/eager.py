@@ -1,0 +1,85 @@
+"""What people do without nnxconv: restore everything, rearrange it in memory, save it.
+
+    python -m tests.benchmarks.eager convert SRC DST unstack|names
+    python -m tests.benchmarks.eager compare A B
+"""
+
+import logging
+import os
+import sys
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+def main() -> None:
+    """Runs the command."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    command, first, second, *rest = sys.argv[1:]
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        a = checkpointer.restore(os.path.abspath(first))  # noqa: PTH100
+        if command == "compare":
+            b = checkpointer.restore(os.path.abspath(second))  # noqa: PTH100
+            print("match" if _all_close(_model(a), _model(b)) else "differ")
+        else:
+            checkpointer.save(os.path.abspath(second), _converted(a, rest[0]))  # noqa: PTH100
+
+
+def _model(tree: Any) -> Any:
+    """The parameters, their layers apart, without wrappers."""
+    if "model" in tree:
+        return _apart(_bare(tree["model"]))
+    return _apart(tree["params"]["params"])
+
+
+def _converted(tree: Any, how: str) -> Any:
+    arrange = _apart if how == "unstack" else lambda model: model
+    model = arrange(tree["params"]["params"])
+    if not tree.get("opt_state"):
+        return {"model": _wrapped(model), "optimizer": {"step": np.asarray(0, np.uint32)}}
+    adam = tree["opt_state"][0]
+    moments = {name: arrange(adam[name]["params"]) for name in ("mu", "nu")}
+    optimizer = {
+        "step": np.asarray(tree["step"], np.uint32),
+        "opt_state": [{"count": adam["count"], **moments}, None, None],
+    }
+    return {"model": _wrapped(model), "optimizer": optimizer}
+
+
+def _apart(model: Any) -> Any:
+    decoder = model.get("decoder", {})
+    layers = decoder.get("layers")
+    if layers is None or "0" in layers:
+        return model
+    count = layers["norm"]["scale"].shape[1]
+    each = {str(i): _map(lambda x, i=i: np.take(x, i, 1), layers) for i in range(count)}
+    return {**model, "decoder": {"layers": each}}
+
+
+def _wrapped(tree: Any) -> Any:
+    return _map(lambda leaf: {"value": leaf}, tree)
+
+
+def _bare(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return tree["value"] if set(tree) == {"value"} else {k: _bare(v) for k, v in tree.items()}
+    return tree
+
+
+def _map(function: Any, tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _map(function, branch) for name, branch in tree.items()}
+    return function(tree)
+
+
+def _all_close(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_all_close(a[name], b[name]) for name in a)
+    return bool(np.allclose(a, b, atol=1e-5, rtol=1e-5))
+
+
+if __name__ == "__main__":
+    main()
