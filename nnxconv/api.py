@@ -242,6 +242,7 @@ def compare(
         {**leaves_b, **leaves_a},
         tolerance,
         compare_values,
+        layer_groups=tuple(dict.fromkeys(group.key for group in (*a.groups, *b.groups))),
         statistics={} if values is None else values.statistics,
         ignored=ignored_a | ignored_b,
         read_bytes=0 if values is None else values.read_bytes,

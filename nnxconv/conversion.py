@@ -1,28 +1,31 @@
 """From one checkpoint's tree to another's: decode, rearrange the layers, encode. Reads no array."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from typing import Literal as OneOf
 
 from nnxconv.codecs import CODECS, Codec, Form, Record, recognise
 from nnxconv.codecs.parts import collections_to_record, is_rng_array, refuse_misfits
-from nnxconv.errors import BadInput, CannotHold
+from nnxconv.errors import BadInput, CannotHold, NnxconvError
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.layers import (
     DEFAULT_NAMES,
     Apart,
     Arrangement,
+    Blocks,
     LayerGroup,
     Spelling,
+    Stacked,
     arrange,
     choose,
     names_in,
     unstack,
 )
 from nnxconv.likeness import conform
+from nnxconv.pieces import pieces
 from nnxconv.state import RNGS, TrainState, Tree
-from nnxconv.views import Leaf
+from nnxconv.views import Leaf, Literal, Source
 
 RECORD = "nnxconv"
 """Where a checkpoint's custom metadata keep the record of earlier conversions."""
@@ -57,6 +60,7 @@ class Understood:
     record: Record
     tree: Tree
     is_scanned: bool | None = None
+    layer_group: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,47 +111,77 @@ def understand(
       UnknownLayout: no layout fits, or several do.
       BadInput: the tree is not of the stated layout, or has no group of a stated name.
     """
-    if layout is None:
-        codec, reading = recognise(tree, where)
-    else:
-        codec = CODECS[layout]
-        reading = codec.recognise(tree)
-        if reading.objections:
-            raise BadInput(
-                f"this is not a tree in the {layout} layout",
-                where=where,
-                details=reading.objections,
-            )
     record = Record.from_json(custom_metadata.get(RECORD) or {})
+    codec, evidence = _layout_of(tree, layout, record, where)
     decoded = codec.decode(tree, record)
     unknown = set(layer_group) - names_in(decoded.state)
     if unknown:
         raise BadInput(f"no layers are called {', '.join(f'`{n}`' for n in sorted(unknown))}")
-    state, groups = unstack(
+    understood = Understood(
+        codec,
+        evidence,
+        decoded.notes,
         decoded.state,
-        names=(*DEFAULT_NAMES, *layer_group),
-        layer_axis=layer_axis,
-        is_scanned=is_scanned,
+        (),
+        decoded.form,
+        record,
+        tree,
+        is_scanned,
+        tuple(layer_group),
     )
-    form = replace(decoded.form, spelling=_spelling(codec, groups))
-    return Understood(
-        codec, reading.evidence, decoded.notes, state, tuple(groups), form, record, tree, is_scanned
-    )
+    return reread(understood, layer_axis)
 
 
-def reread(understood: Understood, layer_axis: int) -> Understood:
+def reread(understood: Understood, layer_axis: int | None) -> Understood:
     """The same checkpoint, its unclear stacks read with the layers on `layer_axis`."""
     decoded = understood.codec.decode(understood.tree, understood.record)
-    state, groups = unstack(decoded.state, layer_axis=layer_axis, is_scanned=understood.is_scanned)
-    return replace(understood, state=state, groups=tuple(groups))
+    state, groups = unstack(
+        decoded.state,
+        names=(*DEFAULT_NAMES, *understood.layer_group),
+        layer_axis=layer_axis,
+        known_axes=understood.record.axes,
+        is_scanned=understood.is_scanned,
+    )
+    form = replace(decoded.form, spellings=_spellings(understood.codec, groups))
+    return replace(understood, state=state, groups=tuple(groups), form=form)
 
 
-def _spelling(codec: Codec, groups: Sequence[LayerGroup]) -> Spelling | None:
-    """How the layers are spelled, where it is not the layout's own way."""
-    spellings: set[Spelling] = {
-        group.arrangement.spelling for group in groups if isinstance(group.arrangement, Apart)
+def _layout_of(
+    tree: Tree, layout: str | None, record: Record, where: str
+) -> tuple[Codec, tuple[str, ...]]:
+    """The tree's codec, and why: stated, as nnxconv wrote it, or recognised."""
+    stated = layout or record.layout
+    if stated is not None and stated in CODECS:
+        codec = CODECS[stated]
+        if _comes_back(codec, tree, record):
+            return codec, ("stated by `--from`" if layout else "written by nnxconv",)
+        if layout is not None:
+            raise BadInput(
+                f"this is not a tree in the {layout} layout",
+                where=where,
+                details=codec.recognise(tree).objections,
+            )
+    codec, reading = recognise(tree, where)
+    return codec, reading.evidence
+
+
+def _comes_back(codec: Codec, tree: Tree, record: Record) -> bool:
+    """True when the codec gives exactly this tree back, so that it reads every leaf of it."""
+    try:
+        decoded = codec.decode(tree, record)
+        is_exact = codec.encode(decoded.state, decoded.form).tree == dict(tree)
+    except NnxconvError:
+        return False
+    return is_exact and bool(decoded.state.params)
+
+
+def _spellings(codec: Codec, groups: Sequence[LayerGroup]) -> dict[str, Spelling]:
+    """How the layers of each group are spelled, where it is not the layout's own way."""
+    return {
+        str(group.key[-1]): group.arrangement.spelling
+        for group in groups
+        if isinstance(group.arrangement, Apart) and group.arrangement.spelling != codec.spelling
     }
-    return spellings.pop() if len(spellings) == 1 and spellings != {codec.spelling} else None
 
 
 def convert_tree(source: Understood, options: Options, like: Understood | None) -> Conversion:
@@ -175,14 +209,20 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
         source.groups,
         scan_layers=scan_layers,
         layer_axis=options.layer_axis,
-        spelling=_target_spelling(codec, form, source.codec),
+        spelling=codec.spelling,
+        kept_spelling=source.codec.spelling == codec.spelling,
+        spellings=form.spellings,
         like=None if like is None else {group.key: group.arrangement for group in like.groups},
     )
     arranged = arrange(state, source.groups, arrangements)
     encoded = codec.encode(arranged, form)
     tree = encoded.tree if like is None else conform(encoded.tree, like.tree)
     record = Record(
-        {**source.record.forms, source.codec.name: source.form}, collections_to_record(arranged)
+        {**source.record.forms, source.codec.name: source.form},
+        collections_to_record(arranged),
+        {key: a.axis for key, a in arrangements.items() if isinstance(a, Stacked | Blocks)},
+        codec.name,
+        form.has_root,
     )
     return Conversion(
         source,
@@ -231,17 +271,10 @@ def _form(codec: Codec, source: Understood, state: TrainState, like: Understood 
     return recorded or replace(codec.default_form(state), empties=_known_empties(source))
 
 
-def _known_empties(source: Understood) -> tuple[Key, ...]:
+def _known_empties(source: Understood) -> tuple[tuple[Key, str], ...]:
     """The optimizer's empty states, from the layout that spelled them out last."""
     forms = [source.form, *source.record.forms.values()]
     return next((form.empties for form in forms if form.empties), ())
-
-
-def _target_spelling(codec: Codec, form: Form, source: Codec) -> Spelling | None:
-    """How layers that are apart are spelled in the target; None leaves them as they are."""
-    if form.spelling is not None:
-        return form.spelling
-    return None if codec.spelling == source.spelling else codec.spelling
 
 
 def _is_excluded(aux_key: Key, without: Sequence[str]) -> bool:
@@ -294,16 +327,25 @@ def _fitting(
 
 
 def nothing_lost(conversion: Conversion) -> None:
-    """Checks that every leaf of the source is in the target or named as left out.
+    """Checks that every array of the source is in the target or named as left out.
 
     Raises:
-      CannotHold: a leaf went missing, which is a defect of nnxconv.
+      CannotHold: an array went missing, which is a defect of nnxconv.
     """
-    kept = conversion.state.leaves().keys()
+    written = _sources(conversion.tree.values())
+    gone = _sources(
+        leaf for key, leaf in conversion.source.state.leaves().items() if key in conversion.left_out
+    )
     lost = [
-        key
-        for key in conversion.source.state.leaves()
-        if key not in kept and key not in conversion.left_out
+        spell(key)
+        for key, leaf in conversion.source.tree.items()
+        if isinstance(leaf, Source) and leaf.name not in written | gone
     ]
     if lost:
-        raise CannotHold("these leaves would be lost", details=[spell(key) for key in lost])
+        raise CannotHold("these arrays would be lost", details=lost)
+
+
+def _sources(leaves: Iterable[Leaf]) -> set[str]:
+    """Names of all stored arrays that the leaves are made of."""
+    views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
+    return {piece.source.name for view in views for piece in pieces(view)}

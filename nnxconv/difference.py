@@ -6,7 +6,8 @@
 """
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class Difference:
       sum_abs: sum of |a - b|.
       max_rel: largest |a - b| / max(|a|, |b|).
       worst: index of the element with the largest |a - b|.
+      infinite: elements whose |a - b| is infinite.
+      histogram: how many elements have `2**n <= |a - b| < 2**(n + 1)`, by n.
     """
 
     count: int = 0
@@ -47,6 +50,8 @@ class Difference:
     sum_abs: float = 0.0
     max_rel: float = 0.0
     worst: tuple[int, ...] | None = None
+    infinite: int = 0
+    histogram: Counter[int] = field(default_factory=Counter)
 
     @property
     def mean_abs(self) -> float:
@@ -63,6 +68,8 @@ class Difference:
         self.sum_abs += other.sum_abs
         self.max_abs = max(self.max_abs, other.max_abs)
         self.max_rel = max(self.max_rel, other.max_rel)
+        self.infinite += other.infinite
+        self.histogram.update(other.histogram)
 
 
 def measure(a: np.ndarray, b: np.ndarray, tolerance: Tolerance) -> Difference:
@@ -101,6 +108,8 @@ def _measure_part(
     found.sum_abs += float(gap.sum())
     found.max_abs = max(found.max_abs, float(gap[worst]))
     found.max_rel = max(found.max_rel, float(relative.max()))
+    found.infinite += int(np.count_nonzero(np.isinf(gap)))
+    found.histogram.update(_powers_of_two(gap))
 
 
 def _wide(values: np.ndarray) -> np.ndarray:
@@ -146,6 +155,16 @@ def _gap(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(gap), math.inf, gap)
     larger, smaller = np.maximum(x, y).astype(np.uint64), np.minimum(x, y).astype(np.uint64)
     return (larger - smaller).astype(np.float64)
+
+
+def _powers_of_two(gap: np.ndarray) -> dict[int, int]:
+    """How many gaps lie in `2**n <= gap < 2**(n + 1)`, by n; zero and infinity in none.
+
+    >>> _powers_of_two(np.array([0.25, 0.3, 1.0, 3.0, np.inf, 0.0]))
+    {-2: 2, 0: 1, 1: 1}
+    """
+    exponents = np.bincount(gap.view(np.int64) >> 52, minlength=2048)  # of positive float64
+    return {int(e) - 1023: int(exponents[e]) for e in np.flatnonzero(exponents) if 0 < e < 2047}
 
 
 def _inexact(values: np.ndarray) -> np.ndarray:

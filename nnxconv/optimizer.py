@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 
 from nnxconv.keys import Key, is_digits
 from nnxconv.state import Tree
-from nnxconv.views import NOTHING, Leaf
+from nnxconv.views import EMPTY_KINDS, NOTHING, Leaf, Literal
 
 LEVEL = "params"
 
@@ -128,28 +128,34 @@ def _chain_part(key: Key, trees: Collection[Key]) -> int:
     return next((size for size in range(len(key)) if key[:size] in trees), len(key))
 
 
-def split_empties(opt_state: Tree, trees: Collection[Key]) -> tuple[dict[Key, Leaf], list[Key]]:
-    """The state without its empty states, and the keys where those stood.
+def split_empties(
+    opt_state: Tree, trees: Collection[Key]
+) -> tuple[dict[Key, Leaf], list[tuple[Key, str]]]:
+    """The state without its empty states, and where those stood: keys and kinds.
 
-    A `None` inside a parameter-shaped tree is no empty state but a masked parameter: it stays.
+    An empty state is a `None` or an empty container outside parameter-shaped trees; inside one, a
+    `None` is a masked parameter and stays.
     """
     kept: dict[Key, Leaf] = {}
-    empties: list[Key] = []
+    empties: list[tuple[Key, str]] = []
     for key, leaf in opt_state.items():
-        if leaf == NOTHING and _chain_part(key, trees) == len(key):
-            empties.append(key)
+        is_outside = _chain_part(key, trees) == len(key)
+        if is_outside and isinstance(leaf, Literal) and leaf.kind in EMPTY_KINDS:
+            empties.append((key, leaf.kind))
         else:
             kept[key] = leaf
     return kept, empties
 
 
-def with_empties(opt_state: Tree, empties: Iterable[Key]) -> tuple[dict[Key, Leaf], list[Key]]:
-    """The state with `None` at `empties` and in every gap of a chain; and the gaps filled.
+def with_empties(
+    opt_state: Tree, empties: Iterable[tuple[Key, str]]
+) -> tuple[dict[Key, Leaf], list[Key]]:
+    """The state with its empty states, and a `None` in every gap of a chain; and the gaps filled.
 
     >>> with_empties({(0, "count"): NOTHING, (2, "count"): NOTHING}, [])[1]
     [(1,)]
     """
-    filled: dict[Key, Leaf] = {**opt_state, **dict.fromkeys(empties, NOTHING)}
+    filled: dict[Key, Leaf] = {**opt_state, **{key: Literal(kind) for key, kind in empties}}
     lengths: dict[Key, set[int]] = defaultdict(set)
     for key in filled:
         for size, part in enumerate(key):

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal as OneOf
 
@@ -113,13 +113,13 @@ def join_layers(
     runs: dict[tuple[object, ...], list[tuple[Key, View, View]]] = defaultdict(list)
     names = {group.key for group in groups}
     for key, left, right in common:
-        place = _layer_place(key, names)
+        place = layer_place(key, names)
         template = (*key[:place], None, *key[place + 1 :]) if place else key
         runs[(template, notation(left), notation(right))].append((key, left, right))
     return [_pair(run) for run in runs.values()]
 
 
-def _layer_place(key: Key, names: set[Key]) -> int:
+def layer_place(key: Key, names: Collection[Key]) -> int:
     """Where in a canonical key the index of its outermost layer stands; 0 for none."""
     for place, part in enumerate(key):
         if isinstance(part, int) and any(key[max(place - len(n), 0) : place] == n for n in names):

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal as OneOf
 from typing import Protocol, TypeVar
 
@@ -33,8 +33,7 @@ from nnxconv.views import (
 
 MIB = 2**20
 SMALL_CHUNK_BYTES = MIB
-MERGED_CHUNK_BYTES = 16 * MIB
-BLOCK_BYTES = 16 * MIB
+MERGED_BYTES = 16 * MIB
 WORKING_COPIES = 4
 """How many times a block is in memory at once: encoded, decoded, rearranged, encoded again."""
 
@@ -107,13 +106,14 @@ class Plan:
       literals: leaves that hold no array.
       window_bytes: how many bytes of blocks are written together.
       largest_block_bytes: the largest block, in memory.
+      merge_bytes: up to how many bytes small chunks are read or made together.
     """
 
     arrays: tuple[TargetArray, ...]
     literals: tuple[tuple[Key, Literal], ...]
     window_bytes: int
     largest_block_bytes: int
-    largest: Key = field(default=())
+    merge_bytes: int = MERGED_BYTES
 
     @property
     def total_bytes(self) -> int:
@@ -148,7 +148,7 @@ class Plan:
                 for region in regions(array.view.shape, array.chunks):
                     yield Gather(array, region, tuple(parts))
         for source, into in by_source.items():
-            for region in regions(source.shape, _block_shape(source)):
+            for region in regions(source.shape, block_shape(source, self.merge_bytes)):
                 yield Scatter(source, region, tuple(into))
 
     def windows(self) -> Iterator[list[Job]]:
@@ -193,6 +193,7 @@ def make_plan(
       PlanError: a chunk of the source is too large for the memory; or two keys of the target
         have the same name on disk.
     """
+    merge_bytes = min(MERGED_BYTES, max_memory // WORKING_COPIES)
     arrays: list[TargetArray] = []
     literals: list[tuple[Key, Literal]] = []
     for key, leaf in leaves:
@@ -201,12 +202,12 @@ def make_plan(
         else:
             why = why_rewrite(leaf, store)
             how: How = "rewrite" if why else "rename"
-            chunks = _target_chunks(leaf) if why else pieces(leaf)[0].image_of_chunks()
+            chunks = _target_chunks(leaf, merge_bytes) if why else pieces(leaf)[0].image_of_chunks()
             arrays.append(TargetArray(key, leaf, chunks, how, why))
     _refuse_equal_names(arrays)
     rewritten = [array for array in arrays if array.how == "rewrite"]
-    largest = max(rewritten, key=_array_block_bytes, default=None)
-    largest_bytes = 0 if largest is None else _array_block_bytes(largest)
+    blocks = [(_array_block_bytes(array, merge_bytes), array) for array in rewritten]
+    largest_bytes, largest = max(blocks, key=lambda block: block[0], default=(0, None))
     if largest is not None:
         check_fits(largest.key, largest.view, largest_bytes, WORKING_COPIES, max_memory)
     window_bytes = max(max_memory // WORKING_COPIES // 2, 1)
@@ -215,7 +216,7 @@ def make_plan(
         tuple(literals),
         window_bytes,
         largest_bytes,
-        () if largest is None else largest.key,
+        merge_bytes,
     )
 
 
@@ -270,7 +271,7 @@ def renamed_chunks(array: TargetArray) -> Iterator[tuple[Source, Shape, Shape]]:
             yield source, index, tuple(new)
 
 
-def _target_chunks(view: View) -> Shape:
+def _target_chunks(view: View, merge_bytes: int) -> Shape:
     """The image of the source's chunks, merged while they are small."""
     parts = pieces(view)
     image = parts[0].image_of_chunks() if parts else view.shape
@@ -281,18 +282,18 @@ def _target_chunks(view: View) -> Shape:
     placed = list(parts[0].placed) if parts else []
     others = [axis for axis in reversed(range(len(chunks))) if axis not in placed]
     for axis in placed + others:
-        room = MERGED_CHUNK_BYTES // (math.prod(chunks) * item)
+        room = merge_bytes // (math.prod(chunks) * item)
         if chunks[axis] < view.shape[axis] and room > 1:
             chunks[axis] = min(view.shape[axis], chunks[axis] * room)
     return tuple(chunks)
 
 
-def _block_shape(source: Source) -> Shape:
+def block_shape(source: Source, merge_bytes: int) -> Shape:
     """The region that is read at once: whole chunks, several where they are small."""
     block = [max(1, min(c, s)) for c, s in zip(source.chunks, source.shape, strict=True)]
     item = item_bytes(source.dtype)
     for axis in reversed(range(len(block))):
-        room = BLOCK_BYTES // max(1, math.prod(block) * item)
+        room = merge_bytes // max(1, math.prod(block) * item)
         if room > 1 and block[axis] < source.shape[axis]:
             block[axis] = min(source.shape[axis], block[axis] * room)
     return tuple(block)
@@ -315,24 +316,25 @@ def _region_bytes(region: Region, dtype: str) -> int:
     return math.prod(part.stop - part.start for part in region) * item_bytes(dtype)
 
 
-def _array_block_bytes(array: TargetArray) -> int:
+def _array_block_bytes(array: TargetArray, merge_bytes: int) -> int:
     """The largest block that making the array takes."""
     parts = pieces(array.view)
     if len(parts) == 1:
         source = parts[0].source
-        return math.prod(_block_shape(source)) * item_bytes(source.dtype)
+        return math.prod(block_shape(source, merge_bytes)) * item_bytes(source.dtype)
     return math.prod(array.chunks) * item_bytes(dtype_of(array.view))
 
 
 def _refuse_equal_names(arrays: Sequence[TargetArray]) -> None:
-    keys: dict[str, Key] = {}
+    keys: dict[str, list[Key]] = defaultdict(list)
     for array in arrays:
-        other = keys.setdefault(array.name, array.key)
-        if other != array.key:
-            raise PlanError(
-                f"two arrays would have the same name `{array.name}` on disk",
-                details=[spell(other), spell(array.key)],
-            )
+        keys[array.name].append(array.key)
+    clashes = {name: same for name, same in keys.items() if len(same) > 1}
+    if clashes:
+        raise PlanError(
+            "different arrays would have the same name on disk",
+            details=[f"{name}: {' and '.join(map(spell, same))}" for name, same in clashes.items()],
+        )
 
 
 def check_fits(key: Key, view: View, block_bytes: int, copies: int, max_memory: int) -> None:

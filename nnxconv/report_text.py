@@ -17,18 +17,19 @@ MARKS = {"missing": "-", "extra": "+", "shape": "*", "dtype": "*", "value": "*"}
 
 def report_text(report: "Report", *, verbose: bool) -> str:
     """The report for people; `verbose` lists equal leaves as well and shortens nothing."""
-    lines = [_verdict(report)]
+    lines = [verdict(report)]
     if report.findings:
         lines += ["", *_table(report, verbose)]
     if verbose:
         lines += ["", *_every_leaf(report)]
-    footnotes = [*report.notes, *_ignored(report)]
+    footnotes = [*report.notes, *ignored_lines(report)]
     if footnotes:
         lines += ["", *footnotes]
     return "\n".join(lines)
 
 
-def _verdict(report: "Report") -> str:
+def verdict(report: "Report") -> str:
+    """The answer in one line."""
     total = len(report.leaves)
     arrays = counted(total, "array")
     if report.findings:
@@ -86,6 +87,7 @@ def _every_leaf(report: "Report") -> Iterator[str]:
         yield f"{marks.get(key, '=')} {spell(key)}  {notation(report.leaves[key])}"
 
 
-def _ignored(report: "Report") -> Iterator[str]:
+def ignored_lines(report: "Report") -> Iterator[str]:
+    """One line per option that left leaves aside."""
     for option, count in report.ignored.items():
         yield f"{counted(count, 'array')} left aside ({option})"

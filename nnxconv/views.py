@@ -109,7 +109,7 @@ class Cast:
 class Literal:
     """A leaf without an array: its value stands in the checkpoint's metadata.
 
-    `kind` is Orbax's value type: `None`, `Dict` and `List` (empty containers), `string`, `scalar`.
+    `kind` is Orbax's value type: `None`; an empty `Dict`, `List` or `Tuple`; `string`; `scalar`.
     """
 
     kind: str
@@ -117,6 +117,8 @@ class Literal:
 
 
 NOTHING = Literal("None")
+EMPTY_KINDS = ("None", "Dict", "List", "Tuple")
+"""Kinds of literals that hold nothing."""
 
 
 def slot(view: View, axis: int, index: int) -> View:
@@ -164,8 +166,13 @@ def moved(view: View, source: int, target: int) -> View:
     """The view with one axis moved, in normal form."""
     if source == target:
         return view
-    if isinstance(view, Moved) and view.target == source:
-        return moved(view.of, view.source, target)
+    match view:
+        case Moved(of, first, last) if last == source:
+            return moved(of, first, target)
+        case Stack(items, axis) if axis == source:
+            return stack(items, target)
+        case Cast(of, dtype):
+            return cast(moved(of, source, target), dtype)
     return Moved(view, source, target)
 
 
@@ -232,7 +239,7 @@ def short_dtype(dtype: str) -> str:
 def notation(leaf: Leaf) -> str:
     """Element type and shape as `bf16[2048,8192]`; literals by their value."""
     if isinstance(leaf, Literal):
-        empties = {"None": "None", "Dict": "{}", "List": "[]"}
+        empties = {"None": "None", "Dict": "{}", "List": "[]", "Tuple": "()"}
         return empties.get(leaf.kind, repr(leaf.value))
     return f"{short_dtype(dtype_of(leaf))}[{','.join(map(str, leaf.shape))}]"
 

@@ -74,12 +74,13 @@ def compare(
     """
     from nnxconv.api import compare as run
     from nnxconv.cli.progress import progress
-    from nnxconv.render.comparison import comparison_json, write_reports
+    from nnxconv.render.comparison import check_report_files, comparison_json, write_reports
 
     first = one_of("A", "--ckpt_path_1", a, ckpt_path_1)
     second = one_of("B", "--ckpt_path_2", b, ckpt_path_2)
     if transpose_nnx_layers:
         click.echo("`--transpose_nnx_layers` is not needed: layer axes are found", err=True)
+    check_report_files(reports)
     with progress() as watch:
         report = run(first, second, watch=watch, **options)
     write_reports(report, reports)

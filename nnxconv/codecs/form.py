@@ -22,12 +22,14 @@ class Form:
       has_root: NNX: the weights stand under `model`, not at the root.
       step_dtype: element type of `step`; None when the tree has no step.
       step_is_scalar: Linen: `step` is a Python number.
-      opt_state: `tree`, or how its absence is spelled: `absent`, or an empty `Dict`, `List` or
-        `None`.
-      empties: canonical keys of the optimizer's empty states that the tree spells out as `None`.
-      spelling: how layers that are apart are spelled, where it is not the layout's own way.
+      opt_state: `tree`, or how its absence is spelled: `absent`, or the kind of an empty literal.
+      empties: canonical keys of the optimizer's empty states that the tree spells out, and kinds.
+      spellings: how layers that are apart are spelled, by name of the group, where it is not the
+        layout's own way.
       collections: Linen: names of the top-level entries besides step, params and opt_state.
       inner_collections: Linen: names of the collections that stand beside `params/params`.
+      leveled: Linen: collections that hold weights under a `params` level, as averages do.
+      boxed: Linen: names of parameters that stand in boxes (`kernel/value`).
     """
 
     has_level: bool = True
@@ -35,25 +37,37 @@ class Form:
     step_dtype: str | None = None
     step_is_scalar: bool = False
     opt_state: str = "tree"
-    empties: tuple[Key, ...] = ()
-    spelling: Spelling | None = None
+    empties: tuple[tuple[Key, str], ...] = ()
+    spellings: Mapping[str, Spelling] = field(default_factory=dict)
     collections: tuple[str, ...] = ()
     inner_collections: tuple[str, ...] = ()
+    leveled: tuple[str, ...] = ()
+    boxed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The form as JSON values; keys become lists."""
-        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        record["empties"] = [list(key) for key in self.empties]
+        """The form as JSON values; what is as usual is left out."""
+        usual = Form()
+        record = {
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if getattr(self, name) != getattr(usual, name)
+        }
+        if self.empties:
+            record["empties"] = [[list(key), kind] for key, kind in self.empties]
         return record
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Form":
         """The inverse of `to_json`; unknown fields are ignored."""
         known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-        for name in ("collections", "inner_collections"):
+        for name in ("collections", "inner_collections", "leveled", "boxed"):
             known[name] = tuple(known.get(name, ()))
-        known["empties"] = tuple(tuple(key) for key in known.get("empties", ()))
+        known["empties"] = tuple((tuple(key), kind) for key, kind in known.get("empties", ()))
         return cls(**known)
+
+
+PARAMETERS = "params"
+"""What a record calls variables that are parameters, whatever their names suggest."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +76,28 @@ class Record:
 
     Attributes:
       forms: for each layout that the state has been in, its form there.
-      collections: for each collection that cannot be told by its variables' names, their paths.
+      collections: for each collection that cannot be told by its variables' names, their paths;
+        `params` for parameters whose names suggest otherwise.
+      axes: the layer axis of each group that was written as a stack.
+      layout: the layout that was written, and `has_root` as in its form.
     """
 
     forms: Mapping[str, Form] = field(default_factory=dict)
     collections: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
+    axes: Mapping[Key, int] = field(default_factory=dict)
+    layout: str | None = None
+    has_root: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""
         return {
+            "layout": self.layout,
+            "has_root": self.has_root,
             "forms": {name: form.to_json() for name, form in self.forms.items()},
             "collections": {
                 name: [list(path) for path in paths] for name, paths in self.collections.items()
             },
+            "axes": [[list(key), axis] for key, axis in self.axes.items()],
         }
 
     @classmethod
@@ -86,6 +109,9 @@ class Record:
                 name: tuple(tuple(path) for path in paths)
                 for name, paths in record.get("collections", {}).items()
             },
+            {tuple(key): axis for key, axis in record.get("axes", ())},
+            record.get("layout"),
+            record.get("has_root", True),
         )
 
 

@@ -13,7 +13,7 @@ Parameters only: `step` a scalar, `opt_state` an empty mapping.
 
 from nnxconv.codecs import linen_parts as parts
 from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
-from nnxconv.codecs.parts import CACHE, is_wrapped, refuse_misfits
+from nnxconv.codecs.parts import CACHE, refuse_misfits
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.layers import Spelling
 from nnxconv.optimizer import (
@@ -21,7 +21,6 @@ from nnxconv.optimizer import (
     parameter_trees,
     split_empties,
     with_empties,
-    with_level,
     without_level,
 )
 from nnxconv.state import BATCH_STATS, TrainState, Tree, below, children, under
@@ -42,8 +41,6 @@ def recognise(tree: Tree) -> Reading:
         objections.append("no weights under `params`")
     else:
         evidence.append(f"weights under `params{'/params' if parts.has_level(tree) else ''}`")
-        if is_wrapped(parts.variables(tree)):
-            objections.append("the weights are wrapped in `value`")
     objections += [f"`{root}` at the root" for root in children(tree) if root in _OTHER_ROOTS]
     opt_state, spelled = parts.read_opt_state(tree)
     chains = parts.digit_chains(opt_state or {}, parts.weights(tree))
@@ -59,17 +56,21 @@ def decode(tree: Tree, record: Record) -> Decoded:
     """The meaning of a Linen tree."""
     del record
     leveled = parts.has_level(tree)
-    params = parts.weights(tree)
+    stored_params = parts.weights(tree)
+    boxed = parts.boxed_names(stored_params)
+    params = parts.unboxed(stored_params, boxed)
     stored, spelled = parts.read_opt_state(tree)
-    opt_state, empties = _canonical(stored, params)
+    opt_state, empties = _canonical(stored, stored_params, boxed)
     step, step_dtype, step_is_scalar = parts.read_step(tree)
     inner = [str(child) for child in children(tree, ("params",)) if leveled and child != LEVEL]
     outer = [str(root) for root in children(tree) if root not in _OWN_ROOTS]
+    collections = {root: below(tree, ("params", root)) for root in inner}
+    collections |= {root: below(tree, (root,)) for root in outer}
+    averages = [root for root, found in collections.items() if _is_average(found, stored_params)]
     aux: dict[Key, Leaf] = {}
-    for collection in inner:
-        aux |= under((collection,), below(tree, ("params", collection)))
-    for collection in outer:
-        aux |= under((collection,), below(tree, (collection,)))
+    for root, found in collections.items():
+        bare = below(found, (LEVEL,)) if root in averages else found
+        aux |= under((root,), parts.unboxed(bare, boxed))
     form = Form(
         has_level=leveled,
         step_dtype=step_dtype,
@@ -78,17 +79,29 @@ def decode(tree: Tree, record: Record) -> Decoded:
         empties=tuple(empties),
         collections=tuple(outer),
         inner_collections=tuple(inner),
+        leveled=tuple(averages),
+        boxed=boxed,
     )
     return Decoded(TrainState(params, opt_state, step, aux), form)
 
 
+def _is_average(collection: Tree, params: Tree) -> bool:
+    """True for weights under a `params` level of their own, such as their moving average."""
+    return bool(collection) and all(key[:1] == (LEVEL,) and key[1:] in params for key in collection)
+
+
 def _canonical(
-    stored: dict[Key, Leaf] | None, params: Tree
-) -> tuple[dict[Key, Leaf] | None, list[Key]]:
+    stored: dict[Key, Leaf] | None, params: Tree, boxed: tuple[str, ...]
+) -> tuple[dict[Key, Leaf] | None, list[tuple[Key, str]]]:
     if stored is None:
         return None, []
     trees = parameter_trees(stored, params)
-    return split_empties(without_level(stored, trees), trees)
+    opt_state, empties = split_empties(without_level(stored, trees), trees)
+    for prefix in trees if boxed else ():
+        moments = below(opt_state, prefix)
+        opt_state = {key: leaf for key, leaf in opt_state.items() if key[: len(prefix)] != prefix}
+        opt_state |= under(prefix, parts.unboxed(moments, boxed))
+    return opt_state, empties
 
 
 def default_form(state: TrainState) -> Form:
@@ -105,16 +118,29 @@ def misfits(state: TrainState, form: Form) -> list[Key]:
 def encode(state: TrainState, form: Form) -> Encoded:
     """The state as a Linen tree."""
     refuse_misfits(name, state, misfits(state, form))
-    weights = under((LEVEL,), state.params) if form.has_level else state.params
-    tree = under(("params",), weights)
-    opt_state, gaps = state.opt_state, []
-    if opt_state is not None:
-        if form.has_level:
-            opt_state = with_level(opt_state, parameter_trees(opt_state, state.params))
-        opt_state, gaps = with_empties(opt_state, form.empties)
+    params = parts.boxed(state.params, form.boxed)
+    tree = under(("params", LEVEL) if form.has_level else ("params",), params)
+    opt_state, gaps = _stored(state, form)
     written, assumed = parts.write_opt_state(opt_state, form, gaps)
     step, no_step = parts.write_step(state, form)
-    for key, leaf in state.aux.items():
-        is_inner = form.has_level and key[0] in form.inner_collections
-        tree[("params", *key) if is_inner else key] = leaf
+    for root in map(str, children(state.aux)):
+        found = below(state.aux, (root,))
+        if root in form.leveled:
+            found = under((LEVEL,), parts.boxed(found, form.boxed))
+        is_inner = form.has_level and root in form.inner_collections
+        tree |= under(("params", root) if is_inner else (root,), found)
     return Encoded({**step, **tree, **written}, form, (*assumed, *no_step))
+
+
+def _stored(state: TrainState, form: Form) -> tuple[dict[Key, Leaf] | None, list[Key]]:
+    """The optimizer state as the form spells it, and the gaps filled in its chains."""
+    if state.opt_state is None:
+        return None, []
+    trees = parameter_trees(state.opt_state, state.params)
+    opt_state = dict(state.opt_state)
+    for prefix in trees:
+        for path, leaf in below(state.opt_state, prefix).items():
+            del opt_state[(*prefix, *path)]
+            boxed = parts.boxed({path: leaf}, form.boxed)
+            opt_state |= under((*prefix, LEVEL) if form.has_level else prefix, boxed)
+    return with_empties(opt_state, form.empties)

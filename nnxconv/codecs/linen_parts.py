@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 from nnxconv.codecs.form import Form
 from nnxconv.codecs.parts import gaps_assumed, step_form, step_leaf
+from nnxconv.errors import UnknownLayout
 from nnxconv.keys import Key
 from nnxconv.optimizer import LEVEL, parameter_trees, sequences_from_digits
 from nnxconv.state import TrainState, Tree, below, children, under
@@ -90,7 +91,43 @@ def write_opt_state(
             return {}, []
         return {OPT_STATE: Literal(PARAMS_ONLY)}, []
     if not opt_state:
-        kind = form.opt_state if form.opt_state in ("List", "None") else "List"
+        kind = form.opt_state if form.opt_state in ("List", "Tuple", "None") else "List"
         assumed = [] if kind == form.opt_state else ["`opt_state` is empty: it holds no arrays"]
         return {OPT_STATE: Literal(kind)}, assumed
     return under(OPT_STATE, opt_state), gaps_assumed(gaps)
+
+
+BOX = "value"
+_USUALLY_BOXED = {"kernel", "bias", "scale", "embedding"}
+
+
+def boxed_names(params: Tree) -> tuple[str, ...]:
+    """Names of the parameters that stand in boxes, as `nn.with_partitioning` makes them.
+
+    A box shows as a last key `value` under a parameter's own name, such as `kernel`.
+
+    Raises:
+      UnknownLayout: some parameters of one name are boxed, and others of that name are not.
+    """
+    lasts = {key[-2:] for key in params if len(key) > 1 and key[-1] == BOX}
+    names = {str(name) for name, _ in lasts}
+    if not names & _USUALLY_BOXED:
+        return ()
+    bare = names & {str(key[-1]) for key in params}
+    if bare:
+        name = min(bare)
+        raise UnknownLayout(f"some parameters called `{name}` are `{name}/value`, and some are not")
+    return tuple(sorted(names))
+
+
+def unboxed(tree: Tree, names: Collection[str]) -> dict[Key, Leaf]:
+    """The tree without the last key `value` of boxed parameters."""
+    return {
+        key[:-1] if key[-1:] == (BOX,) and key[-2:-1] and key[-2] in names else key: leaf
+        for key, leaf in tree.items()
+    }
+
+
+def boxed(tree: Tree, names: Collection[str]) -> dict[Key, Leaf]:
+    """The tree with a last key `value` under the parameters of these names."""
+    return {(*key, BOX) if key[-1] in names else key: leaf for key, leaf in tree.items()}

@@ -76,7 +76,7 @@ def decode(tree: Tree, record: Record) -> Decoded:
 
 def _canonical(
     stored: dict[Key, Leaf] | None, params: Tree
-) -> tuple[dict[Key, Leaf] | None, list[Key]]:
+) -> tuple[dict[Key, Leaf] | None, list[tuple[Key, str]]]:
     if stored is None:
         return None, []
     trees = parameter_trees(stored, params)
@@ -113,9 +113,10 @@ def _stored(state: TrainState, form: Form) -> tuple[dict[Key, Leaf] | None, list
     trees = parameter_trees(state.opt_state, state.params)
     at_top = [prefix for prefix in trees if _is_top(prefix[:-1])]
     stored = digits_from_sequences(with_level(state.opt_state, at_top), trees, keep_top=True)
-    chain = {key[:1]: NOTHING for key in stored if isinstance(key[0], int)}
-    filled, gaps = with_empties(chain, [key for key in form.empties if _is_top(key)])
-    return stored | dict.fromkeys(filled.keys() - chain.keys(), NOTHING), gaps
+    chain: dict[Key, Leaf] = {key[:1]: NOTHING for key in stored if isinstance(key[0], int)}
+    at_the_top = [(key, kind) for key, kind in form.empties if len(key) == 1 and _is_top(key)]
+    filled, gaps = with_empties(chain, at_the_top)
+    return stored | {key: filled[key] for key in filled.keys() - chain.keys()}, gaps
 
 
 def _is_top(key: Key) -> bool:

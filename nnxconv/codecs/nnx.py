@@ -52,10 +52,10 @@ def recognise(tree: Tree) -> Reading:
 
 def decode(tree: Tree, record: Record) -> Decoded:
     """The meaning of an NNX tree."""
-    model = unwrapped(parts.model_of(tree))
-    step = tree.get(parts.STEP)
-    form = parts.read_form(tree, step)
-    opt_state = parts.read_opt_state(tree)
+    model = unwrapped(parts.model_of(tree, record))
+    step = tree.get(parts.STEP) if parts.has_root(tree, record) else None
+    form = parts.read_form(tree, step, record)
+    opt_state = parts.read_opt_state(tree, record)
     if opt_state is not None:
         opt_state, empties = split_empties(opt_state, parameter_trees(opt_state, model))
         form = replace(form, empties=tuple(empties))

@@ -17,7 +17,7 @@ from nnxconv.codecs.parts import gaps_assumed, model_misfits, split_variables, s
 from nnxconv.errors import CannotHold
 from nnxconv.keys import Key
 from nnxconv.state import TrainState, Tree, below, children, under
-from nnxconv.views import Leaf, Literal
+from nnxconv.views import EMPTY_KINDS, Leaf, Literal
 
 MODEL: Key = ("model",)
 OPT_STATE: Key = ("optimizer", "opt_state")
@@ -25,14 +25,16 @@ STEP: Key = ("optimizer", "step")
 _OTHER_ROOTS = ("params", "opt_state", "step", "nnx_aux", "base", "batch_stats", "cache")
 
 
-def has_root(tree: Tree) -> bool:
-    """True when the weights stand under `model`."""
+def has_root(tree: Tree, record: Record | None = None) -> bool:
+    """True when the weights stand under `model`; a record of how they were written decides."""
+    if record is not None and record.layout is not None and not record.has_root:
+        return False
     return "model" in children(tree) and MODEL not in tree
 
 
-def model_of(tree: Tree) -> dict[Key, Leaf]:
+def model_of(tree: Tree, record: Record | None = None) -> dict[Key, Leaf]:
     """The model's variables by path, still wrapped if they are."""
-    return below(tree, MODEL) if has_root(tree) else dict(tree)
+    return below(tree, MODEL) if has_root(tree, record) else dict(tree)
 
 
 def root_objections(tree: Tree) -> list[str]:
@@ -57,17 +59,17 @@ def canonical(
     return Decoded(TrainState(params, opt_state, view, aux), form, notes)
 
 
-def read_form(tree: Tree, step: Leaf | None) -> Form:
+def read_form(tree: Tree, step: Leaf | None, record: Record) -> Form:
     """What an NNX tree leaves open: where the model stands, the step's type, an empty optimizer."""
     whole = tree.get(OPT_STATE)
     has_state = bool(below(tree, OPT_STATE))
     spelled = whole.kind if isinstance(whole, Literal) else ("tree" if has_state else "absent")
-    return Form(has_root=has_root(tree), step_dtype=step_form(step)[0], opt_state=spelled)
+    return Form(has_root=has_root(tree, record), step_dtype=step_form(step)[0], opt_state=spelled)
 
 
-def read_opt_state(tree: Tree) -> dict[Key, Leaf] | None:
+def read_opt_state(tree: Tree, record: Record) -> dict[Key, Leaf] | None:
     """The optimizer state as stored; empty when there is an optimizer without any; else None."""
-    if "optimizer" not in children(tree):
+    if "optimizer" not in children(tree) or not has_root(tree, record):
         return None
     return {key: leaf for key, leaf in below(tree, OPT_STATE).items() if key}
 
@@ -102,7 +104,7 @@ def opt_state_tree(opt_state: Tree | None, form: Form) -> dict[Key, Leaf]:
         return {}
     if not opt_state:
         empty: dict[Key, Leaf] = {OPT_STATE: Literal(form.opt_state)}
-        return empty if form.opt_state in ("Dict", "List", "None") else {}
+        return empty if form.opt_state in EMPTY_KINDS else {}
     return under(OPT_STATE, opt_state)
 
 

@@ -46,12 +46,12 @@ def recognise(tree: Tree) -> Reading:
 
 def decode(tree: Tree, record: Record) -> Decoded:
     """The meaning of a pure NNX tree."""
-    model = parts.model_of(tree)
-    step = tree.get(parts.STEP)
-    opt_state = parts.read_opt_state(tree)
+    model = parts.model_of(tree, record)
+    step = tree.get(parts.STEP) if parts.has_root(tree, record) else None
+    opt_state = parts.read_opt_state(tree, record)
     if opt_state is not None:
         opt_state = sequences_from_digits(opt_state, parameter_trees(opt_state, model))
-    return parts.canonical(model, opt_state, step, parts.read_form(tree, step), record)
+    return parts.canonical(model, opt_state, step, parts.read_form(tree, step, record), record)
 
 
 def default_form(state: TrainState) -> Form:

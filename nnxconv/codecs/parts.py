@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from nnxconv.codecs.form import Form, Record
+from nnxconv.codecs.form import PARAMETERS, Form, Record
 from nnxconv.errors import CannotHold
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.optimizer import parameter_trees
@@ -51,16 +51,16 @@ def wrapped(tree: Tree) -> dict[Key, Leaf]:
 
 def is_rng(path: Key, tree: Tree) -> bool:
     """True for the count and key of an RNG stream: under `rngs`, or side by side."""
-    if "rngs" in path[:-1]:
-        return True
     if path[-1] not in ("count", "key"):
         return False
+    if "rngs" in path[:-1]:
+        return is_rng_array(tree[path]) or _is_uint32(tree[path])
     count, key = (tree.get((*path[:-1], name)) for name in ("count", "key"))
-    return (
-        is_rng_array(key)
-        and not isinstance(count, Literal | None)
-        and (dtype_of(count) == "uint32")
-    )
+    return is_rng_array(key) and _is_uint32(count)
+
+
+def _is_uint32(leaf: Leaf | None) -> bool:
+    return leaf is not None and not isinstance(leaf, Literal) and dtype_of(leaf) == "uint32"
 
 
 def is_rng_array(leaf: Leaf | None) -> bool:
@@ -97,7 +97,7 @@ def split_variables(
 
 def _collection(path: Key, model: Tree, recorded: Mapping[Key, str]) -> str | None:
     if path in recorded:
-        return recorded[path]
+        return None if recorded[path] == PARAMETERS else recorded[path]
     if is_rng(path, model):
         return RNGS
     return NAMED_COLLECTIONS.get(str(path[-1]))
@@ -123,9 +123,12 @@ def aux_by_name(variables: Tree, record: Record) -> dict[Key, Leaf]:
 
 
 def collections_to_record(state: TrainState) -> dict[str, tuple[Key, ...]]:
-    """The collections whose variables could not be told by their names alone."""
+    """The variables that could not be told by their names alone, by collection."""
     paths: dict[str, list[Key]] = {}
-    by_path = {key[1:]: leaf for key, leaf in state.aux.items()}
+    by_path = {**state.params, **{key[1:]: leaf for key, leaf in state.aux.items()}}
+    for path in state.params:
+        if _collection(path, by_path, {}) is not None:
+            paths.setdefault(PARAMETERS, []).append(path)
     for key in state.aux:
         if len(key) > 1 and _collection(key[1:], by_path, {}) != key[0]:
             paths.setdefault(str(key[0]), []).append(key[1:])

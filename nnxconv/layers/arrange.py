@@ -19,7 +19,7 @@ from nnxconv.layers.groups import (
     wanted_axis,
 )
 from nnxconv.state import TrainState, Tree
-from nnxconv.views import Leaf, Literal, notation, stack
+from nnxconv.views import Leaf, Literal, notation, prng_impl_of, stack
 
 
 def choose(
@@ -27,24 +27,28 @@ def choose(
     *,
     scan_layers: bool | None,
     layer_axis: int | None,
-    spelling: Spelling | None,
+    spelling: Spelling,
+    kept_spelling: bool = False,
+    spellings: Mapping[str, Spelling] | None = None,
     like: Mapping[Key, Arrangement | None] | None = None,
 ) -> dict[Key, Arrangement | None]:
     """The arrangement that each group shall have in the target.
 
-    `scan_layers=None` leaves groups as they are; `spelling=None` leaves the spelling of layers
-    that are apart. What `like` says of a group comes first.
+    What `like` says of a group comes first. `scan_layers=None` leaves groups as they are. Layers
+    that are apart are spelled as `spellings` says of their group, else as they were if
+    `kept_spelling`, else as `spelling` says.
     """
     chosen: dict[Key, Arrangement | None] = {}
     for group in groups:
         now = group.arrangement
+        usual = now.spelling if isinstance(now, Apart) and kept_spelling else spelling
+        apart = Apart((spellings or {}).get(str(group.key[-1]), usual))
         if like is not None and group.key in like:
             chosen[group.key] = like[group.key]
         elif isinstance(now, Apart):
-            apart = Apart(spelling or now.spelling)
             chosen[group.key] = Stacked(_or_default(layer_axis)) if scan_layers else apart
         elif scan_layers is False:
-            chosen[group.key] = Apart(spelling or "suffix")
+            chosen[group.key] = apart
         elif now is not None and layer_axis is not None and now.axis != layer_axis:
             chosen[group.key] = replace(now, axis=layer_axis)
         else:
@@ -184,16 +188,22 @@ def _differences(layers: Mapping[int, Tree], run: Sequence[int], full: Key) -> l
             found.append(_Difference((*full, i, *path), message))
         for path in in_order(layers[i].keys() & model.keys()):
             if not _alike(layers[i][path], model[path]):
-                now, then = notation(layers[i][path]), notation(model[path])
+                now, then = _told(layers[i][path]), _told(model[path])
                 message = f"layer {i} is {now}, but layer {first} is {then}"
                 found.append(_Difference((*full, i, *path), message))
     return found
 
 
+def _told(leaf: Leaf) -> str:
+    """Type and shape, and for typed PRNG keys their implementation."""
+    impl = None if isinstance(leaf, Literal) else prng_impl_of(leaf)
+    return notation(leaf) + (f" ({impl} key)" if impl else "")
+
+
 def _alike(a: Leaf, b: Leaf) -> bool:
     if isinstance(a, Literal) or isinstance(b, Literal):
         return a == b
-    return notation(a) == notation(b)
+    return notation(a) == notation(b) and prng_impl_of(a) == prng_impl_of(b)
 
 
 def _layer_error(problems: Sequence[_Difference]) -> LayerError:

@@ -1,7 +1,7 @@
 """Find the layer groups of a state, and take its stacks apart."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal as OneOf
 
@@ -29,12 +29,14 @@ def unstack(
     *,
     names: Sequence[str] = DEFAULT_NAMES,
     layer_axis: int | None = None,
+    known_axes: Mapping[Key, int] | None = None,
     is_scanned: bool | None = None,
 ) -> tuple[TrainState, list[LayerGroup]]:
     """The state with its layers apart under ints, and how each group was arranged.
 
     A stack whose layer axis cannot be told from the shapes of its parameters (axis 0 or 1, as in
-    MaxText's `param_scan_axis`) stays whole, its group saying why; `layer_axis` decides then.
+    MaxText's `param_scan_axis`) stays whole, its group saying why; `known_axes`, or else
+    `layer_axis`, decides then.
     `is_scanned=False` says that the writer stacked no layers.
     """
     sections, rest = sections_of(state)
@@ -49,7 +51,8 @@ def unstack(
                 sections = {h: _number(t, group.key, group.kind) for h, t in sections.items()}
                 groups.append(LayerGroup(group.key, group.indices, arrangement))
             elif is_scanned is not False:
-                taken = _take_apart(sections, group.key, layer_axis)
+                axis = (known_axes or {}).get(group.key, layer_axis)
+                taken = _take_apart(sections, group.key, axis)
                 if taken is not None:
                     sections, layer_group = taken
                     groups.append(layer_group)
@@ -118,7 +121,7 @@ def _axis_readings(inside: Sections) -> dict[int, int]:
     readings: dict[int, int] = {}
     for axis in (0, 1):
         sizes = {shape[min(axis, len(shape) - 1)] for shape in shapes}
-        if len(sizes) == 1 and sizes >= rng_sizes:
+        if len(sizes) == 1 and sizes >= rng_sizes and sizes != {0}:
             readings[axis] = sizes.pop()
     return {0: readings[0]} if _same_place(shapes) and readings else readings
 
@@ -135,6 +138,8 @@ def _aux_axes(inside: Sections, axis: int, size: int) -> tuple[dict[str, int], s
         if head[0] != "aux" or not tree:
             continue
         collection = str(head[1])
+        if _is_like_parameters(tree, inside[PARAMS]):
+            continue
         shapes = [leaf.shape for leaf in tree.values() if not isinstance(leaf, Literal)]
         wanted = (0,) if collection == RNGS else (0, 1)
         fitting = [a for a in wanted if all(s and s[min(a, len(s) - 1)] == size for s in shapes)]
@@ -145,6 +150,17 @@ def _aux_axes(inside: Sections, axis: int, size: int) -> tuple[dict[str, int], s
         if collection != RNGS and fitting and fitting != [axis] and len(fitting) == 1:
             axes[collection] = fitting[0]
     return axes, ""
+
+
+def _is_like_parameters(tree: Mapping[Key, Leaf], params: Mapping[Key, Leaf]) -> bool:
+    """True when every leaf has the path and shape of a parameter, as in a moving average."""
+    return all(
+        path in params
+        and not isinstance(leaf, Literal)
+        and not isinstance(param := params[path], Literal)
+        and leaf.shape == param.shape
+        for path, leaf in tree.items()
+    )
 
 
 def _moments_problem(inside: Sections, key: Key) -> str:
@@ -245,5 +261,13 @@ def _find(paths: Iterable[Key], names: Sequence[str], settled: set[Key]) -> list
             found.append(_Found(key, "index", tuple(sorted(int(kid) for kid in kids))))
         else:
             found.append(_Found(key, "whole"))
-    keys = {group.key for group in found}
-    return [g for g in found if not any(g.key[:size] in keys for size in range(len(g.key)))]
+    heads = {head for group in found for head in _heads(group)}
+    return [g for g in found if not any(g.key[:size] in heads for size in range(len(g.key)))]
+
+
+def _heads(group: _Found) -> Iterator[Key]:
+    """The paths under which everything belongs to a group."""
+    if group.kind == "suffix":
+        yield from ((*group.key[:-1], f"{group.key[-1]}_{i}") for i in group.indices)
+    else:
+        yield group.key

@@ -32,7 +32,7 @@ def comparison_json(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "differences": [_finding_json(finding) for finding in report.findings],
         "statistics": {
-            spell(key): _statistics_json(found) for key, found in report.statistics.items()
+            spell(key): statistics_json(found) for key, found in report.statistics.items()
         },
         "read_bytes": report.read_bytes,
         "equal_chunk_bytes": report.equal_chunk_bytes,
@@ -50,11 +50,12 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     if finding.values is not None:
         row["values"] = list(finding.values)
     if finding.difference is not None:
-        row |= _statistics_json(finding.difference)
+        row |= statistics_json(finding.difference)
     return row
 
 
-def _statistics_json(found: Difference) -> dict[str, Any]:
+def statistics_json(found: Difference) -> dict[str, Any]:
+    """Statistics as JSON values; infinities are spelled as strings."""
     return {
         "count": found.count,
         "unequal": found.unequal,
@@ -71,19 +72,39 @@ def number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
+def check_report_files(files: Iterable[str]) -> None:
+    """Raises what `write_reports` would raise, before there is anything to report.
+
+    Raises:
+      BadInput: an ending is neither `.json` nor `.html`, the directory is not there, or the
+        packages that draw the page are not.
+    """
+    for file in files:
+        path = Path(file)
+        if path.suffix not in (".json", ".html"):
+            raise BadInput(f"`--report {file}` is neither .json nor .html")
+        if not path.parent.is_dir():
+            raise BadInput(f"`--report {file}` is in a directory that is not there")
+        if path.suffix == ".html":
+            from nnxconv.render.html import check_packages
+
+            check_packages()
+
+
 def write_reports(report: Report, files: Iterable[str]) -> None:
     """Writes the report to each file, as its ending says.
 
     Raises:
-      BadInput: an ending is neither `.json` nor `.html`.
+      BadInput: as `check_report_files`.
     """
+    files = tuple(files)
+    check_report_files(files)
     for file in files:
         path = Path(file)
         if path.suffix == ".json":
-            path.write_text(json.dumps(comparison_json(report), indent=2) + "\n")
-        elif path.suffix == ".html":
+            text = json.dumps(comparison_json(report), indent=2) + "\n"
+        else:
             from nnxconv.render.html import comparison_html
 
-            path.write_text(comparison_html(report))
-        else:
-            raise BadInput(f"`--report {file}` is neither .json nor .html")
+            text = comparison_html(report)
+        path.write_text(text, encoding="utf-8")

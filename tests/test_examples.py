@@ -1,0 +1,68 @@
+"""What lies in `examples/` runs, and does what it says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import nnxconv
+from tests.trees import shape_tree, values
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLES = REPOSITORY / "examples"
+ITEM = Path("2", "default")
+
+
+def run(script: str, *arguments: str) -> str:
+    """The output of an example, run in a process of its own as a user would."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / script), *arguments],
+        env=environment | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_training_goes_on_in_nnx_with_the_losses_of_linen():
+    lines = run("train_linen_continue_in_nnx.py").splitlines()
+    before, after = lines[:5], lines[5:]
+    assert all(re.fullmatch(r"step \d  linen \d\.\d{5}", line) for line in before)
+    losses = [re.fullmatch(r"step \d  linen (\S+)  nnx (\S+)", line).groups() for line in after]
+    assert len(losses) == 5
+    linen, nnx = np.array(losses, dtype=float).T
+    np.testing.assert_allclose(nnx, linen, atol=2e-5)
+    assert linen[-1] < linen[0]
+
+
+def test_the_small_checkpoint_is_the_one_that_its_script_makes(tmp_path):
+    run("make_linen_checkpoint.py", str(tmp_path / "made"))
+    committed = EXAMPLES / "linen_checkpoint" / ITEM
+    assert shape_tree(tmp_path / "made" / ITEM) == shape_tree(committed)
+    made = values(tmp_path / "made" / ITEM)
+    for path, value in values(committed).items():  # other processors round otherwise
+        np.testing.assert_allclose(made[path], value, atol=5e-3, err_msg="/".join(path))
+
+
+def test_the_small_checkpoint_is_small():
+    files = [path for path in (EXAMPLES / "linen_checkpoint").rglob("*") if path.is_file()]
+    assert len(files) < 25
+    assert sum(path.stat().st_size for path in files) < 250 * 1024
+
+
+def test_the_small_checkpoint_converts_without_options_and_comes_back(tmp_path):
+    source = EXAMPLES / "linen_checkpoint"
+    there = nnxconv.convert(str(source), str(tmp_path / "nnx"))
+    assert there.conversion.layout == "nnx"
+    kernel = values(tmp_path / "nnx" / ITEM)[("model", "layers", "up", "kernel", "value")]
+    assert kernel.shape == (16, 3, 32)
+    nnxconv.convert(str(tmp_path / "nnx"), str(tmp_path / "back"))
+    assert shape_tree(tmp_path / "back" / ITEM) == shape_tree(source / ITEM)
+    before, after = values(source / ITEM), values(tmp_path / "back" / ITEM)
+    assert all(before[path].tobytes() == after[path].tobytes() for path in before)
