@@ -1,12 +1,12 @@
 """Read regions of views: from one stored array, or put together from several."""
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
 
 from nnxconv.pieces import Piece, Region
 from nnxconv.storage.read import Reader
+from nnxconv.tasks import together
 
 
 async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) -> np.ndarray:
@@ -17,7 +17,7 @@ async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) ->
         assert wanted is not None
         return piece.turn(await reader.read(piece.source, wanted), wanted)
     values = np.empty([p.stop - p.start for p in region], np.dtype(parts[0].source.dtype))
-    await asyncio.gather(*(_place(reader, piece, region, values) for piece in parts))
+    await together(_place(reader, piece, region, values) for piece in parts)
     return values
 
 

@@ -17,6 +17,7 @@ from nnxconv.plan import check_fits, in_windows, regions
 from nnxconv.storage.encoded import EncodedChunks
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
+from nnxconv.tasks import together
 from nnxconv.views import Shape, View, dtype_of, item_bytes, size_bytes
 
 BLOCK_BYTES = 16 * 2**20
@@ -106,7 +107,7 @@ class _Comparison:
         for pair in self._pairs:
             self._found.statistics |= {key: Difference() for key in pair.keys}
         for window in in_windows(self._blocks(), self._window_bytes):
-            await asyncio.gather(*(self._compare(block) for block in window))
+            await together(self._compare(block) for block in window)
             self._done_bytes += sum(block.block_bytes for block in window)
             done = len(self._found.statistics)
             self._watch(Event(done, done, self._done_bytes, self._total_bytes))
@@ -125,9 +126,8 @@ class _Comparison:
         if await self._is_equal_encoded(block):
             self._add_equal(block)
             return
-        a, b = await asyncio.gather(
-            read_region(self._reader, block.a, block.region),
-            read_region(self._reader, block.b, block.region),
+        a, b = await together(
+            read_region(self._reader, side, block.region) for side in (block.a, block.b)
         )
         a, b = _as_viewed(a, block.pair.a), _as_viewed(b, block.pair.b)
         self._found.read_bytes += a.nbytes + b.nbytes

@@ -19,6 +19,7 @@ from nnxconv.pieces import Piece, Region, pieces
 from nnxconv.plan import check_fits, in_windows, regions
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
+from nnxconv.tasks import together
 from nnxconv.views import Literal, Shape, View, dtype_of, item_bytes, notation, size_bytes
 
 WORKING_COPIES = 4
@@ -73,7 +74,7 @@ async def _digest(
     done = 0
     for window in in_windows(_blocks(joined, max_memory), max_memory // WORKING_COPIES):
         reads = (read_region(reader, block.parts, block.region) for block in window)
-        for block, values in zip(window, await asyncio.gather(*reads), strict=True):
+        for block, values in zip(window, await together(reads), strict=True):
             _feed(hashers, block, values)
             done += block.block_bytes
         watch(Event(len(hashers), len(hashers), done, total))

@@ -1,9 +1,8 @@
 """Run a plan inside an Orbax save: a window of blocks at a time, each window one commit."""
 
-import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.storage.save import NewArray, Target, Work, Writer, save
 from nnxconv.storage.transfer import Carrier, Moved
+from nnxconv.tasks import deferred_interrupts, together
 from nnxconv.views import dtype_of, first_source, item_bytes, size_bytes
 
 
@@ -50,25 +50,26 @@ def execute(
     """
     first = next(iter(items.values()))
     new_arrays = {array.key: _new_array(array, items, first.use_zarr3) for array in plan.arrays}
-    run = _Run(plan, Reader(items), new_arrays, watch)
-
     moved = Moved()
+    with deferred_interrupts() as check_interrupt:
+        run = _Run(plan, Reader(items), new_arrays, watch, check_interrupt)
 
-    async def work(writer: Writer) -> None:
-        await run.rename(writer, items, transfer, moved)
-        await run.rewrite(writer)
-        if proof is not None:
-            await proof(writer)
+        async def work(writer: Writer) -> None:
+            await run.rename(writer, items, transfer, moved)
+            await run.rewrite(writer)
+            if proof is not None:
+                await proof(writer)
+            check_interrupt()
 
-    save(
-        target,
-        new_arrays.values(),
-        plan.literals,
-        use_ocdbt=first.use_ocdbt,
-        use_zarr3=first.use_zarr3,
-        custom_metadata=custom_metadata,
-        work=work,
-    )
+        save(
+            target,
+            new_arrays.values(),
+            plan.literals,
+            use_ocdbt=first.use_ocdbt,
+            use_zarr3=first.use_zarr3,
+            custom_metadata=custom_metadata,
+            work=work,
+        )
     return moved
 
 
@@ -89,8 +90,14 @@ class _Run:
     """One run of a plan: reads, rearranges and writes, and says how far it is."""
 
     def __init__(
-        self, plan: Plan, reader: Reader, new_arrays: Mapping[Key, NewArray], watch: Watcher
+        self,
+        plan: Plan,
+        reader: Reader,
+        new_arrays: Mapping[Key, NewArray],
+        watch: Watcher,
+        check_interrupt: Callable[[], None],
     ) -> None:
+        self._check_interrupt = check_interrupt
         self._plan = plan
         self._reader = reader
         self._new_arrays = new_arrays
@@ -130,7 +137,7 @@ class _Run:
         await self._create_empty(writer)
         for window in self._plan.windows():
             async with writer.commit() as transaction:
-                await asyncio.gather(*(self._move(job, writer, transaction) for job in window))
+                await together(self._move(job, writer, transaction) for job in window)
             self._tell()
 
     async def _create_empty(self, writer: Writer) -> None:
@@ -168,6 +175,7 @@ class _Run:
         self._done_bytes += values.size * item_bytes(dtype_of(array.view))
 
     def _tell(self) -> None:
+        self._check_interrupt()
         done = sum(not left for left in self._left.values())
         self._watch(Event(done, len(self._left), self._done_bytes, self._plan.total_bytes))
 

@@ -466,4 +466,4 @@ def test_every_optimizer_goes_on_in_linen_as_it_would_have_in_nnx(name, written,
 def test_the_way_back_is_recorded_in_the_checkpoint_itself(tower, tmp_path):
     nnxconv.convert(str(tower("adam").item), str(tmp_path / "nnx"))
     metadata = json.loads((tmp_path / "nnx" / "_METADATA").read_text())
-    assert metadata["custom_metadata"]["nnxconv"]["forms"]["linen"]["empties"] == [[1]]
+    assert metadata["custom_metadata"]["nnxconv"]["forms"]["linen"]["empties"] == [[[1], "None"]]

@@ -1,12 +1,12 @@
 """Stored chunks as they are, without decoding: equal bytes under equal codecs are equal values."""
 
-import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from nnxconv.pieces import Piece, Region
 from nnxconv.storage.formats import ArrayFormat, chunk_key
 from nnxconv.storage.item import Item
+from nnxconv.tasks import together
 from nnxconv.views import Shape, Source
 
 Cell = tuple[tuple[int, int], ...]
@@ -31,7 +31,7 @@ class EncodedChunks:
             if not self._mean_the_same(piece, right[cell][0]):
                 return False
         checks = (self._have_equal_bytes(left[cell], right[cell]) for cell in left)
-        return all(await asyncio.gather(*checks))
+        return all(await together(checks))
 
     def _cells(
         self, parts: Sequence[Piece], region: Region
@@ -61,7 +61,7 @@ class EncodedChunks:
         return a.chunk_order() == b.chunk_order() and a.source.encoding == b.source.encoding
 
     async def _have_equal_bytes(self, a: tuple[Piece, Shape], b: tuple[Piece, Shape]) -> bool:
-        first, second = await asyncio.gather(self._bytes(*a), self._bytes(*b))
+        first, second = await together((self._bytes(*a), self._bytes(*b)))
         return first is not None and first == second
 
     async def _bytes(self, piece: Piece, index: Shape) -> bytes | None:

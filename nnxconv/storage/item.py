@@ -173,9 +173,12 @@ def _prng_impls(path: epath.Path) -> dict[str, str]:
     if not folder.exists():
         return impls
     for file in folder.iterdir():
-        for entry in _read_json(file).get("array_metadatas", []):
-            metadata = entry["array_metadata"]
-            extra = metadata.get("ext_metadata")
-            if isinstance(extra, dict) and extra.get("random_key_impl"):
-                impls[metadata["param_name"]] = extra["random_key_impl"]
+        try:
+            for entry in _read_json(file).get("array_metadatas", []):
+                metadata = entry["array_metadata"]
+                extra = metadata.get("ext_metadata")
+                if isinstance(extra, dict) and extra.get("random_key_impl"):
+                    impls[metadata["param_name"]] = extra["random_key_impl"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DamagedCheckpoint(f"`{file}` is not what Orbax writes") from error
     return impls

@@ -9,6 +9,7 @@ root/                  numeric steps, as `CheckpointManager` writes them
 """
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,9 @@ def locate(path: str, step: int | None = None) -> Location:
 
 def absolute(path: str) -> epath.Path:
     """The path that a user gives, absolute and without symbolic links, or as a gs:// path."""
-    given = epath.Path(path)
-    return given if path.startswith("gs://") else given.expanduser().resolve()
+    if path.startswith("gs://"):
+        return epath.Path(path)
+    return epath.Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111
 
 
 def _in_step(path: epath.Path, given_as: OneOf["step", "root"]) -> Location:
@@ -159,7 +161,10 @@ def _read_step_metadata(*paths: epath.Path) -> dict[str, Any] | None:
         file = path / STEP_METADATA
         if file.exists():
             try:
-                return json.loads(file.read_text())
+                metadata = json.loads(file.read_text())
             except ValueError as error:
                 raise NotACheckpoint(f"`{file}` is not JSON: {error}") from error
+            if not isinstance(metadata, dict):
+                raise NotACheckpoint(f"`{file}` is not the metadata of an Orbax step")
+            return metadata
     return None

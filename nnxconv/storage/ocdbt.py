@@ -15,12 +15,13 @@ from nnxconv.storage.arrays import context, directory_spec
 
 @dataclass(frozen=True)
 class Value:
-    """A stored value: the data file that holds it, relative to the database, and its length.
+    """A stored value: the data file that holds it, relative to the database, and where in it.
 
     Small values stand in the database's nodes; their `file` is empty.
     """
 
     file: str
+    offset: int
     nbytes: int
 
 
@@ -70,15 +71,15 @@ def _walk(
             common = entry.get("subtree_common_prefix", b"").decode()
             yield from _walk(base, entry["location"], prefix + common, nodes)
         elif "inline_value" in entry:
-            yield key, Value("", len(entry["inline_value"]))
+            yield key, Value("", 0, len(entry["inline_value"]))
         else:
             yield key, _place(entry["indirect_value"])
 
 
 def _place(reference: str) -> Value:
     """`value:ocdbt.process_0/:d/1a27:0:4791` as the file and length it names."""
-    _, base, relative, _, length = reference.split(":")
+    _, base, relative, offset, length = reference.split(":")
     file = unquote(base) + unquote(relative)
     if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
         raise ValueError(f"it refers to `{file}`, which is outside of the checkpoint")
-    return Value(file, int(length))
+    return Value(file, int(offset), int(length))

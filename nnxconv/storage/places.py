@@ -8,7 +8,14 @@ from nnxconv.errors import BadInput, PlanError
 from nnxconv.plan import Plan, Transfer
 from nnxconv.sizes import format_bytes
 from nnxconv.storage.item import Item
-from nnxconv.storage.locate import STEP_METADATA, TREE_METADATA, Location, absolute, steps_in
+from nnxconv.storage.locate import (
+    STEP_METADATA,
+    TREE_METADATA,
+    UNFINISHED,
+    Location,
+    absolute,
+    steps_in,
+)
 from nnxconv.storage.save import Target
 from nnxconv.views import Literal, size_bytes
 
@@ -23,40 +30,65 @@ def check_places(
         checkpoint and therefore not ours to replace.
     """
     destination = absolute(target_path)
-    given = absolute(source)
-    if destination == given or given in destination.parents or destination in location.item.parents:
+    if any(_in_each_other(path, source, location) for path in (destination, target.path)):
         raise BadInput(
             "source and target lie in each other",
             details=[f"source: {source}", f"target: {target_path}"],
             hint="write to a directory beside the source",
         )
-    if not destination.exists():
+    for parent in destination.parents:
+        if parent.exists() and not parent.is_dir():
+            raise BadInput(f"`{target_path}` lies in `{parent}`, which is not a directory")
+    if not destination.exists() or _is_left_over_root(destination, location):
         return
     if not overwrite:
         raise BadInput(f"`{target_path}` exists", hint="add `--overwrite` to replace it")
-    if not destination.is_dir() or not _is_checkpoint(destination):
+    if location.given_as == "root":
+        _check_root(target_path, destination, location)
+    elif destination.is_dir() and steps_in(destination):
         raise BadInput(
-            f"`{target_path}` exists and is not a checkpoint, so it is not replaced",
+            f"`{target_path}` is a root of steps, so it is not replaced by one step",
+            hint=f"name the step in it, for example `{target_path}/0`",
+        )
+    if target.path.exists() and not _is_replaceable(target.path, location.given_as):
+        what = "an item" if location.given_as == "item" else "a step"
+        raise BadInput(
+            f"`{target.path}` exists and is not {what} of a checkpoint, so it is not replaced",
             hint="remove it yourself, or choose another target",
         )
-    if location.given_as == "root" and not steps_in(destination):
+
+
+def _in_each_other(path: epath.Path, source: str, location: Location) -> bool:
+    given = absolute(source)
+    return path in (given, location.item) or given in path.parents or path in location.item.parents
+
+
+def _is_left_over_root(destination: epath.Path, location: Location) -> bool:
+    """True for a root that holds nothing, or only what a killed conversion left."""
+    if location.given_as != "root" or not destination.is_dir():
+        return False
+    return all(UNFINISHED in child.name for child in destination.iterdir())
+
+
+def _check_root(target_path: str, destination: epath.Path, location: Location) -> None:
+    if not destination.is_dir() or not steps_in(destination):
         raise BadInput(
             f"`{target_path}` is not a root of steps as the source is, so it is not replaced",
             hint=f"give the step itself as the source: `{location.item.parent}`",
         )
-    if location.given_as != "root" and steps_in(destination):
-        raise BadInput(
-            f"`{target_path}` is a root of steps, so it is not replaced by one step",
-            hint=f"name the step in it, for example `{target.path / '0'}`",
-        )
 
 
-def _is_checkpoint(path: epath.Path) -> bool:
-    return (
-        (path / TREE_METADATA).exists()
-        or (path / STEP_METADATA).exists()
-        or bool(steps_in(path))
-        or any((child / TREE_METADATA).exists() for child in path.iterdir() if child.is_dir())
+def _is_replaceable(path: epath.Path, given_as: str) -> bool:
+    """True for a whole item, or a step that holds items and nothing else."""
+    if not path.is_dir():
+        return False
+    if given_as == "item":
+        return (path / TREE_METADATA).exists()
+    if (path / TREE_METADATA).exists() or steps_in(path):
+        return False
+    children = list(path.iterdir())
+    return (path / STEP_METADATA).exists() or all(
+        child.is_dir() and (child / TREE_METADATA).exists() for child in children
     )
 
 

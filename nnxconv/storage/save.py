@@ -9,7 +9,7 @@ directory is removed.
 import base64
 import json
 import logging
-import shutil
+import time
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -19,7 +19,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from orbax.checkpoint.path import atomicity
 from nnxconv.keys import Key
 from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, new_array_spec, new_kvstore_spec
+from nnxconv.storage.exchange import exchange
 from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
 from nnxconv.storage.item import Item, array_name
 from nnxconv.storage.locate import UNFINISHED, Location, absolute
@@ -255,7 +256,9 @@ def target_for(target_path: str, source: Location, custom_metadata: dict[str, An
     destination = absolute(target_path)
     if source.given_as == "item":
         return Target(destination, custom_metadata=custom_metadata)
-    path = destination / source.step_name if source.given_as == "root" else destination
+    path = destination
+    if source.given_as == "root":
+        path = absolute((destination / source.step_name).as_posix())
     step = source.item.parent
     return Target(
         path,
@@ -314,12 +317,39 @@ def _nothing_left_on_failure(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        temporary = path.parent / (path.name + UNFINISHED)
-        if temporary.exists():
-            temporary.rmtree()
+        _undo(path)
         for parent in made:
             parent.rmdir()
         raise
+
+
+def _undo(path: epath.Path) -> None:
+    """Removes what an unfinished save left; a target that was set aside comes back."""
+    temporary, aside = path.parent / (path.name + UNFINISHED), _aside(path)
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+    for leftover in (temporary, aside):
+        _remove(leftover)
+
+
+def _remove(path: epath.Path) -> None:
+    """Removes a directory into which writes that were under way may still fall."""
+    quiet = 0
+    for _ in range(200):
+        if path.exists():
+            quiet = 0
+            with suppress(OSError):
+                path.rmtree()
+        else:
+            quiet += 1
+            if quiet == 5:
+                return
+        time.sleep(0.01)
+
+
+def _aside(path: epath.Path) -> epath.Path:
+    """Where the new target stands before it takes the old one's place, and the old one after."""
+    return path.parent / f"{path.name}{UNFINISHED}-replaced"
 
 
 @contextmanager
@@ -381,14 +411,10 @@ class _Swap(atomicity.AtomicRenameTemporaryPath):
         final = self.get_final()
         if not final.exists():
             return await super().finalize()
-        replaced = final.parent / f"{final.name}{UNFINISHED}-replaced"
-        final.rename(replaced)
-        try:
-            await super().finalize()
-        except BaseException:
-            replaced.rename(final)
-            raise
-        replaced.rmtree()
+        self._final_path = _aside(final)
+        await super().finalize()
+        exchange(self._final_path, final)
+        self._final_path.rmtree()
         return None
 
 
@@ -400,13 +426,23 @@ class _CopyHandler(ocp.CheckpointHandler):
             self.typestr = lambda: typestr
 
     def save(self, directory: epath.Path, args: "_CopySave") -> None:
-        shutil.copytree(args.source, directory, dirs_exist_ok=True)
+        _copy_tree(args.source, directory)
 
     def restore(self, directory: epath.Path, args: Any = None) -> Any:
         raise TypeError("carried items are only written")
 
     def finalize(self, directory: epath.Path) -> None:
         pass
+
+
+def _copy_tree(source: epath.Path, target: epath.Path) -> None:
+    """Copies files and folders, but not their permissions: a source may be read-only."""
+    target.mkdir(parents=True, exist_ok=True)
+    for child in source.iterdir():
+        if child.is_dir():
+            _copy_tree(child, target / child.name)
+        else:
+            child.copy(target / child.name)
 
 
 @ocp.args.register_with_handler(_CopyHandler, for_save=True)

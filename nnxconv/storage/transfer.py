@@ -21,6 +21,7 @@ from nnxconv.plan import Transfer
 from nnxconv.storage.arrays import context, directory_spec, new_kvstore_spec
 from nnxconv.storage.item import Item
 from nnxconv.storage.ocdbt import Contents, Value, read_contents
+from nnxconv.tasks import together
 
 WORTH_A_FILE = 0.5
 """A data file is taken over whole when at least this part of it is needed."""
@@ -73,6 +74,7 @@ class Carrier:
         missing = next((key for key in keys if key not in contents.values), None)
         if missing is not None:
             raise _missing(self._item, missing)
+        self._check_lengths([contents.values[key] for key in keys])
         whole = self._files_to_take(contents, keys)
         await self._take_files({file: file for file in sorted(whole)}, tell)
         by_reference: dict[str, str] = {}
@@ -82,6 +84,19 @@ class Carrier:
             (by_reference if not file or file in whole else one_by_one)[old] = new
         await self._refer(by_reference, contents)
         await self._copy_values(one_by_one, contents.values, tell)
+
+    def _check_lengths(self, values: Iterable[Value]) -> None:
+        """Refuses data files that end before a value that they should hold."""
+        ends: Counter[str] = Counter()
+        for value in values:
+            if value.file:
+                ends[value.file] = max(ends[value.file], value.offset + value.nbytes)
+        for file, end in ends.items():
+            path = self._item.path / file
+            length = path.stat().length if path.exists() else None
+            if length is None or length < end:
+                told = "is missing" if length is None else f"ends after {length:,} of {end:,} bytes"
+                raise DamagedCheckpoint(f"data file `{file}` {told}", where=str(self._item.path))
 
     def _files_to_take(self, contents: Contents, keys: Iterable[str]) -> set[str]:
         """The data files of which enough is needed; with links, every one that is needed."""
@@ -117,7 +132,7 @@ class Carrier:
             )
             for old, new in keys.items()
         ]
-        await asyncio.gather(*copies)
+        await together(copies)
         await transaction.commit_async()
         still_needed = read_contents(self._target).files()
         for file in nodes:
@@ -157,7 +172,7 @@ class Carrier:
             self._moved.copied_files += not was_linked
             tell(nbytes)
 
-        await asyncio.gather(*(take(old, new) for old, new in files.items()))
+        await together((take(old, new) for old, new in files.items()))
 
     def _take_file(self, old: str, new: str) -> tuple[bool, int]:
         """Whether a file was linked, and its length; a copy is on disk when this returns."""

@@ -1,0 +1,60 @@
+"""Run several pieces of work at once to their end, and stop between two pieces."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def together(work: Iterable[Awaitable[T]]) -> list[T]:
+    """The results in order; when some fail, all are awaited, and the first error is raised.
+
+    Unlike `asyncio.gather` it leaves nothing running behind an error or an interrupt.
+    """
+    results = await asyncio.gather(*(_settled(one) for one in work))
+    for _, error in results:
+        if error is not None:
+            raise error
+    return [result for result, _ in results]
+
+
+async def _settled(work: Awaitable[T]) -> tuple[T, BaseException | None]:
+    try:
+        return await work, None
+    except BaseException as error:
+        nothing: Any = None
+        return nothing, error
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[Callable[[], None]]:
+    """Lets Ctrl-C wait for the next call of the function that is yielded, which then raises it.
+
+    Work that is under way ends cleanly, and what it wrote can be removed. A second Ctrl-C does not
+    wait. Outside of the main thread nothing changes.
+    """
+    asked = False
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
