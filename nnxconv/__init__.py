@@ -6,9 +6,18 @@
 'nnx'
 """
 
-from nnxconv.api import Result, compare, convert
+from nnxconv.api import Result, check_checksums, compare, convert, inspect, write_checksums
 from nnxconv.errors import NnxconvError
 from nnxconv.report import Report
 
-__all__ = ["NnxconvError", "Report", "Result", "compare", "convert"]
+__all__ = [
+    "NnxconvError",
+    "Report",
+    "Result",
+    "check_checksums",
+    "compare",
+    "convert",
+    "inspect",
+    "write_checksums",
+]
 __version__ = "0.1.0"

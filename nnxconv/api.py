@@ -221,12 +221,18 @@ def compare(
     from nnxconv.comparison import compare_values as run
 
     started = time.monotonic()
-    _, item_a, a = _understand(ckpt_path_1, None, Options())
-    _, item_b, b = _understand(ckpt_path_2, None, Options())
+    _, item_a, a = _understand(ckpt_path_1, None, Options(), has_step=False)
+    _, item_b, b = _understand(ckpt_path_2, None, Options(), has_step=False)
     a, b = agree_on_layers(a, b)
     selection = Selection(compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude))
     leaves_a, ignored_a = select(a.state, selection)
     leaves_b, ignored_b = select(b.state, selection)
+    if not leaves_a and not leaves_b:
+        raise BadInput(
+            "there is nothing to compare: no key is selected",
+            details=[f"{count:,} left aside by {why}" for why, count in ignored_a.items()],
+            hint="`nnxconv inspect PATH --tree` lists the keys",
+        )
     findings, common = line_up(leaves_a, leaves_b, ignore_dtype=ignore_dtype)
     tolerance = Tolerance(atol, rtol, equal_nan)
     values = None
@@ -368,13 +374,13 @@ def inspect(path: str, *, step: int | None = None) -> Inspection:
 
 
 def _understand(
-    path: str, step: int | None, options: Options
+    path: str, step: int | None, options: Options, *, has_step: bool = True
 ) -> tuple["Location", "Item", Understood]:
     """Opens a checkpoint and gives its names their meaning."""
     from nnxconv.storage.item import open_item
     from nnxconv.storage.locate import locate
 
-    location = locate(path, step)
+    location = locate(path, step, has_step=has_step)
     item = open_item(location)
     return location, item, _meaning(location, item, options)
 

@@ -38,7 +38,7 @@ class Difference:
       max_abs: largest |a - b|; infinite where one side is NaN or infinite and the other is not.
       sum_abs: sum of |a - b|.
       max_rel: largest |a - b| / max(|a|, |b|).
-      worst: index of the element with the largest |a - b|.
+      worst: index of the first element with the largest |a - b|.
       infinite: elements whose |a - b| is infinite.
       histogram: how many elements have `2**n <= |a - b| < 2**(n + 1)`, by n.
     """
@@ -60,8 +60,11 @@ class Difference:
 
     def add(self, other: "Difference", offset: tuple[int, ...]) -> None:
         """Takes in the statistics of a block that starts at `offset`."""
-        if other.worst is not None and (self.worst is None or other.max_abs > self.max_abs):
-            self.worst = tuple(o + i for o, i in zip(offset, other.worst, strict=True))
+        if other.worst is not None:
+            place = tuple(o + i for o, i in zip(offset, other.worst, strict=True))
+            is_earlier = other.max_abs == self.max_abs and place < (self.worst or place)
+            if self.worst is None or other.max_abs > self.max_abs or is_earlier:
+                self.worst = place
         self.count += other.count
         self.unequal += other.unequal
         self.beyond += other.beyond
@@ -87,7 +90,7 @@ def measure(a: np.ndarray, b: np.ndarray, tolerance: Tolerance) -> Difference:
 def _measure_part(
     a: np.ndarray, b: np.ndarray, tolerance: Tolerance, found: Difference, start: int
 ) -> None:
-    unequal = np.asarray(_wide(a) != _wide(b) if a.dtype != b.dtype else a != b)
+    unequal = _unequal(a, b)
     if tolerance.equal_nan:
         unequal &= ~(_is_nan(a) & _is_nan(b))
     [places] = np.nonzero(unequal)
@@ -105,11 +108,23 @@ def _measure_part(
         found.worst = (start + int(places[worst]),)
     found.unequal += len(places)
     found.beyond += int(np.count_nonzero(beyond))
-    found.sum_abs += float(gap.sum())
+    with np.errstate(over="ignore"):
+        found.sum_abs += float(gap.sum())
     found.max_abs = max(found.max_abs, float(gap[worst]))
     found.max_rel = max(found.max_rel, float(relative.max()))
     found.infinite += int(np.count_nonzero(np.isinf(gap)))
     found.histogram.update(_powers_of_two(gap))
+
+
+def _unequal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two arrays of any types differ; integers of any two types exactly."""
+    if a.dtype == b.dtype:
+        return np.asarray(a != b)
+    x, y = _wide(a), _wide(b)
+    if {x.dtype.kind, y.dtype.kind} == {"i", "u"}:
+        signed, unsigned = (x, y) if x.dtype.kind == "i" else (y, x)
+        return (signed < 0) | (signed.astype(np.uint64) != unsigned)
+    return np.asarray(x != y)
 
 
 def _wide(values: np.ndarray) -> np.ndarray:
@@ -150,7 +165,9 @@ def _size(values: np.ndarray) -> np.ndarray:
 
 def _gap(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """|x - y| in float64; infinite where exactly one side is not finite, or they differ in that."""
-    if _is_inexact(x, y) or x.dtype != y.dtype:
+    if {x.dtype.kind, y.dtype.kind} == {"i", "u"}:
+        return np.abs(x.astype(object) - y.astype(object)).astype(np.float64)
+    if _is_inexact(x, y):
         gap = np.abs(_inexact(x) - _inexact(y)).astype(np.float64)
         return np.where(np.isnan(gap), math.inf, gap)
     larger, smaller = np.maximum(x, y).astype(np.uint64), np.minimum(x, y).astype(np.uint64)

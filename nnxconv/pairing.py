@@ -171,13 +171,15 @@ def _whole(side: Understood) -> dict[Key, str]:
 
 
 def _told_by(side: Understood, other: Understood) -> Understood:
-    """The side with the layer axis for which its shapes are those of the other, if there is one."""
+    """The side with the one layer axis for which its shapes are those of the other, if there is."""
     unclear = [group.key for group in side.groups if group.arrangement is None]
     if not unclear or not any(g.key in unclear and g.indices for g in other.groups):
         return side
     wanted = {key: notation(leaf) for key, leaf in other.state.params.items()}
-    for axis in (0, 1):
-        reading = reread(side, axis)
-        if {key: notation(leaf) for key, leaf in reading.state.params.items()} == wanted:
-            return reading
-    return side
+    readings = [reread(side, axis) for axis in (0, 1)]
+    fitting = [
+        reading
+        for reading in readings
+        if {key: notation(leaf) for key, leaf in reading.state.params.items()} == wanted
+    ]
+    return fitting[0] if len(fitting) == 1 else side

@@ -67,6 +67,8 @@ def under(prefix: Key, tree: Tree) -> dict[Key, Leaf]:
 def children(tree: Tree, prefix: Key = ()) -> list[str | int]:
     """The distinct names directly under `prefix`, in order of appearance."""
     size = len(prefix)
-    return list(
-        dict.fromkeys(key[size] for key in tree if len(key) > size and key[:size] == prefix)
-    )
+    found: dict[str | int, None] = {}
+    for key in tree:
+        if len(key) > size and key[:size] == prefix:
+            found[key[size]] = None
+    return list(found)

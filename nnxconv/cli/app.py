@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 
 import click
 
@@ -27,7 +28,8 @@ def nnxconv() -> None:
     Works on Orbax checkpoints, on CPU only, with bounded memory. Options may be spelled with
     underscores or dashes.
 
-    Exit codes: 0 done, 1 different (compare), 2 not done (the message says why), 130 interrupted.
+    Exit codes: 0 done, 1 different (compare), 2 not done (the message says why),
+    70 a defect of nnxconv, 130 interrupted.
     """
 
 
@@ -52,6 +54,9 @@ def main() -> None:
         _fail(f"error: {error.strerror or error}{place}", 2)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted: nothing was committed", 130)
+    except Exception:
+        traceback.print_exc()
+        _fail("error: this is a defect of nnxconv; nothing was committed", 70)
 
 
 def _fail(message: str, code: int) -> None:

@@ -7,7 +7,7 @@ from nnxconv.codecs.parts import gaps_assumed, step_form, step_leaf
 from nnxconv.errors import UnknownLayout
 from nnxconv.keys import Key
 from nnxconv.optimizer import LEVEL, parameter_trees, sequences_from_digits
-from nnxconv.state import TrainState, Tree, below, children, under
+from nnxconv.state import TrainState, Tree, below, under
 from nnxconv.views import Leaf, Literal, View
 
 STEP: Key = ("step",)
@@ -24,13 +24,12 @@ def variables(tree: Tree) -> dict[Key, Leaf]:
 
 def has_level(tree: Tree) -> bool:
     """True when the weights stand under `params/params`."""
-    return LEVEL in children(variables(tree)) and (*PARAMS, LEVEL) not in tree
+    return any(len(key) > 2 and key[:2] == (*PARAMS, LEVEL) for key in tree)
 
 
 def weights(tree: Tree) -> dict[Key, Leaf]:
     """The weights by module path, whichever their level."""
-    found = variables(tree)
-    return below(found, (LEVEL,)) if has_level(tree) else found
+    return below(tree, (*PARAMS, LEVEL) if has_level(tree) else PARAMS)
 
 
 def digit_chains(opt_state: Tree, params: Collection[Key]) -> list[Key]:

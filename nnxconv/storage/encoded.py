@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from nnxconv.pieces import Piece, Region
+from nnxconv.storage.arrays import damaged
 from nnxconv.storage.formats import ArrayFormat, chunk_key
 from nnxconv.storage.item import Item
 from nnxconv.tasks import together
@@ -67,7 +68,11 @@ class EncodedChunks:
     async def _bytes(self, piece: Piece, index: Shape) -> bytes | None:
         source = piece.source
         key = f"{source.name}/{chunk_key(self._format(source), index)}"
-        read = await self._items[source.store].kvstore.read(key)
+        item = self._items[source.store]
+        try:
+            read = await item.kvstore.read(key)
+        except (ValueError, OSError) as error:
+            raise damaged(item.path, source.name, error) from error
         return read.value if read.state == "value" else None
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,18 +44,19 @@ def parse_format(zarr_format: int, metadata: dict[str, Any]) -> ArrayFormat:
     shape = tuple(int(size) for size in metadata["shape"])
     if zarr_format == 2:
         chunks = metadata["chunks"]
-        dtype = _zarr2_dtype(metadata["dtype"])
+        dtype = _dtype_name(metadata["dtype"])
     else:
         sharding = _sharding_codec(metadata)
         grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         chunks = sharding["configuration"]["chunk_shape"] if sharding else grid
-        dtype = np.dtype(metadata["data_type"]).name
+        dtype = _dtype_name(metadata["data_type"])
     if len(chunks) != len(shape) or any(size < 0 for size in shape):
         raise ValueError(f"shape {shape} with chunks {chunks}")
     return ArrayFormat(zarr_format, metadata, shape, dtype, tuple(int(size) for size in chunks))
 
 
-def _zarr2_dtype(name: str) -> str:
+@cache
+def _dtype_name(name: str) -> str:
     """`<f4` as `float32`; names such as `bfloat16` as they are."""
     return np.dtype(name).newbyteorder("=").name
 

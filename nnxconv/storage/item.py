@@ -57,7 +57,7 @@ def open_item(location: Location) -> Item:
     metadata = _read_json(path / TREE_METADATA)
     try:
         entries = [_entry(entry) for entry in metadata["tree_metadata"].values()]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise NotACheckpoint(
             f"`{path / TREE_METADATA}` is not the metadata of an Orbax tree"
         ) from error

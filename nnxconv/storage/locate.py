@@ -49,8 +49,8 @@ class Location:
         return dict((self.step_metadata or {}).get("custom_metadata") or {})
 
 
-def locate(path: str, step: int | None = None) -> Location:
-    """The checkpoint that a path and `--step` name.
+def locate(path: str, step: int | None = None, *, has_step: bool = True) -> Location:
+    """The checkpoint that a path and `--step` name; some commands have no `--step`.
 
     Raises:
       NotACheckpoint: there is nothing there that Orbax could read.
@@ -74,7 +74,7 @@ def locate(path: str, step: int | None = None) -> Location:
         if step is not None and _step_number(given.name) != step:
             raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
         return _in_step(given, "step")
-    return _in_step(_choose_step(given, step), "root")
+    return _in_step(_choose_step(given, step, has_step), "root")
 
 
 def absolute(path: str) -> epath.Path:
@@ -126,15 +126,15 @@ def steps_in(root: epath.Path) -> dict[int, epath.Path]:
     return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
 
 
-def _choose_step(root: epath.Path, step: int | None) -> epath.Path:
+def _choose_step(root: epath.Path, step: int | None, has_step: bool) -> epath.Path:
     steps = steps_in(root)
     if not steps:
         raise NotACheckpoint(f"`{root}` is not an Orbax checkpoint", hint=_looks_like(root))
     listed = ", ".join(map(str, steps))
     if step is None and len(steps) > 1:
-        raise BadInput(
-            f"`{root}` holds {len(steps)} steps: {listed}", hint="choose one with `--step N`"
-        )
+        name_it = f"name one of them, for example `{steps[max(steps)]}`"
+        hint = "choose one with `--step N`" if has_step else name_it
+        raise BadInput(f"`{root}` holds {len(steps)} steps: {listed}", hint=hint)
     if step is not None and step not in steps:
         raise BadInput(f"`{root}` has no step {step}", hint=f"it has {listed}")
     return steps[next(iter(steps)) if step is None else step]

@@ -119,7 +119,9 @@ class Bench:
     def leaves(self) -> None:
         """Many small leaves, and how the time grows with their number."""
         for count in (5_000, 20_000):
-            source = str(generate.save(self.folder / f"leaves_{count}", generate.many_leaves(count)))
+            source = str(
+                generate.save(self.folder / f"leaves_{count}", generate.many_leaves(count))
+            )
             other = [*EAGER, "convert", source, str(self.folder / "other"), "names"]
             command = [*NNXCONV, "convert", source, str(self.folder / "out"), "--json"]
             self.case(f"{count:,} leaves of 1 KiB", command, other, "eager")

@@ -1,7 +1,7 @@
 """What people do without nnxconv: restore everything, rearrange it in memory, save it.
 
-    python -m tests.benchmarks.eager convert SRC DST unstack|names
-    python -m tests.benchmarks.eager compare A B
+python -m tests.benchmarks.eager convert SRC DST unstack|names
+python -m tests.benchmarks.eager compare A B
 """
 
 import logging
