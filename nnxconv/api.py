@@ -1,13 +1,13 @@
 """The functions behind the commands: same names, same options, same defaults."""
 
 import json
-import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnxconv.allocator import peak_memory_bytes, share_one_heap
 from nnxconv.checksums import Check, Manifest, check
 from nnxconv.conversion import (
     RECORD,
@@ -133,6 +133,7 @@ def convert(
     from nnxconv.verification import verifier
 
     started = time.monotonic()
+    share_one_heap()
     options = Options(
         direction, to, from_, scan_layers, layer_axis, tuple(layer_group), tuple(without), strict
     )
@@ -221,6 +222,7 @@ def compare(
     from nnxconv.comparison import compare_values as run
 
     started = time.monotonic()
+    share_one_heap()
     _, item_a, a = _understand(ckpt_path_1, None, Options(), has_step=False)
     _, item_b, b = _understand(ckpt_path_2, None, Options(), has_step=False)
     a, b = agree_on_layers(a, b)
@@ -248,6 +250,7 @@ def compare(
         {**leaves_b, **leaves_a},
         tolerance,
         compare_values,
+        ignores_dtype=ignore_dtype,
         layer_groups=tuple(dict.fromkeys(group.key for group in (*a.groups, *b.groups))),
         statistics={} if values is None else values.statistics,
         ignored=ignored_a | ignored_b,
@@ -328,6 +331,7 @@ def _manifest(path: str, step: int | None, max_memory: int | str, watch: Watcher
     from nnxconv.digests import digest_leaves
     from nnxconv.storage.files import digest_files
 
+    share_one_heap()
     _, item, understood = _understand(path, step, Options())
     leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
     return Manifest(leaves, digest_files(item.path))
@@ -396,8 +400,3 @@ def _meaning(location: "Location", item: "Item", options: Options) -> Understood
         layer_group=options.layer_group,
         where=str(item.path),
     )
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident size that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -127,22 +127,24 @@ def understand(
         record,
         tree,
         is_scanned,
-        tuple(layer_group),
+        tuple(dict.fromkeys((*layer_group, *record.layer_group))),
     )
     return reread(understood, layer_axis)
 
 
 def reread(understood: Understood, layer_axis: int | None) -> Understood:
     """The same checkpoint, its unclear stacks read with the layers on `layer_axis`."""
-    decoded = understood.codec.decode(understood.tree, understood.record)
+    if understood.groups:
+        decoded = understood.codec.decode(understood.tree, understood.record)
+        understood = replace(understood, state=decoded.state)
     state, groups = unstack(
-        decoded.state,
+        understood.state,
         names=(*DEFAULT_NAMES, *understood.layer_group),
         layer_axis=layer_axis,
         known_axes=understood.record.axes,
         is_scanned=understood.is_scanned,
     )
-    form = replace(decoded.form, spellings=_spellings(understood.codec, groups))
+    form = replace(understood.form, spellings=_spellings(understood.codec, groups))
     return replace(understood, state=state, groups=tuple(groups), form=form)
 
 
@@ -223,6 +225,7 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
         {key: a.axis for key, a in arrangements.items() if isinstance(a, Stacked | Blocks)},
         codec.name,
         form.has_root,
+        source.layer_group,
     )
     return Conversion(
         source,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-STRIDE = 2**20
+STRIDE = 2**14
 """How many elements are compared at once, so that temporary arrays stay small."""
 
 

@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal as OneOf
 
 from nnxconv.conversion import Understood, reread
@@ -156,6 +156,8 @@ def agree_on_layers(a: Understood, b: Understood) -> tuple[Understood, Understoo
     Raises:
       LayerError: a stack cannot be taken apart, but the other side's layers are.
     """
+    names = tuple(dict.fromkeys((*a.layer_group, *b.layer_group)))
+    a, b = (_with_names(side, names) for side in (a, b))
     a, b = _told_by(a, b), _told_by(b, a)
     whole_a, whole_b = _whole(a), _whole(b)
     for key in whole_a.keys() ^ whole_b.keys():
@@ -164,6 +166,11 @@ def agree_on_layers(a: Understood, b: Understood) -> tuple[Understood, Understoo
             problem = (whole_a | whole_b)[key]
             raise LayerError(problem, hint="the other side has these layers apart")
     return a, b
+
+
+def _with_names(side: Understood, names: tuple[str, ...]) -> Understood:
+    """The side, with the names of layer groups that the other one knows."""
+    return side if side.layer_group == names else reread(replace(side, layer_group=names), None)
 
 
 def _whole(side: Understood) -> dict[Key, str]:

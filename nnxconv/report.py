@@ -54,6 +54,7 @@ class Report:
       leaves: every key that was compared, with the leaf of a, or of b where a has none.
       statistics: of every leaf whose values were compared.
       compared_values: False when only metadata was read.
+      ignores_dtype: True when differences in type alone are none.
       layer_groups: module paths of the layers, for example `("decoder", "layers")`.
       ignored: how many leaves were left aside, by the option that says so.
       read_bytes: bytes of values that were decoded; equal encoded chunks are not.
@@ -66,6 +67,7 @@ class Report:
     leaves: Mapping[Key, Leaf]
     tolerance: Tolerance
     compared_values: bool
+    ignores_dtype: bool = False
     layer_groups: Sequence[Key] = ()
     statistics: Mapping[Key, Difference] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)

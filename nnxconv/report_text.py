@@ -8,9 +8,17 @@ from nnxconv.sizes import counted
 from nnxconv.views import notation
 
 if TYPE_CHECKING:
-    from nnxconv.report import Finding, Report
+    from nnxconv.report import Finding, Kind, Report
 
 MAX_ROWS = 50
+KINDS: dict["Kind", str] = {
+    "missing": "only in a",
+    "extra": "only in b",
+    "shape": "in shape",
+    "dtype": "in type",
+    "value": "in value",
+}
+"""How the verdict counts findings."""
 MARKS = {"missing": "-", "extra": "+", "shape": "*", "dtype": "*", "value": "*"}
 """As rclone has them: `-` only in a, `+` only in b, `*` different, `=` equal."""
 
@@ -33,9 +41,14 @@ def verdict(report: "Report") -> str:
     total = len(report.leaves)
     arrays = counted(total, "array")
     if report.findings:
-        return f"{len(report.findings):,} of {arrays} differ{'s' if total == 1 else ''}"
+        count = len(report.findings)
+        kinds = ", ".join(
+            f"{report.counts[kind]:,} {text}" for kind, text in KINDS.items() if report.counts[kind]
+        )
+        return f"{count:,} of {arrays} {'differs' if count == 1 else 'differ'}: {kinds}"
     if not report.compared_values:
-        return f"match: {arrays} have the same names, shapes and types; values were not compared"
+        same = "names and shapes" if report.ignores_dtype else "names, shapes and types"
+        return f"match: {arrays} have the same {same}; values were not compared"
     tolerance = report.tolerance
     exact = tolerance.atol == 0 and tolerance.rtol == 0
     within = "exactly" if exact else f"within atol {tolerance.atol:g}, rtol {tolerance.rtol:g}"
@@ -66,8 +79,8 @@ def _cells(finding: "Finding") -> tuple[str, str]:
     if finding.values is not None:
         return a, f"a: {finding.values[0]}  b: {finding.values[1]}"
     if finding.difference is None:
-        return a, f"b: {b}"
-    return a, _statistics(finding)
+        return a, f"in b: {b}"
+    return a if a == b else f"{a} / {b}", _statistics(finding)
 
 
 def _statistics(finding: "Finding") -> str:

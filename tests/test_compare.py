@@ -851,7 +851,7 @@ def test_a_report_file_holds_the_json(tmp_path):
     printed = read_json(run("compare", a, b, VALUES, "--json").stdout)
     written = read_json(file.read_text())
     assert {**written, "seconds": 0} == {**printed, "seconds": 0}
-    assert outcome.stdout.startswith("5 of 6 arrays differ\n")
+    assert outcome.stdout.startswith("5 of 6 arrays differ: ")
 
 
 def test_a_report_of_unknown_ending_is_refused_before_anything_is_read(tmp_path):

@@ -80,6 +80,7 @@ class Record:
         `params` for parameters whose names suggest otherwise.
       axes: the layer axis of each group that was written as a stack.
       layout: the layout that was written, and `has_root` as in its form.
+      layer_group: further names of layer groups, as `--layer_group` gave them.
     """
 
     forms: Mapping[str, Form] = field(default_factory=dict)
@@ -87,11 +88,13 @@ class Record:
     axes: Mapping[Key, int] = field(default_factory=dict)
     layout: str | None = None
     has_root: bool = True
+    layer_group: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""
         return {
             "layout": self.layout,
+            "layer_group": list(self.layer_group),
             "has_root": self.has_root,
             "forms": {name: form.to_json() for name, form in self.forms.items()},
             "collections": {
@@ -112,6 +115,7 @@ class Record:
             {tuple(key): axis for key, axis in record.get("axes", ())},
             record.get("layout"),
             record.get("has_root", True),
+            tuple(record.get("layer_group", ())),
         )
 
 

@@ -52,13 +52,21 @@ def parse_format(zarr_format: int, metadata: dict[str, Any]) -> ArrayFormat:
         dtype = _dtype_name(metadata["data_type"])
     if len(chunks) != len(shape) or any(size < 0 for size in shape):
         raise ValueError(f"shape {shape} with chunks {chunks}")
-    return ArrayFormat(zarr_format, metadata, shape, dtype, tuple(int(size) for size in chunks))
+    found = ArrayFormat(zarr_format, metadata, shape, dtype, tuple(int(size) for size in chunks))
+    compressor(found)  # raises where the codecs are not what zarr has
+    return found
 
 
 @cache
 def _dtype_name(name: str) -> str:
     """`<f4` as `float32`; names such as `bfloat16` as they are."""
-    return np.dtype(name).newbyteorder("=").name
+    try:
+        dtype = np.dtype(name)
+    except (TypeError, SyntaxError) as error:
+        raise ValueError(f"the element type `{name}` is not known") from error
+    if dtype.kind in "VOSUmM" and dtype.isbuiltin != 2:
+        raise ValueError(f"the element type `{name}` is not one of numbers")
+    return dtype.newbyteorder("=").name
 
 
 def _sharding_codec(metadata: dict[str, Any]) -> dict[str, Any] | None:
@@ -120,8 +128,7 @@ def encoding(array: ArrayFormat) -> str:
     if array.zarr_format == 2:
         if metadata.get("order", "C") != "C":
             return ""
-        told = [2, metadata["dtype"], metadata.get("compressor"), metadata.get("filters")]
-        return json.dumps(told, sort_keys=True)
+        return repr((2, metadata["dtype"], metadata.get("compressor"), metadata.get("filters")))
     grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
     if tuple(grid) != array.chunks:
         return ""

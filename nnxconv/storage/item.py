@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import tensorstore as ts
@@ -69,6 +69,7 @@ def open_item(location: Location) -> Item:
     formats = _read_formats(path, use_ocdbt, use_zarr3, names.values())
     impls = _prng_impls(path)
     strings = _read_json(path / "_strings.json") if _has_strings(entries) else {}
+    store = path.as_posix()
     tree: dict[Key, Leaf] = {}
     for key, kind in entries:
         name = array_name(key)
@@ -83,7 +84,7 @@ def open_item(location: Location) -> Item:
                 array.shape,
                 array.dtype,
                 array.chunks,
-                store=path.as_posix(),
+                store=store,
                 kind="scalar" if kind == "scalar" else "array",
                 prng_impl=impls.get(name),
                 encoding=encoding(array),
@@ -154,8 +155,8 @@ def _read_formats(
             if read.state != "value":
                 problems.append(f"{name}: `{file}` is missing")
                 continue
-            formats[name] = parse_format(3 if use_zarr3 else 2, json.loads(read.value))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            formats[name] = _parsed(3 if use_zarr3 else 2, read.value)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             problems.append(f"{name}: {str(error).split(' [')[0]}")
     if problems:
         raise DamagedCheckpoint(
@@ -164,6 +165,12 @@ def _read_formats(
             details=problems,
         )
     return formats
+
+
+@lru_cache(maxsize=4096)
+def _parsed(zarr_format: int, text: bytes) -> ArrayFormat:
+    """The format that a text describes; arrays of one shape share it, and must not change it."""
+    return parse_format(zarr_format, json.loads(text))
 
 
 def _prng_impls(path: epath.Path) -> dict[str, str]:

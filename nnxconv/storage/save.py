@@ -312,6 +312,7 @@ def _in_step(target: Target, handler: Any, args: Any) -> tuple[Any, Any]:
 @contextmanager
 def _nothing_left_on_failure(path: epath.Path) -> Iterator[None]:
     """Removes the temporary directory, and the parents made for it, unless all goes well."""
+    _undo(path)  # what a killed run left
     made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -319,7 +320,8 @@ def _nothing_left_on_failure(path: epath.Path) -> Iterator[None]:
     except BaseException:
         _undo(path)
         for parent in made:
-            parent.rmdir()
+            with suppress(OSError):  # somebody else uses it by now
+                parent.rmdir()
         raise
 
 
@@ -329,7 +331,8 @@ def _undo(path: epath.Path) -> None:
     if aside.exists() and not path.exists():
         aside.rename(path)
     for leftover in (temporary, aside):
-        _remove(leftover)
+        if leftover.exists():
+            _remove(leftover)
 
 
 def _remove(path: epath.Path) -> None:

@@ -18,11 +18,12 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.plan import Transfer
-from nnxconv.storage.arrays import context, directory_spec, new_kvstore_spec
+from nnxconv.storage.arrays import context, damaged, directory_spec, new_kvstore_spec
 from nnxconv.storage.item import Item
 from nnxconv.storage.ocdbt import Contents, Value, read_contents
 from nnxconv.tasks import together
 
+FILES_AT_ONCE = 8
 WORTH_A_FILE = 0.5
 """A data file is taken over whole when at least this part of it is needed."""
 
@@ -154,7 +155,10 @@ class Carrier:
             transaction = ts.Transaction(atomic=False)
             into = store.with_transaction(transaction)
             for old in window:
-                read = await self._item.kvstore.read(old)
+                try:
+                    read = await self._item.kvstore.read(old)
+                except (ValueError, OSError) as error:
+                    raise damaged(self._item.path, old, error) from error
                 await into.write(keys[old], read.value)
                 self._moved.copied_chunks += 1
             await transaction.commit_async()
@@ -165,14 +169,25 @@ class Carrier:
     async def _take_files(self, files: Mapping[str, str], tell: Tell) -> None:
         """Links or copies files of the item into the target, several at once."""
 
-        async def take(old: str, new: str) -> None:
-            was_linked, nbytes = await asyncio.to_thread(self._take_file, old, new)
-            self._moved.nbytes += nbytes
-            self._moved.linked_files += was_linked
-            self._moved.copied_files += not was_linked
-            tell(nbytes)
+        at_once = asyncio.Semaphore(FILES_AT_ONCE)
+        is_stopped = False
 
-        await together((take(old, new) for old, new in files.items()))
+        async def take(old: str, new: str) -> None:
+            nonlocal is_stopped
+            async with at_once:
+                if is_stopped:
+                    return
+                try:
+                    was_linked, nbytes = await asyncio.to_thread(self._take_file, old, new)
+                    self._moved.nbytes += nbytes
+                    self._moved.linked_files += was_linked
+                    self._moved.copied_files += not was_linked
+                    tell(nbytes)
+                except BaseException:
+                    is_stopped = True
+                    raise
+
+        await together(take(old, new) for old, new in files.items())
 
     def _take_file(self, old: str, new: str) -> tuple[bool, int]:
         """Whether a file was linked, and its length; a copy is on disk when this returns."""
