@@ -112,7 +112,7 @@ def _chunking(array: ArrayFormat) -> str:
     count = math.prod(
         -(-size // max(1, chunk)) for size, chunk in zip(array.shape, array.chunks, strict=True)
     )
-    return "whole" if count <= 1 else f"{count} chunks"
+    return "whole" if count <= 1 else f"in {count:,} chunks"
 
 
 def compressors_of(formats: Mapping[str, ArrayFormat]) -> Counter[str]:

@@ -6,12 +6,12 @@ from typing import Any
 
 from nnxconv.conversion import RECORD
 from nnxconv.inspection import ChainElement, Inspection
-from nnxconv.keys import in_order, spell
+from nnxconv.keys import Key, in_order, spell
 from nnxconv.pairing import matches
 from nnxconv.render.conversion import arranged
 from nnxconv.sizes import counted, format_bytes
 from nnxconv.storage.item import array_name
-from nnxconv.views import Literal, notation
+from nnxconv.views import Literal, Source, notation
 
 
 def inspection_json(found: Inspection) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
         "shardings": {name: dict(sharding) for name, sharding in found.shardings.items()},
         "tree": [
             {"key": list(key), "array": notation(leaf), "value_type": found.item.value_types[key]}
+            | ({"chunks": list(leaf.chunks)} if isinstance(leaf, Source) else {})
             for key, leaf in found.item.tree.items()
         ],
     }
@@ -146,10 +147,18 @@ def _tree_rows(found: Inspection, depth: int | None, filters: Sequence[str]) -> 
             counts[name] = counts.get(name, 0) + 1
             rows[name] = "1 leaf" if counts[name] == 1 else f"{counts[name]:,} leaves"
         else:
-            rows[name] = notation(found.item.tree[key])
+            rows[name] = _stored(found, key)
     width = max(map(len, rows), default=0)
     for name, text in rows.items():
         yield f"{name:<{width}}  {text}"
+
+
+def _stored(found: Inspection, key: Key) -> str:
+    """Type and shape, and the shape of the chunks where there are several."""
+    leaf = found.item.tree[key]
+    if not isinstance(leaf, Source) or leaf.chunks == leaf.shape:
+        return notation(leaf)
+    return f"{notation(leaf)} in chunks of [{','.join(map(str, leaf.chunks))}]"
 
 
 def _sharding_rows(found: Inspection, filters: Sequence[str]) -> Iterator[str]:
