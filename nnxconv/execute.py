@@ -24,8 +24,9 @@ from nnxconv.plan import (
 from nnxconv.storage.formats import chunk_key, parse_format, target_metadata
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
-from nnxconv.storage.save import NewArray, Target, Work, Writer, save
+from nnxconv.storage.save import Target, save
 from nnxconv.storage.transfer import Carrier, Moved
+from nnxconv.storage.writer import NewArray, Work, Writer
 from nnxconv.tasks import deferred_interrupts, together
 from nnxconv.views import dtype_of, first_source, item_bytes, size_bytes
 

@@ -10,7 +10,7 @@ from nnxconv.errors import DamagedCheckpoint
 from nnxconv.keys import Key, spell
 from nnxconv.pairing import agree_on_layers, join_layers, line_up
 from nnxconv.storage.item import Item
-from nnxconv.storage.save import Writer
+from nnxconv.storage.writer import Writer
 from nnxconv.views import View, cast, dtype_of
 
 EXACT = Tolerance(0.0, 0.0, True)

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "nnxconv"
 
 LEVELS = [
-    ["errors", "keys", "events", "tasks", "difference"],
+    ["errors", "keys", "events", "tasks", "allocator", "difference"],
     ["views", "sizes"],
     ["pieces", "state", "checksums", "report_text"],
     ["optimizer", "plan", "report"],

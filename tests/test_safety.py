@@ -30,7 +30,7 @@ from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, NotACheckp
 from nnxconv.storage import save as storage_save
 from nnxconv.storage import transfer as storage_transfer
 from nnxconv.storage.read import Reader
-from nnxconv.storage.save import Writer
+from nnxconv.storage.writer import Writer
 from tests import checkpoints
 
 UNFINISHED = ".orbax-checkpoint-tmp"
