@@ -273,7 +273,7 @@ def test_the_logs_would_show_an_error_and_a_fetch(browser: Browser) -> None:
 
 def test_the_verdict_and_both_sides_stand_first(browser: Browser) -> None:
     browser.open(differing(notes=("the layer axis is that of b",)))
-    assert browser.text("h1") .startswith("8 of 13 arrays differ: ")
+    assert browser.text("h1").startswith("8 of 13 arrays differ: ")
     assert browser.texts("dd") == ["/runs/a/4000/items linen", "/runs/b/4000/items nnx"]
     assert browser.texts(".summary li") == [
         "values within atol 1e-05, rtol 1e-05; NaN equals NaN",
