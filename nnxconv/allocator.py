@@ -5,7 +5,8 @@ import resource
 from functools import cache
 from pathlib import Path
 
-_M_ARENA_MAX = -8
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_LARGE_BYTES = 2**22
 
 
 @cache
@@ -13,11 +14,13 @@ def share_one_heap() -> None:
     """Keeps glibc from giving each thread a heap of its own, for the rest of this process.
 
     Blocks that TensorStore's threads have freed would stay in those heaps, hundreds of MiB of
-    them. Does nothing where there is no glibc.
+    them. Large blocks are kept out of the heap altogether, and go back when they are freed. Does
+    nothing where there is no glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def peak_memory_bytes() -> int:
