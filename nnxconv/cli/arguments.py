@@ -1,6 +1,14 @@
-"""Arguments that can be given in two ways."""
+"""Arguments that several commands have, or that can be given in two ways."""
 
 import click
+
+max_memory_option = click.option(
+    "--max_memory",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="What blocks in flight may take, besides about 300 MiB for the program.",
+)
 
 
 def one_of(position: str, option: str, a: str | None, b: str | None) -> str:

@@ -4,6 +4,8 @@ import json
 
 import click
 
+from nnxconv.cli.arguments import max_memory_option
+
 
 @click.command(no_args_is_help=True)
 @click.argument("path", metavar="PATH")
@@ -12,13 +14,7 @@ import click
     "--manifest", metavar="FILE", help="The manifest. Default: PATH with `.checksums.json` added."
 )
 @click.option("--step", type=int, help="Which step of a root of steps.")
-@click.option(
-    "--max_memory",
-    default="2GiB",
-    show_default=True,
-    metavar="SIZE",
-    help="What blocks in flight may take, besides about 300 MiB for the program.",
-)
+@max_memory_option
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.pass_context
 def checksum(

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from nnxconv.cli.arguments import one_of
+from nnxconv.cli.arguments import max_memory_option, one_of
 
 
 @click.command(no_args_is_help=True)
@@ -33,13 +33,7 @@ from nnxconv.cli.arguments import one_of
 @click.option("--ignore_dtype", is_flag=True, help="Compare values in the wider type.")
 @click.option("--filter", multiple=True, metavar="GLOB", help="Compare only these keys.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these keys aside.")
-@click.option(
-    "--max_memory",
-    default="2GiB",
-    show_default=True,
-    metavar="SIZE",
-    help="What blocks in flight may take, besides about 300 MiB for the program.",
-)
+@max_memory_option
 @click.option("--verbose", is_flag=True, help="List every leaf: = equal, - + * different.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from nnxconv.cli.arguments import one_of
+from nnxconv.cli.arguments import max_memory_option, one_of
 
 LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
 
@@ -50,13 +50,7 @@ LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
 @click.option("--like", metavar="PATH", help="Follow the conventions of this checkpoint.")
 @click.option("--strict", is_flag=True, help="Leaving out RNG state is an error.")
 @click.option("--step", type=int, help="Which step of a root of steps.")
-@click.option(
-    "--max_memory",
-    default="2GiB",
-    show_default=True,
-    metavar="SIZE",
-    help="What blocks in flight may take, besides about 300 MiB for the program.",
-)
+@max_memory_option
 @click.option(
     "--transfer",
     type=click.Choice(["copy", "link"]),

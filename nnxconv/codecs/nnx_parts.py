@@ -16,6 +16,7 @@ from nnxconv.codecs.form import Decoded, Encoded, Form, Record
 from nnxconv.codecs.parts import gaps_assumed, model_misfits, split_variables, step_form, step_leaf
 from nnxconv.errors import CannotHold
 from nnxconv.keys import Key
+from nnxconv.optimizer import digits_from_sequences, parameter_trees, sequences_from_digits
 from nnxconv.state import TrainState, Tree, below, children, under
 from nnxconv.views import EMPTY_KINDS, Leaf, Literal
 
@@ -114,3 +115,17 @@ def assemble(model: Tree, optimizer: Tree, form: Form, gaps: Sequence[Key] = ())
         raise CannotHold("a tree without `model` has no place for an optimizer")
     rooted = under(MODEL, model) if form.has_root else dict(model)
     return Encoded({**rooted, **optimizer}, form, tuple(gaps_assumed(gaps)))
+
+
+def numbered_chains(opt_state: Tree | None, model: Tree) -> dict[Key, Leaf] | None:
+    """The optimizer state with ints for the digits that key its chains."""
+    if opt_state is None:
+        return None
+    return sequences_from_digits(opt_state, parameter_trees(opt_state, model))
+
+
+def mapped_chains(state: TrainState) -> dict[Key, Leaf] | None:
+    """The inverse: the optimizer state with its chains as mappings keyed by digits."""
+    if state.opt_state is None:
+        return None
+    return digits_from_sequences(state.opt_state, parameter_trees(state.opt_state, state.params))

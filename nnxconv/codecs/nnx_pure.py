@@ -14,7 +14,6 @@ from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
 from nnxconv.codecs.parts import arrays, is_wrapped, refuse_misfits
 from nnxconv.keys import Key
 from nnxconv.layers import Spelling
-from nnxconv.optimizer import digits_from_sequences, parameter_trees, sequences_from_digits
 from nnxconv.state import TrainState, Tree, below
 
 name = "nnx-pure"
@@ -49,8 +48,7 @@ def decode(tree: Tree, record: Record) -> Decoded:
     model = parts.model_of(tree, record)
     step = tree.get(parts.STEP) if parts.has_root(tree, record) else None
     opt_state = parts.read_opt_state(tree, record)
-    if opt_state is not None:
-        opt_state = sequences_from_digits(opt_state, parameter_trees(opt_state, model))
+    opt_state = parts.numbered_chains(opt_state, model)
     return parts.canonical(model, opt_state, step, parts.read_form(tree, step, record), record)
 
 
@@ -68,9 +66,6 @@ def misfits(state: TrainState, form: Form) -> list[Key]:
 def encode(state: TrainState, form: Form) -> Encoded:
     """The state as a pure NNX tree."""
     refuse_misfits(name, state, misfits(state, form))
-    opt_state = state.opt_state
-    if opt_state is not None:
-        trees = parameter_trees(opt_state, state.params)
-        opt_state = digits_from_sequences(opt_state, trees)
+    opt_state = parts.mapped_chains(state)
     optimizer = {**parts.opt_state_tree(opt_state, form), **parts.step_tree(state, form)}
     return parts.assemble(parts.model_tree(state), optimizer, form)

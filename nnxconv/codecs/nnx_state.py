@@ -14,7 +14,6 @@ from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
 from nnxconv.codecs.parts import is_wrapped, refuse_misfits, unwrapped, wrapped
 from nnxconv.keys import Key
 from nnxconv.layers import Spelling
-from nnxconv.optimizer import digits_from_sequences, parameter_trees, sequences_from_digits
 from nnxconv.state import TrainState, Tree, below
 
 name = "nnx-state"
@@ -45,8 +44,7 @@ def decode(tree: Tree, record: Record) -> Decoded:
     step = tree.get((*parts.STEP, "value")) if parts.has_root(tree, record) else None
     opt_state = parts.read_opt_state(tree, record)
     if opt_state is not None:
-        opt_state = unwrapped(opt_state)
-        opt_state = sequences_from_digits(opt_state, parameter_trees(opt_state, model))
+        opt_state = parts.numbered_chains(unwrapped(opt_state), model)
     return parts.canonical(model, opt_state, step, parts.read_form(tree, step, record), record)
 
 
@@ -64,9 +62,6 @@ def misfits(state: TrainState, form: Form) -> list[Key]:
 def encode(state: TrainState, form: Form) -> Encoded:
     """The state as an `nnx.state` tree."""
     refuse_misfits(name, state, misfits(state, form))
-    opt_state = state.opt_state
-    if opt_state is not None:
-        trees = parameter_trees(opt_state, state.params)
-        opt_state = digits_from_sequences(opt_state, trees)
+    opt_state = parts.mapped_chains(state)
     optimizer = {**parts.opt_state_tree(opt_state, form), **parts.step_tree(state, form)}
     return parts.assemble(wrapped(parts.model_tree(state)), wrapped(optimizer), form)

@@ -88,6 +88,7 @@ def sections_of(state: TrainState) -> tuple[Sections, dict[Key, Leaf]]:
 
 
 def joined(state: TrainState, sections: Sections, rest: dict[Key, Leaf]) -> TrainState:
+    """The inverse of `sections_of`: the state with these sections."""
     opt_state = dict(rest)
     aux: dict[Key, Leaf] = {key: leaf for key, leaf in state.aux.items() if len(key) == 1}
     for head, tree in sections.items():
@@ -102,12 +103,14 @@ def joined(state: TrainState, sections: Sections, rest: dict[Key, Leaf]) -> Trai
 
 
 def wanted_axis(head: Key, arrangement: Stacked | Blocks) -> int:
+    """Where a section has its layer axis, in arrays of enough axes."""
     if head[0] != "aux":
         return arrangement.axis
     return 0 if head[1] == RNGS else arrangement.aux_axes.get(str(head[1]), arrangement.axis)
 
 
 def remainder_key(key: Key) -> Key:
+    """Where the layers of a group stand that fill no whole block."""
     return (*key[:-1], f"{key[-1]}_remainder")
 
 
