@@ -1,10 +1,12 @@
 """Stored chunks as they are, without decoding: equal bytes under equal codecs are equal values."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from nnxconv.pieces import Piece, Region
 from nnxconv.storage.arrays import damaged
+from nnxconv.storage.extents import Extents, have_same_bytes
 from nnxconv.storage.formats import ArrayFormat, chunk_key
 from nnxconv.storage.item import Item
 from nnxconv.tasks import together
@@ -19,6 +21,7 @@ class EncodedChunks:
 
     def __init__(self, items: Mapping[str, Item]) -> None:
         self._items = items
+        self._extents = {store: Extents(item) for store, item in items.items()}
 
     async def are_equal(self, a: Sequence[Piece], b: Sequence[Piece], region: Region) -> bool:
         """True when both views' chunks in a region have the same bytes and mean the same.
@@ -62,17 +65,23 @@ class EncodedChunks:
         return a.chunk_order() == b.chunk_order() and a.source.encoding == b.source.encoding
 
     async def _have_equal_bytes(self, a: tuple[Piece, Shape], b: tuple[Piece, Shape]) -> bool:
-        first, second = await together((self._bytes(*a), self._bytes(*b)))
-        return first is not None and first == second
+        """Compares two chunks where they lie on disk, or else as their stores give them."""
+        sides = [(piece.source.store, self._key(piece, index)) for piece, index in (a, b)]
+        first, second = (self._extents[store].of(key) for store, key in sides)
+        if first is not None and second is not None:
+            return await asyncio.to_thread(have_same_bytes, first, second)
+        left, right = await together(self._bytes(store, key) for store, key in sides)
+        return left is not None and left == right
 
-    async def _bytes(self, piece: Piece, index: Shape) -> bytes | None:
-        source = piece.source
-        key = f"{source.name}/{chunk_key(self._format(source), index)}"
-        item = self._items[source.store]
+    def _key(self, piece: Piece, index: Shape) -> str:
+        return f"{piece.source.name}/{chunk_key(self._format(piece.source), index)}"
+
+    async def _bytes(self, store: str, key: str) -> bytes | None:
+        item = self._items[store]
         try:
             read = await item.kvstore.read(key)
         except (ValueError, OSError) as error:
-            raise damaged(item.path, source.name, error) from error
+            raise damaged(item.path, key, error) from error
         return read.value if read.state == "value" else None
 
 
