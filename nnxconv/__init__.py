@@ -6,9 +6,13 @@
 'nnx'
 """
 
-from nnxconv.api import Result, check_checksums, compare, convert, inspect, write_checksums
-from nnxconv.errors import NnxconvError
-from nnxconv.report import Report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnxconv.api import Result, check_checksums, compare, convert, inspect, write_checksums
+    from nnxconv.errors import NnxconvError
+    from nnxconv.report import Report
 
 __all__ = [
     "NnxconvError",
@@ -21,3 +25,16 @@ __all__ = [
     "write_checksums",
 ]
 __version__ = "0.1.0"
+
+_ELSEWHERE = {"NnxconvError": "errors", "Report": "report"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: `nnxconv --help` needs no numpy."""
+    if name not in __all__:
+        raise AttributeError(f"module `nnxconv` has no attribute `{name}`")
+    return getattr(import_module(f"nnxconv.{_ELSEWHERE.get(name, 'api')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,9 @@ from nnxconv.views import Shape, View, dtype_of, item_bytes, size_bytes
 BLOCK_BYTES = 16 * 2**20
 WORKING_COPIES = 6
 """How many times a block is in memory at once: both sides encoded, decoded and in C order."""
+
+CHECKS_AT_ONCE = 8
+"""Threads that compare encoded chunks, which wait for disks or servers."""
 
 
 @dataclass
@@ -107,7 +111,8 @@ class _Comparison:
         for pair in self._pairs:
             self._found.statistics |= {key: Difference() for key in pair.keys}
         for window in in_windows(self._blocks(), self._window_bytes):
-            await together(self._compare(block) for block in window)
+            unequal = await asyncio.to_thread(self._without_equal, window)
+            await together(self._compare(block) for block in unequal)
             self._done_bytes += sum(block.block_bytes for block in window)
             done = len(self._found.statistics)
             self._watch(Event(done, done, self._done_bytes, self._total_bytes))
@@ -123,9 +128,6 @@ class _Comparison:
                 yield _Block(pair, a, b, region)
 
     async def _compare(self, block: _Block) -> None:
-        if await self._is_equal_encoded(block):
-            self._add_equal(block)
-            return
         a, b = await together(
             read_region(self._reader, side, block.region) for side in (block.a, block.b)
         )
@@ -144,11 +146,20 @@ class _Comparison:
         found = measure(a, b, self._tolerance)
         self._found.statistics[key].add(found, tuple(part.start for part in region))
 
-    async def _is_equal_encoded(self, block: _Block) -> bool:
+    def _without_equal(self, window: Sequence[_Block]) -> list[_Block]:
+        """The blocks that have to be decoded; the others are counted as equal."""
+        with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
+            equal = list(pool.map(self._is_equal_encoded, window))
+        for block, is_equal in zip(window, equal, strict=True):
+            if is_equal:
+                self._add_equal(block)
+        return [block for block, is_equal in zip(window, equal, strict=True) if not is_equal]
+
+    def _is_equal_encoded(self, block: _Block) -> bool:
         """True when both sides' stored chunks of the block are byte for byte the same."""
         if not self._tolerance.equal_nan or dtype_of(block.pair.a) != dtype_of(block.pair.b):
             return False
-        return await self._encoded.are_equal(block.a, block.b, block.region)
+        return self._encoded.are_equal(block.a, block.b, block.region)
 
     def _add_equal(self, block: _Block) -> None:
         inner = block.region if len(block.pair.keys) == 1 else block.region[1:]

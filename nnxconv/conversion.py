@@ -339,10 +339,11 @@ def nothing_lost(conversion: Conversion) -> None:
     gone = _sources(
         leaf for key, leaf in conversion.source.state.leaves().items() if key in conversion.left_out
     )
+    known = written | gone
     lost = [
         spell(key)
         for key, leaf in conversion.source.tree.items()
-        if isinstance(leaf, Source) and leaf.name not in written | gone
+        if isinstance(leaf, Source) and leaf.name not in known
     ]
     if lost:
         raise CannotHold("these arrays would be lost", details=lost)

@@ -21,7 +21,7 @@ from nnxconv.plan import (
     Transfer,
     renamed_chunks,
 )
-from nnxconv.storage.formats import chunk_key, parse_format, target_metadata
+from nnxconv.storage.formats import chunk_key, target_metadata
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.storage.save import Target, save
@@ -113,11 +113,11 @@ class _Run:
         keys: dict[str, dict[str, str]] = defaultdict(dict)
         for array in self._plan.renamed:
             new = self._new_arrays[array.key]
-            new_format = parse_format(new.zarr_format, dict(new.metadata))
             for source, index, new_index in renamed_chunks(array):
-                old_format = items[source.store].formats[source.name]
-                old_key = f"{source.name}/{chunk_key(old_format, index)}"
-                keys[source.store][old_key] = f"{array.name}/{chunk_key(new_format, new_index)}"
+                old = items[source.store].formats[source.name]
+                old_key = f"{source.name}/{chunk_key(old.zarr_format, old.metadata, index)}"
+                new_key = f"{array.name}/{chunk_key(new.zarr_format, new.metadata, new_index)}"
+                keys[source.store][old_key] = new_key
         if not keys:
             return
         await writer.describe(self._new_arrays[array.key] for array in self._plan.renamed)

@@ -1,5 +1,7 @@
 """TensorStore specs that open stored arrays."""
 
+import asyncio
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -77,6 +79,14 @@ def new_array_spec(
 
 def _within(kvstore: dict[str, Any], name: str) -> dict[str, Any]:
     return {**kvstore, "path": kvstore.get("path", "") + name + "/"}
+
+
+async def all_done(futures: Sequence[ts.Future[Any]]) -> None:
+    """Waits for many small operations in one thread, whether they fail or not.
+
+    An event loop takes 0.1 ms for each future that it awaits.
+    """
+    await asyncio.to_thread(lambda: [future.exception() for future in futures])
 
 
 def damaged(item: epath.Path, name: str, error: Exception) -> DamagedCheckpoint:

@@ -1,15 +1,13 @@
 """Stored chunks as they are, without decoding: equal bytes under equal codecs are equal values."""
 
-import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from nnxconv.pieces import Piece, Region
 from nnxconv.storage.arrays import damaged
-from nnxconv.storage.extents import Extents, have_same_bytes
-from nnxconv.storage.formats import ArrayFormat, chunk_key
+from nnxconv.storage.extents import Extent, Extents, have_same_bytes
+from nnxconv.storage.formats import chunk_key
 from nnxconv.storage.item import Item
-from nnxconv.tasks import together
 from nnxconv.views import Shape, Source
 
 Cell = tuple[tuple[int, int], ...]
@@ -17,13 +15,13 @@ Cell = tuple[tuple[int, int], ...]
 
 
 class EncodedChunks:
-    """The encoded chunks of one or more opened items."""
+    """The encoded chunks of one or more opened items; several threads may ask at once."""
 
     def __init__(self, items: Mapping[str, Item]) -> None:
         self._items = items
         self._extents = {store: Extents(item) for store, item in items.items()}
 
-    async def are_equal(self, a: Sequence[Piece], b: Sequence[Piece], region: Region) -> bool:
+    def are_equal(self, a: Sequence[Piece], b: Sequence[Piece], region: Region) -> bool:
         """True when both views' chunks in a region have the same bytes and mean the same.
 
         False says nothing: the chunk grids or codecs may differ, or a chunk may be missing.
@@ -34,8 +32,7 @@ class EncodedChunks:
         for cell, (piece, _) in left.items():
             if not self._mean_the_same(piece, right[cell][0]):
                 return False
-        checks = (self._have_equal_bytes(left[cell], right[cell]) for cell in left)
-        return all(await together(checks))
+        return all(self._have_equal_bytes(left[cell], right[cell]) for cell in left)
 
     def _cells(
         self, parts: Sequence[Piece], region: Region
@@ -56,30 +53,32 @@ class EncodedChunks:
                 cells[tuple((part.start, part.stop) for part in where)] = (piece, index)
         return cells
 
-    def _format(self, source: Source) -> ArrayFormat:
-        return self._items[source.store].formats[source.name]
-
     @staticmethod
     def _mean_the_same(a: Piece, b: Piece) -> bool:
         """True when equal bytes of a chunk of each are equal values in the view."""
         return a.chunk_order() == b.chunk_order() and a.source.encoding == b.source.encoding
 
-    async def _have_equal_bytes(self, a: tuple[Piece, Shape], b: tuple[Piece, Shape]) -> bool:
+    def _have_equal_bytes(self, a: tuple[Piece, Shape], b: tuple[Piece, Shape]) -> bool:
         """Compares two chunks where they lie on disk, or else as their stores give them."""
-        sides = [(piece.source.store, self._key(piece, index)) for piece, index in (a, b)]
-        first, second = (self._extents[store].of(key) for store, key in sides)
-        if first is not None and second is not None:
-            return await asyncio.to_thread(have_same_bytes, first, second)
-        left, right = await together(self._bytes(store, key) for store, key in sides)
+        (store_a, key_a), (store_b, key_b) = (
+            (piece.source.store, self._key(piece, index)) for piece, index in (a, b)
+        )
+        first, second = self._extents[store_a].of(key_a), self._extents[store_b].of(key_b)
+        if isinstance(first, Extent) and isinstance(second, Extent):
+            return have_same_bytes(first, second)
+        if isinstance(first, bytes) and isinstance(second, bytes):
+            return first == second
+        left, right = self._read(store_a, key_a), self._read(store_b, key_b)
         return left is not None and left == right
 
     def _key(self, piece: Piece, index: Shape) -> str:
-        return f"{piece.source.name}/{chunk_key(self._format(piece.source), index)}"
+        array = self._items[piece.source.store].formats[piece.source.name]
+        return f"{piece.source.name}/{chunk_key(array.zarr_format, array.metadata, index)}"
 
-    async def _bytes(self, store: str, key: str) -> bytes | None:
+    def _read(self, store: str, key: str) -> bytes | None:
         item = self._items[store]
         try:
-            read = await item.kvstore.read(key)
+            read = item.kvstore.read(key).result()
         except (ValueError, OSError) as error:
             raise damaged(item.path, key, error) from error
         return read.value if read.state == "value" else None

@@ -1,9 +1,9 @@
 """Where stored values lie on a local disk, and whether two of them are the same bytes."""
 
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from nnxconv.storage.item import Item
@@ -28,20 +28,28 @@ class Extents:
     def __init__(self, item: Item) -> None:
         self._item = item
         self._is_local = not item.path.as_posix().startswith("gs://")
+        self._walking = threading.Lock()
+        self._values: Mapping[str, Value] | None = None
 
-    @cached_property
-    def _values(self) -> Mapping[str, Value]:
-        return read_contents(self._item.path).values
+    def _value(self, key: str) -> Value | None:
+        """What the database says of a key; it is walked once, by the thread that asks first."""
+        with self._walking:
+            if self._values is None:
+                self._values = read_contents(self._item.path).values
+        return self._values.get(key)
 
-    def of(self, key: str) -> Extent | None:
-        """The place of a value; None where it is missing, not in a file, or not on this machine."""
+    def of(self, key: str) -> Extent | bytes | None:
+        """The place of a value, or the value itself where a database's node holds it.
+
+        None where it is missing or not on this machine.
+        """
         if not self._is_local:
             return None
         folder = Path(self._item.path.as_posix())
         if self._item.use_ocdbt:
-            value = self._values.get(key)
+            value = self._value(key)
             if value is None or not value.file:
-                return None
+                return None if value is None else value.inline
             return Extent(folder / value.file, value.offset, value.nbytes)
         file = folder / key
         return Extent(file, 0, file.stat().st_size) if file.is_file() else None

@@ -143,11 +143,11 @@ def _without_shape(codec: Mapping[str, Any]) -> Any:
     return {"name": SHARDING, "configuration": inner}
 
 
-def chunk_key(array: ArrayFormat, index: Shape) -> str:
+def chunk_key(zarr_format: int, metadata: Mapping[str, Any], index: Shape) -> str:
     """The key of a chunk below the array's name: `0.1` in zarr 2, `c/0/1` in zarr 3."""
-    if array.zarr_format == 2:
-        return array.metadata.get("dimension_separator", ".").join(map(str, index)) or "0"
-    told = array.metadata.get("chunk_key_encoding", {})
+    if zarr_format == 2:
+        return metadata.get("dimension_separator", ".").join(map(str, index)) or "0"
+    told = metadata.get("chunk_key_encoding", {})
     is_v2 = told.get("name", "default") == "v2"
     separator = told.get("configuration", {}).get("separator", "." if is_v2 else "/")
     if is_v2:

@@ -17,12 +17,13 @@ from nnxconv.storage.arrays import context, directory_spec
 class Value:
     """A stored value: the data file that holds it, relative to the database, and where in it.
 
-    Small values stand in the database's nodes; their `file` is empty.
+    Small values stand in the database's nodes: `inline` has their bytes, and `file` is empty.
     """
 
     file: str
     offset: int
     nbytes: int
+    inline: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def _walk(
             common = entry.get("subtree_common_prefix", b"").decode()
             yield from _walk(base, entry["location"], prefix + common, nodes)
         elif "inline_value" in entry:
-            yield key, Value("", 0, len(entry["inline_value"]))
+            inline = entry["inline_value"]
+            yield key, Value("", 0, len(inline), inline)
         else:
             yield key, _place(entry["indirect_value"])
 

@@ -18,7 +18,13 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.plan import Transfer
-from nnxconv.storage.arrays import context, damaged, directory_spec, new_kvstore_spec
+from nnxconv.storage.arrays import (
+    all_done,
+    context,
+    damaged,
+    directory_spec,
+    new_kvstore_spec,
+)
 from nnxconv.storage.item import Item
 from nnxconv.storage.ocdbt import Contents, Value, read_contents
 from nnxconv.tasks import together
@@ -126,14 +132,17 @@ class Carrier:
         manifest = directory_spec(self._item.path)
         source = {"driver": "ocdbt", "base": target["base"], "manifest": manifest}
         transaction = ts.Transaction(atomic=False)
+        old_store = await ts.KvStore.open(source, context=context())
+        new_store = await ts.KvStore.open(target, context=context())
+        into = new_store.with_transaction(transaction)
+        one_key = ts.KvStore.KeyRange("", "\0")
         copies = [
-            (await _open(source, old)).experimental_copy_range_to(
-                (await _open(target, new)).with_transaction(transaction),
-                source_range=ts.KvStore.KeyRange("", "\0"),
-            )
+            (old_store + old).experimental_copy_range_to(into + new, source_range=one_key)
             for old, new in keys.items()
         ]
-        await together(copies)
+        await all_done(copies)
+        for copy in copies:
+            copy.result()
         await transaction.commit_async()
         still_needed = read_contents(self._target).files()
         for file in nodes:
@@ -143,25 +152,26 @@ class Carrier:
     async def _copy_values(
         self, keys: Mapping[str, str], values: Mapping[str, Value], tell: Tell
     ) -> None:
-        """Encoded values, read and written one by one, 64 MiB to a commit."""
+        """Encoded values, read and written as they are, 32 MiB to a commit."""
         windows: dict[int, list[str]] = defaultdict(list)
         total = 0
         for old in keys:
-            windows[total // 2**26].append(old)
+            windows[total // 2**25].append(old)
             total += values[old].nbytes
         target = new_kvstore_spec(self._target, use_ocdbt=True)
         store = await ts.KvStore.open(target, context=context())
         for window in windows.values():
             transaction = ts.Transaction(atomic=False)
             into = store.with_transaction(transaction)
-            for old in window:
+            reads = {old: self._item.kvstore.read(old) for old in window}
+            await all_done(list(reads.values()))
+            for old, read in reads.items():
                 try:
-                    read = await self._item.kvstore.read(old)
+                    into.write(keys[old], read.result().value).result()
                 except (ValueError, OSError) as error:
                     raise damaged(self._item.path, old, error) from error
-                await into.write(keys[old], read.value)
-                self._moved.copied_chunks += 1
             await transaction.commit_async()
+            self._moved.copied_chunks += len(window)
             nbytes = sum(values[old].nbytes for old in window)
             self._moved.nbytes += nbytes
             tell(nbytes)
@@ -204,10 +214,6 @@ class Carrier:
                 self._moved.notes.append(f"files were copied, because links failed: {reason}")
         _copy_file(source, target)
         return False, nbytes
-
-
-async def _open(spec: dict, key: str) -> ts.KvStore:
-    return await ts.KvStore.open({**spec, "path": key}, context=context())
 
 
 def _missing(item: Item, key: str) -> DamagedCheckpoint:

@@ -11,7 +11,7 @@ from etils import epath
 
 from nnxconv.keys import Key
 from nnxconv.state import Tree
-from nnxconv.storage.arrays import context, new_array_spec, new_kvstore_spec
+from nnxconv.storage.arrays import all_done, context, new_array_spec, new_kvstore_spec
 from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
 from nnxconv.storage.item import Item, array_name
 from nnxconv.views import Leaf, Literal, Source
@@ -68,10 +68,10 @@ class Writer:
         store = await ts.KvStore.open(spec, context=context())
         async with self.commit() as transaction:
             into = store.with_transaction(transaction) if self._use_ocdbt else store
-            for array in arrays:
-                file = ZARR2_FILE if array.zarr_format == 2 else ZARR3_FILE
-                text = json.dumps(array.metadata)
-                await into.write(f"{array_name(array.key)}/{file}", text.encode())
+            writes = [into.write(*_metadata_entry(array)) for array in arrays]
+            await all_done(writes)
+            for write in writes:
+                write.result()
 
     async def open(self, array: NewArray, transaction: ts.Transaction) -> ts.TensorStore:
         """The array, created when it is opened for the first time."""
@@ -89,6 +89,12 @@ class Writer:
         return await ts.open(
             spec, create=is_new, open=not is_new, transaction=transaction, context=context()
         )
+
+
+def _metadata_entry(array: NewArray) -> tuple[str, bytes]:
+    """Where the metadata of an array is stored, and its text."""
+    file = ZARR2_FILE if array.zarr_format == 2 else ZARR3_FILE
+    return f"{array_name(array.key)}/{file}", json.dumps(array.metadata).encode()
 
 
 def _stored(
