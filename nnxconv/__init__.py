@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnxconv.api import Result, check_checksums, compare, convert, inspect, write_checksums
+    from nnxconv.api import check_checksums, compare, convert, inspect, write_checksums
     from nnxconv.errors import NnxconvError
+    from nnxconv.importing import gpt3_from_paxml
+    from nnxconv.outcome import Result
     from nnxconv.report import Report
 
 __all__ = [
@@ -21,12 +23,18 @@ __all__ = [
     "check_checksums",
     "compare",
     "convert",
+    "gpt3_from_paxml",
     "inspect",
     "write_checksums",
 ]
 __version__ = "0.1.0"
 
-_ELSEWHERE = {"NnxconvError": "errors", "Report": "report"}
+_ELSEWHERE = {
+    "NnxconvError": "errors",
+    "Report": "report",
+    "Result": "outcome",
+    "gpt3_from_paxml": "importing",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,18 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnxconv.allocator import peak_memory_bytes, share_one_heap
+from nnxconv.allocator import share_one_heap
 from nnxconv.checksums import Check, Manifest, check
-from nnxconv.conversion import (
-    RECORD,
-    Conversion,
-    Direction,
-    Options,
-    Understood,
-    convert_tree,
-    nothing_lost,
-    understand,
-)
+from nnxconv.conversion import Direction, Options, Understood, convert_tree, understand
 from nnxconv.difference import Tolerance
 from nnxconv.errors import BadInput, UnknownLayout
 from nnxconv.events import Watcher, ignore
@@ -30,6 +21,7 @@ from nnxconv.inspection import (
     dtypes_of,
     sizes_of,
 )
+from nnxconv.outcome import Places, Result, Way, carry_out
 from nnxconv.pairing import (
     Scope,
     Selection,
@@ -39,43 +31,15 @@ from nnxconv.pairing import (
     select,
     value_findings,
 )
-from nnxconv.plan import Plan, Transfer, make_plan
+from nnxconv.plan import Transfer
 from nnxconv.report import Report, Side
 from nnxconv.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from nnxconv.storage.item import Item
     from nnxconv.storage.locate import Location
-    from nnxconv.storage.transfer import Moved
 
 DEFAULT_MAX_MEMORY = "2GiB"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What `convert` did, or with `dry_run` would do.
-
-    Attributes:
-      source_path: the item that was read.
-      target_path: the item that was written.
-      conversion: layouts, layers, what was left out, assumed or taken from `like`.
-      plan: the arrays and how they move.
-      seconds: wall time of the whole call.
-      peak_memory_bytes: the most memory this process has had so far; 0 for a dry run.
-      is_dry_run: True when nothing was written.
-      is_verified: True when the target was read back and compared before it was committed.
-      moved: the files and chunks that were taken over undecoded; None for a dry run.
-    """
-
-    source_path: str
-    target_path: str
-    conversion: Conversion
-    plan: Plan
-    seconds: float
-    peak_memory_bytes: int
-    is_dry_run: bool
-    is_verified: bool
-    moved: "Moved | None"
 
 
 def convert(
@@ -91,6 +55,8 @@ def convert(
     without: Iterable[str] = (),
     like: str | None = None,
     strict: bool = False,
+    params_only: bool = False,
+    dtype: str | None = None,
     step: int | None = None,
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     overwrite: bool = False,
@@ -115,6 +81,8 @@ def convert(
       without: parts to leave out: `aux`, `aux.rngs`, `opt_state`, `step`.
       like: a checkpoint that the target program wrote, whose conventions are followed.
       strict: leaving out RNG state is an error.
+      params_only: write what serving loads: no optimizer state, step or RNG state.
+      dtype: cast the floating-point parameters, for example to `bfloat16`; moments stay.
       step: which step of a root.
       max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
       overwrite: replace an existing checkpoint, once the new one is complete.
@@ -127,15 +95,21 @@ def convert(
     Raises:
       NnxconvError: the input cannot be converted as asked; source and target are as they were.
     """
-    from nnxconv.execute import execute
-    from nnxconv.storage.places import check_places, check_space
     from nnxconv.storage.save import target_for
-    from nnxconv.verification import verifier
 
     started = time.monotonic()
     share_one_heap()
     options = Options(
-        direction, to, from_, scan_layers, layer_axis, tuple(layer_group), tuple(without), strict
+        direction,
+        to,
+        from_,
+        scan_layers,
+        layer_axis,
+        tuple(layer_group),
+        tuple(without),
+        strict,
+        params_only,
+        dtype,
     )
     location, item, source = _understand(source_path, step, options)
     items = {item.path.as_posix(): item}
@@ -144,39 +118,16 @@ def convert(
         _, like_item, template = _understand(like, None, Options(layer_group=options.layer_group))
         items[like_item.path.as_posix()] = like_item
     conversion = convert_tree(source, options, template)
-    nothing_lost(conversion)
-    plan = make_plan(conversion.tree.items(), parse_bytes(max_memory), item.path.as_posix())
     custom = location.custom_metadata
     if conversion.scan_layers is not None:
         custom["scan_layers"] = conversion.scan_layers
     target = target_for(target_path, location, custom)
-    check_places(source_path, location, target_path, target, overwrite)
-    moved = None
-    if not dry_run:
-        check_space(plan, item, target, transfer)
-        record = {**item.custom_metadata, RECORD: conversion.record.to_json()}
-        proof = None
-        if verify:
-            proof = verifier(conversion, items, options.layer_group, parse_bytes(max_memory))
-        moved = execute(
-            plan,
-            items,
-            target,
-            custom_metadata=record,
-            transfer=transfer,
-            proof=proof,
-            watch=watch,
-        )
-    return Result(
-        str(item.path),
-        str(target.path / target.item_name),
+    return carry_out(
         conversion,
-        plan,
-        time.monotonic() - started,
-        0 if dry_run else peak_memory_bytes(),
-        dry_run,
-        verify and not dry_run,
-        moved,
+        Places(source_path, location, items, target_path, target, item.container),
+        Way(max_memory, overwrite, dry_run, verify, transfer, watch),
+        custom_metadata=item.custom_metadata,
+        started=started,
     )
 
 

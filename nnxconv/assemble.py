@@ -1,4 +1,4 @@
-"""Read regions of views: from one stored array, or put together from several."""
+"""Values of views: read from one stored array or put together from several, then converted."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import numpy as np
 from nnxconv.pieces import Piece, Region
 from nnxconv.storage.read import Reader
 from nnxconv.tasks import together
+from nnxconv.views import View, dtype_of, factor_of
 
 
 async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) -> np.ndarray:
@@ -19,6 +20,14 @@ async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) ->
     values = np.empty([p.stop - p.start for p in region], np.dtype(parts[0].source.dtype))
     await together(_place(reader, piece, region, values) for piece in parts)
     return values
+
+
+def as_viewed(values: np.ndarray, view: View) -> np.ndarray:
+    """Stored values as the view has them: multiplied, then in its element type."""
+    factor = factor_of(view)
+    if factor != 1:
+        values = values * values.dtype.type(factor)
+    return values.astype(np.dtype(dtype_of(view)), copy=False)
 
 
 async def _place(reader: Reader, piece: Piece, region: Region, values: np.ndarray) -> None:

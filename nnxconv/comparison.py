@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nnxconv.assemble import read_region
+from nnxconv.assemble import as_viewed, read_region
 from nnxconv.difference import Difference, Tolerance, measure
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key
@@ -131,7 +131,7 @@ class _Comparison:
         a, b = await together(
             read_region(self._reader, side, block.region) for side in (block.a, block.b)
         )
-        a, b = _as_viewed(a, block.pair.a), _as_viewed(b, block.pair.b)
+        a, b = as_viewed(a, block.pair.a), as_viewed(b, block.pair.b)
         self._found.read_bytes += a.nbytes + b.nbytes
         if len(block.pair.keys) == 1:
             self._add(block.pair.keys[0], a, b, block.region)
@@ -168,10 +168,6 @@ class _Comparison:
         for key in block.pair.keys[layers]:
             self._found.statistics[key].count += count
         self._found.equal_chunk_bytes += block.block_bytes
-
-
-def _as_viewed(values: np.ndarray, view: View) -> np.ndarray:
-    return values.astype(np.dtype(dtype_of(view)), copy=False)
 
 
 def _block_shape(view: View, a: Sequence[Piece], b: Sequence[Piece]) -> Shape:

@@ -25,10 +25,13 @@ from nnxconv.layers import (
 from nnxconv.likeness import conform
 from nnxconv.pieces import pieces
 from nnxconv.state import RNGS, TrainState, Tree
-from nnxconv.views import Leaf, Literal, Source
+from nnxconv.views import Leaf, Literal, Source, cast, dtype_of
 
 RECORD = "nnxconv"
 """Where a checkpoint's custom metadata keep the record of earlier conversions."""
+
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+"""Types that `--dtype` casts between; float8 and int4 hold quantised weights."""
 
 Direction = OneOf["auto", "linen_to_nnx", "nnx_to_linen"]
 
@@ -45,11 +48,17 @@ class Options:
     layer_group: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     strict: bool = False
+    params_only: bool = False
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
 class Understood:
-    """A checkpoint with its meaning: layout, canonical state, layer groups, form and evidence."""
+    """A checkpoint with its meaning: layout, canonical state, layer groups, form and evidence.
+
+    `origin` names the program's own format where the checkpoint is none of Orbax's layouts; the
+    codec is then that of the layout whose state it holds.
+    """
 
     codec: Codec
     evidence: tuple[str, ...]
@@ -61,6 +70,12 @@ class Understood:
     tree: Tree
     is_scanned: bool | None = None
     layer_group: tuple[str, ...] = ()
+    origin: str = ""
+
+    @property
+    def layout(self) -> str:
+        """What the checkpoint is, by name."""
+        return self.origin or self.codec.name
 
 
 @dataclass(frozen=True)
@@ -196,7 +211,7 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
       Mismatch: the tree is not that of `--like`.
     """
     codec, scan_layers = _target(source, options, like)
-    state, left_out = _without(source.state, options.without)
+    state, left_out = _reduced(source.state, options)
     taken: list[Key] = []
     if like is not None:
         taken = [
@@ -206,6 +221,8 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
         ]
         state = state.with_aux({**state.aux, **{key: like.state.aux[key] for key in taken}})
     form = _form(codec, source, state, like)
+    if options.params_only and like is None:
+        form = _params_only(form, codec.default_form(state))
     state, no_place = _fitting(codec, state, form, options.strict)
     arrangements = choose(
         source.groups,
@@ -280,15 +297,49 @@ def _known_empties(source: Understood) -> tuple[tuple[Key, str], ...]:
     return next((form.empties for form in forms if form.empties), ())
 
 
+def _params_only(form: Form, usual: Form) -> Form:
+    """The form with a root and step as in checkpoints that hold parameters only."""
+    return replace(
+        form,
+        has_root=usual.has_root,
+        step_dtype=usual.step_dtype,
+        step_is_scalar=usual.step_is_scalar,
+        opt_state=usual.opt_state,
+        empties=(),
+    )
+
+
+def _reduced(state: TrainState, options: Options) -> tuple[TrainState, dict[Key, str]]:
+    """The state without what is not wanted, its parameters in the wanted type."""
+    left_out: dict[Key, str] = {}
+    if options.params_only:
+        state, left_out = _without(state, ("opt_state", "step", f"aux.{RNGS}"), "--params_only")
+    state, also = _without(state, options.without)
+    if options.dtype is not None:
+        params = {key: _cast(leaf, options.dtype) for key, leaf in state.params.items()}
+        state = replace(state, params=params)
+    return state, {**left_out, **also}
+
+
+def _cast(leaf: Leaf, dtype: str) -> Leaf:
+    """A floating-point array in another type; quantised weights stay as they are."""
+    if isinstance(leaf, Literal) or dtype_of(leaf) not in FLOATS:
+        return leaf
+    return cast(leaf, dtype)
+
+
 def _is_excluded(aux_key: Key, without: Sequence[str]) -> bool:
     return any(spell(("aux", *aux_key)[:size]) in without for size in range(1, len(aux_key) + 2))
 
 
-def _without(state: TrainState, without: Sequence[str]) -> tuple[TrainState, dict[Key, str]]:
-    """The state without the parts that the user does not want."""
+def _without(
+    state: TrainState, without: Sequence[str], option: str = ""
+) -> tuple[TrainState, dict[Key, str]]:
+    """The state without the parts that the user does not want, by `--without` or another option."""
     left_out: dict[Key, str] = {}
     for name in without:
         part = name.partition(".")[0]
+        reason = option or f"--without {name}"
         if part not in ("aux", "opt_state", "step"):
             raise BadInput(
                 f"`--without {name}` is not a part of a state that can be left out",
@@ -297,13 +348,13 @@ def _without(state: TrainState, without: Sequence[str]) -> tuple[TrainState, dic
         if part == "aux":
             gone = [key for key in state.aux if _is_excluded(key, [name])]
             state = state.with_aux({k: v for k, v in state.aux.items() if k not in set(gone)})
-            left_out |= {("aux", *key): f"--without {name}" for key in gone}
+            left_out |= {("aux", *key): reason for key in gone}
         elif part == "opt_state":
             gone = [key for key in state.leaves() if key[0] == "opt_state"]
-            left_out |= dict.fromkeys(gone, f"--without {name}")
+            left_out |= dict.fromkeys(gone, reason)
             state = replace(state, opt_state=None)
         elif state.step is not None:
-            left_out[("step",)] = f"--without {name}"
+            left_out[("step",)] = reason
             state = replace(state, step=None)
     return state, left_out
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnxconv.assemble import read_region
+from nnxconv.assemble import as_viewed, read_region
 from nnxconv.errors import BadInput
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key, spell
@@ -21,7 +21,7 @@ from nnxconv.plan import (
     Transfer,
     renamed_chunks,
 )
-from nnxconv.storage.formats import chunk_key, target_metadata
+from nnxconv.storage.formats import Container, chunk_key, target_metadata
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.storage.save import Target, save
@@ -36,6 +36,7 @@ def execute(
     items: Mapping[str, Item],
     target: Target,
     *,
+    container: Container,
     custom_metadata: dict[str, Any],
     transfer: Transfer = "copy",
     proof: Work | None = None,
@@ -49,8 +50,7 @@ def execute(
       DamagedCheckpoint: a stored array cannot be read.
       BadInput: a cast would change an integer's value.
     """
-    first = next(iter(items.values()))
-    new_arrays = {array.key: _new_array(array, items, first.use_zarr3) for array in plan.arrays}
+    new_arrays = {array.key: _new_array(array, items, container) for array in plan.arrays}
     moved = Moved()
     with deferred_interrupts() as check_interrupt:
         run = _Run(plan, Reader(items), new_arrays, watch, check_interrupt)
@@ -66,20 +66,20 @@ def execute(
             target,
             new_arrays.values(),
             plan.literals,
-            use_ocdbt=first.use_ocdbt,
-            use_zarr3=first.use_zarr3,
+            use_ocdbt=container.use_ocdbt,
+            use_zarr3=container.use_zarr3,
             custom_metadata=custom_metadata,
             work=work,
         )
     return moved
 
 
-def _new_array(array: TargetArray, items: Mapping[str, Item], use_zarr3: bool) -> NewArray:
+def _new_array(array: TargetArray, items: Mapping[str, Item], container: Container) -> NewArray:
+    """The metadata of a new array: encoded as its source is, where the container has that."""
     source = first_source(array.view)
     model = items[source.store].formats[source.name]
-    if (model.zarr_format == 3) != use_zarr3:
-        main = next(iter(items.values()))
-        model = next(iter(main.formats.values()))
+    if source.store != container.store or (model.zarr_format == 3) != container.use_zarr3:
+        model = container.model
     metadata = target_metadata(model, array.view.shape, dtype_of(array.view), array.chunks)
     if source.prng_impl is not None:
         return NewArray(array.key, "jax.Array", model.zarr_format, metadata, source.prng_impl)
@@ -182,12 +182,10 @@ class _Run:
 
 
 def _converted(values: np.ndarray, array: TargetArray) -> np.ndarray:
-    """The values in the array's type; integers must keep their value."""
-    dtype = np.dtype(dtype_of(array.view))
-    if values.dtype == dtype:
-        return values
-    converted = values.astype(dtype)
-    if values.dtype.kind in "iu" and not np.array_equal(converted.astype(values.dtype), values):
+    """The values as the array has them; integers must keep their value."""
+    converted = as_viewed(values, array.view)
+    is_integer = values.dtype.kind in "iu" and converted.dtype != values.dtype
+    if is_integer and not np.array_equal(converted.astype(values.dtype), values):
         worst = values.flat[int(np.argmax(np.abs(values.astype(float))))]
-        raise BadInput(f"{worst} does not fit in {dtype.name}", where=spell(array.key))
+        raise BadInput(f"{worst} does not fit in {converted.dtype.name}", where=spell(array.key))
     return converted

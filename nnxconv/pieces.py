@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nnxconv.views import Cast, Moved, Shape, Slot, Source, Stack, View
+from nnxconv.views import Cast, Moved, Scaled, Shape, Slot, Source, Stack, View
 
 Region = tuple[slice, ...]
 
@@ -102,7 +102,7 @@ def pieces(view: View) -> list[Piece]:
     match view:
         case Source(shape=shape):
             return [Piece(view, tuple(range(len(shape))))]
-        case Cast(of):
+        case Scaled(of) | Cast(of):
             return pieces(of)
         case Slot(of, axis, index):
             found = [_take(piece, axis, index) for piece in pieces(of)]

@@ -25,6 +25,7 @@ from nnxconv.views import (
     Source,
     View,
     dtype_of,
+    factor_of,
     first_source,
     item_bytes,
     notation,
@@ -34,6 +35,7 @@ from nnxconv.views import (
 MIB = 2**20
 SMALL_CHUNK_BYTES = MIB
 MERGED_BYTES = 16 * MIB
+LARGE_CHUNK_BYTES = 64 * MIB
 WORKING_COPIES = 4
 """How many times a block is in memory at once: encoded, decoded, rearranged, encoded again."""
 
@@ -231,6 +233,8 @@ def why_rewrite(view: View, store: str | None = None) -> str:
     first = parts[0]
     if dtype_of(view) != first.source.dtype:
         return f"cast to {dtype_of(view)}"
+    if factor_of(view) != 1:
+        return f"multiplied by {factor_of(view):.6g}"
     if store is not None and any(piece.source.store != store for piece in parts):
         return "it comes from another checkpoint"
     if not first.source.encoding:
@@ -272,11 +276,17 @@ def renamed_chunks(array: TargetArray) -> Iterator[tuple[Source, Shape, Shape]]:
 
 
 def _target_chunks(view: View, merge_bytes: int) -> Shape:
-    """The image of the source's chunks, merged while they are small."""
+    """The image of the source's chunks, merged while they are small, divided while they are large.
+
+    What is put together from several arrays is not divided: a source's chunk would be decoded for
+    every part of it.
+    """
     parts = pieces(view)
     image = parts[0].image_of_chunks() if parts else view.shape
     chunks = [max(1, min(c, s)) for c, s in zip(image, view.shape, strict=True)]
     item = item_bytes(dtype_of(view))
+    if math.prod(chunks) * item > LARGE_CHUNK_BYTES and len(parts) == 1:
+        return _divided(chunks, item)
     if math.prod(chunks) * item >= SMALL_CHUNK_BYTES:
         return tuple(chunks)
     placed = list(parts[0].placed) if parts else []
@@ -286,6 +296,19 @@ def _target_chunks(view: View, merge_bytes: int) -> Shape:
         if chunks[axis] < view.shape[axis] and room > 1:
             chunks[axis] = min(view.shape[axis], chunks[axis] * room)
     return tuple(chunks)
+
+
+def _divided(chunks: Sequence[int], item: int) -> Shape:
+    """Equal parts of a large chunk, cut along its longest axis.
+
+    >>> _divided((192, 96, 2048), 4)
+    (192, 96, 512)
+    """
+    parts = list(chunks)
+    while math.prod(parts) * item > LARGE_CHUNK_BYTES:
+        longest = parts.index(max(parts))
+        parts[longest] //= next(n for n in range(2, parts[longest] + 1) if parts[longest] % n == 0)
+    return tuple(parts)
 
 
 def block_shape(source: Source, merge_bytes: int) -> Shape:

@@ -28,8 +28,8 @@ def parse_bytes(text: int | str) -> int:
 def format_bytes(count: int) -> str:
     """A number of bytes for people.
 
-    >>> format_bytes(3435973837), format_bytes(12)
-    ('3.2 GiB', '12 bytes')
+    >>> format_bytes(3435973837), format_bytes(12), format_bytes(2097371971592)
+    ('3.2 GiB', '12 bytes', '1.9075 TiB')
     """
     if count < 1024:
         return f"{count:,} bytes"
@@ -38,13 +38,13 @@ def format_bytes(count: int) -> str:
         value /= 1024
         if value < 1024 or unit == "TiB":
             break
-    return f"{value:,.1f} {unit}"
+    return f"{value:,.{4 if unit == 'TiB' else 1}f} {unit}"
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str = "") -> str:
     """A number with its noun.
 
-    >>> counted(1, "array"), counted(1520, "array")
-    ('1 array', '1,520 arrays')
+    >>> counted(1, "array"), counted(1520, "array"), counted(2, "leaf", "leaves")
+    ('1 array', '1,520 arrays', '2 leaves')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

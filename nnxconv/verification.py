@@ -17,7 +17,7 @@ EXACT = Tolerance(0.0, 0.0, True)
 
 
 def verifier(
-    conversion: Conversion, items: Mapping[str, Item], layer_group: tuple[str, ...], max_memory: int
+    conversion: Conversion, items: Mapping[str, Item], max_memory: int
 ) -> Callable[[Writer], Awaitable[None]]:
     """A check to run when all arrays are written, before the target is committed.
 
@@ -29,7 +29,7 @@ def verifier(
         written = writer.read_back(conversion.tree)
         source, target = agree_on_layers(
             replace(conversion.source, state=conversion.state),
-            _understood(conversion, written, layer_group),
+            _understood(conversion, written),
         )
         findings, common = line_up(source.state.leaves(), target.state.leaves(), ignore_dtype=True)
         if findings:
@@ -50,13 +50,12 @@ def verifier(
     return verify
 
 
-def _understood(conversion: Conversion, written: Item, layer_group: tuple[str, ...]) -> Understood:
+def _understood(conversion: Conversion, written: Item) -> Understood:
     return understand(
         written.tree,
         custom_metadata={RECORD: conversion.record.to_json()},
         is_scanned=conversion.scan_layers,
         layout=conversion.layout,
-        layer_group=layer_group,
     )
 
 

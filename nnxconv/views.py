@@ -22,7 +22,7 @@ import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
 import numpy as np
 
 Shape: TypeAlias = tuple[int, ...]
-View: TypeAlias = Union["Source", "Slot", "Stack", "Moved", "Cast"]
+View: TypeAlias = Union["Source", "Slot", "Stack", "Moved", "Scaled", "Cast"]
 Leaf: TypeAlias = Union[View, "Literal"]
 """What stands at a key: a view of stored arrays, or a value that the metadata holds itself."""
 
@@ -34,6 +34,8 @@ class Source:
     Attributes:
       name: its name in the store, for example `params.params.decoder.wi.kernel`.
       shape: of the stored array (typed PRNG keys: with the trailing axis of their key data).
+        Where a size is smaller than what is stored, the end is padding and cut off; where it is
+        larger, zeros follow.
       dtype: numpy or ml_dtypes name.
       chunks: shape of the piece that is decoded at once.
       store: path of the checkpoint item that holds it.
@@ -94,6 +96,18 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """`of` with its elements multiplied by `factor`, in their own type."""
+
+    of: View
+    factor: float
+    shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", self.of.shape)
+
+
+@dataclass(frozen=True)
 class Cast:
     """`of` with its elements converted to `dtype`."""
 
@@ -128,6 +142,8 @@ def slot(view: View, axis: int, index: int) -> View:
             return items[index]
         case Moved(of, source, target) if target == axis:
             return slot(of, source, index)
+        case Scaled(of, factor):
+            return scaled(slot(of, axis, index), factor)
         case Cast(of, dtype):
             return cast(slot(of, axis, index), dtype)
     return Slot(view, axis, index)
@@ -140,6 +156,10 @@ def stack(views: Sequence[View], axis: int) -> View:
         isinstance(v, Cast) and v.dtype == first.dtype for v in views
     ):
         return cast(stack([v.of for v in views if isinstance(v, Cast)], axis), first.dtype)
+    if isinstance(first, Scaled) and all(
+        isinstance(v, Scaled) and v.factor == first.factor for v in views
+    ):
+        return scaled(stack([v.of for v in views if isinstance(v, Scaled)], axis), first.factor)
     whole = _whole_of_slots(views)
     if whole is not None:
         return moved(whole.of, whole.axis, axis)
@@ -171,6 +191,8 @@ def moved(view: View, source: int, target: int) -> View:
             return moved(of, first, target)
         case Stack(items, axis) if axis == source:
             return stack(items, target)
+        case Scaled(of, factor):
+            return scaled(moved(of, source, target), factor)
         case Cast(of, dtype):
             return cast(moved(of, source, target), dtype)
     return Moved(view, source, target)
@@ -179,6 +201,21 @@ def moved(view: View, source: int, target: int) -> View:
 def cast(view: View, dtype: str) -> View:
     """The view with another element type; the same view when it has that type already."""
     return view if dtype_of(view) == dtype else Cast(view, dtype)
+
+
+def scaled(view: View, factor: float) -> View:
+    """The view with its elements multiplied; the same view for a factor of 1."""
+    return view if factor == 1 else Scaled(view, factor)
+
+
+def factor_of(view: View) -> float:
+    """What the elements are multiplied by."""
+    match view:
+        case Scaled(of, factor):
+            return factor * factor_of(of)
+        case Cast(of):
+            return factor_of(of)
+    return 1.0
 
 
 def with_kind(view: View, kind: OneOf["array", "scalar"]) -> View:
@@ -196,7 +233,7 @@ def dtype_of(view: View) -> str:
     match view:
         case Source(dtype=dtype) | Cast(dtype=dtype):
             return dtype
-        case Slot(of) | Moved(of):
+        case Slot(of) | Moved(of) | Scaled(of):
             return dtype_of(of)
         case Stack(items):
             return dtype_of(items[0])

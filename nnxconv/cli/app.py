@@ -10,6 +10,7 @@ from nnxconv import __version__
 from nnxconv.cli.checksum import checksum
 from nnxconv.cli.compare import compare
 from nnxconv.cli.convert import convert
+from nnxconv.cli.gpt3_from_paxml import gpt3_from_paxml
 from nnxconv.cli.inspect import inspect
 from nnxconv.errors import NnxconvError
 
@@ -37,6 +38,7 @@ nnxconv.add_command(convert)
 nnxconv.add_command(compare)
 nnxconv.add_command(inspect)
 nnxconv.add_command(checksum)
+nnxconv.add_command(gpt3_from_paxml)
 
 
 def main() -> None:

@@ -2,12 +2,32 @@
 
 import click
 
+LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
+
 max_memory_option = click.option(
     "--max_memory",
     default="2GiB",
     show_default=True,
     metavar="SIZE",
     help="What blocks in flight may take, besides about 300 MiB for the program.",
+)
+
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace DST, once the new one is complete."
+)
+dry_run_option = click.option("--dry_run", is_flag=True, help="Show the plan; write nothing.")
+verify_option = click.option(
+    "--verify", is_flag=True, help="Compare DST with SRC before committing it."
+)
+params_only_option = click.option(
+    "--params_only",
+    is_flag=True,
+    help="Write what serving loads: no optimizer state, step or RNG state.",
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32", "float64"]),
+    help="Cast the floating-point parameters; moments stay as they are.",
 )
 
 

@@ -5,9 +5,16 @@ from typing import Any
 
 import click
 
-from nnxconv.cli.arguments import max_memory_option, one_of
-
-LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
+from nnxconv.cli.arguments import (
+    LAYOUTS,
+    dry_run_option,
+    dtype_option,
+    max_memory_option,
+    one_of,
+    overwrite_option,
+    params_only_option,
+    verify_option,
+)
 
 
 @click.command(no_args_is_help=True)
@@ -49,6 +56,8 @@ LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
 )
 @click.option("--like", metavar="PATH", help="Follow the conventions of this checkpoint.")
 @click.option("--strict", is_flag=True, help="Leaving out RNG state is an error.")
+@params_only_option
+@dtype_option
 @click.option("--step", type=int, help="Which step of a root of steps.")
 @max_memory_option
 @click.option(
@@ -58,9 +67,9 @@ LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
     show_default=True,
     help="How data that stays as it is gets to DST; `link`: by hard links to SRC's data files.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace DST, once the new one is complete.")
-@click.option("--dry_run", is_flag=True, help="Show the plan; write nothing.")
-@click.option("--verify", is_flag=True, help="Compare DST with SRC before committing it.")
+@overwrite_option
+@dry_run_option
+@verify_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
     source: str | None,

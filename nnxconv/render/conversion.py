@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nnxconv.api import Result
 from nnxconv.conversion import Conversion
 from nnxconv.keys import Key, spell
 from nnxconv.layers import Apart, Arrangement, Blocks, LayerGroup
 from nnxconv.optimizer import parameter_trees
+from nnxconv.outcome import Result
 from nnxconv.plan import Plan
 from nnxconv.sizes import counted, format_bytes
 from nnxconv.storage.transfer import Moved
-from nnxconv.views import Cast, Slot, Source, Stack, View, notation, size_bytes
+from nnxconv.views import Cast, Scaled, Slot, Source, Stack, View, notation, size_bytes
 from nnxconv.views import Moved as MovedView
 
 
@@ -22,7 +22,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
     return {
         "source": {
             "path": result.source_path,
-            "layout": conversion.source.codec.name,
+            "layout": conversion.source.layout,
             "evidence": list(conversion.source.evidence),
             "decided": list(conversion.source.notes),
         },
@@ -64,7 +64,7 @@ def conversion_text(result: Result) -> str:
     """What was recognised and done, in a few lines; with a dry run, the plan array by array."""
     conversion, plan = result.conversion, result.plan
     verb = "would convert" if result.is_dry_run else "converted"
-    lines = [f"{verb} {conversion.source.codec.name} to {conversion.layout}"]
+    lines = [f"{verb} {conversion.source.layout} to {conversion.layout}"]
     lines += [f"  {name:<9} {text}" for name, text in _rows(result)]
     if result.is_dry_run:
         lines += ["", *_plan_rows(result), "", f"{_totals(plan)}; {_predicted(plan)}"]
@@ -207,6 +207,8 @@ def describe(view: View) -> str:
             return f"{describe(of)}, slot {index} of axis {axis}"
         case MovedView(of, source, target):
             return f"{describe(of)}, axis {source} moved to {target}"
+        case Scaled(of, factor):
+            return f"{describe(of)}, times {factor:.6g}"
         case Cast(of, dtype):
             return f"{describe(of)}, as {dtype}"
         case Stack(items, axis):

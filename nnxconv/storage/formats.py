@@ -35,6 +35,23 @@ class ArrayFormat:
     chunks: Shape
 
 
+@dataclass(frozen=True)
+class Container:
+    """How a target keeps its arrays.
+
+    Attributes:
+      use_ocdbt: in one database, or in a directory each.
+      use_zarr3: in zarr 3, or in zarr 2.
+      model: arrays that come from elsewhere than `store` are compressed and packed as this one.
+      store: path of the item whose container it is; its arrays keep their compressors.
+    """
+
+    use_ocdbt: bool
+    use_zarr3: bool
+    model: ArrayFormat
+    store: str = ""
+
+
 def parse_format(zarr_format: int, metadata: dict[str, Any]) -> ArrayFormat:
     """The format that a `.zarray` or `zarr.json` describes.
 
@@ -153,3 +170,28 @@ def chunk_key(zarr_format: int, metadata: Mapping[str, Any], index: Shape) -> st
     if is_v2:
         return separator.join(map(str, index)) or "0"
     return separator.join(["c", *map(str, index)])
+
+
+def _orbax_zarr3() -> ArrayFormat:
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    zstd = {"name": "zstd", "configuration": {"level": 1}}
+    inner = {
+        "chunk_shape": [],
+        "codecs": [little, zstd],
+        "index_codecs": [little, {"name": "crc32c"}],
+    }
+    metadata = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [],
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": []}},
+        "chunk_key_encoding": {"name": "default"},
+        "fill_value": 0.0,
+        "codecs": [{"name": SHARDING, "configuration": inner}],
+    }
+    return parse_format(3, metadata)
+
+
+ORBAX = Container(True, True, _orbax_zarr3())
+"""What Orbax writes for MaxText: OCDBT, zarr 3, each chunk a shard; zstd at its quickest level."""

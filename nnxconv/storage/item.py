@@ -13,7 +13,15 @@ from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.keys import Key
 from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, kvstore_spec
-from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, encoding, parse_format
+from nnxconv.storage.formats import (
+    ORBAX,
+    ZARR2_FILE,
+    ZARR3_FILE,
+    ArrayFormat,
+    Container,
+    encoding,
+    parse_format,
+)
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.views import Leaf, Literal, Source
 
@@ -39,6 +47,12 @@ class Item:
     use_zarr3: bool
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     value_types: Mapping[Key, str] = field(default_factory=dict)
+
+    @property
+    def container(self) -> Container:
+        """How a target keeps its arrays that is written as this item is."""
+        model = next(iter(self.formats.values()), ORBAX.model)
+        return Container(self.use_ocdbt, self.use_zarr3, model, self.path.as_posix())
 
     @cached_property
     def kvstore(self) -> ts.KvStore:
@@ -66,7 +80,7 @@ def open_item(location: Location) -> Item:
         use_ocdbt = (path / "manifest.ocdbt").exists()
     use_zarr3 = bool(metadata.get("use_zarr3"))
     names = {key: array_name(key) for key, kind in entries if kind in _ARRAY_TYPES}
-    formats = _read_formats(path, use_ocdbt, use_zarr3, names.values())
+    formats = read_formats(path, use_ocdbt, use_zarr3, names.values())
     impls = _prng_impls(path)
     strings = _read_json(path / "_strings.json") if _has_strings(entries) else {}
     store = path.as_posix()
@@ -140,10 +154,14 @@ def _open_kvstore(path: epath.Path, use_ocdbt: bool) -> ts.KvStore:
         ) from error
 
 
-def _read_formats(
+def read_formats(
     path: epath.Path, use_ocdbt: bool, use_zarr3: bool, names: Iterable[str]
 ) -> dict[str, ArrayFormat]:
-    """The format of every named array, read in parallel."""
+    """The format of every named array, read in parallel.
+
+    Raises:
+      DamagedCheckpoint: some cannot be read; all of them are named.
+    """
     store = _open_kvstore(path, use_ocdbt)
     file = ZARR3_FILE if use_zarr3 else ZARR2_FILE
     futures = {name: store.read(f"{name}/{file}") for name in names}

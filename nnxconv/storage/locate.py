@@ -56,6 +56,24 @@ def locate(path: str, step: int | None = None, *, has_step: bool = True) -> Loca
       NotACheckpoint: there is nothing there that Orbax could read.
       BadInput: there are several steps or items to choose from, or the step is not there.
     """
+    given = finished_directory(path)
+    if (given / TREE_METADATA).exists():
+        if step is not None:
+            raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
+        return Location(given, "item", step_metadata=_read_step_metadata(given, given.parent))
+    if _items(given):
+        if step is not None and _step_number(given.name) != step:
+            raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
+        return _in_step(given, "step")
+    return _in_step(choose_step(given, step, has_step), "root")
+
+
+def finished_directory(path: str) -> epath.Path:
+    """The directory that a user names.
+
+    Raises:
+      NotACheckpoint: it is not there, or is what an interrupted save left.
+    """
     given = absolute(path)
     if not given.exists():
         raise NotACheckpoint(f"`{path}` does not exist")
@@ -66,15 +84,7 @@ def locate(path: str, step: int | None = None, *, has_step: bool = True) -> Loca
             f"`{path}` is an unfinished save",
             hint="it was interrupted before it was committed; use a finished step",
         )
-    if (given / TREE_METADATA).exists():
-        if step is not None:
-            raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
-        return Location(given, "item", step_metadata=_read_step_metadata(given, given.parent))
-    if _items(given):
-        if step is not None and _step_number(given.name) != step:
-            raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
-        return _in_step(given, "step")
-    return _in_step(_choose_step(given, step, has_step), "root")
+    return given
 
 
 def absolute(path: str) -> epath.Path:
@@ -126,7 +136,13 @@ def steps_in(root: epath.Path) -> dict[int, epath.Path]:
     return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
 
 
-def _choose_step(root: epath.Path, step: int | None, has_step: bool) -> epath.Path:
+def choose_step(root: epath.Path, step: int | None, has_step: bool = True) -> epath.Path:
+    """The step that `--step` names, or the only one.
+
+    Raises:
+      NotACheckpoint: there are no steps.
+      BadInput: there are several to choose from, or not the one that is asked for.
+    """
     steps = steps_in(root)
     if not steps:
         raise NotACheckpoint(f"`{root}` is not an Orbax checkpoint", hint=_looks_like(root))
@@ -146,7 +162,7 @@ def _looks_like(path: epath.Path) -> str:
     if any(UNFINISHED in name for name in names):
         return "it holds only unfinished saves, which were interrupted before they were committed"
     if "metadata" in names and "state" in names:
-        return "it looks like a Pax checkpoint"
+        return "it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3"
     if any(name.endswith(".safetensors") for name in names):
         return "it holds safetensors files, which are not Orbax checkpoints"
     if "checkpoint" in names:

@@ -19,7 +19,7 @@ class Reader:
         self._open: dict[Source, ts.TensorStore] = {}
 
     async def read(self, source: Source, region: tuple[slice, ...]) -> np.ndarray:
-        """The values of a region.
+        """The values of a region; zeros where the source's shape exceeds what is stored.
 
         Raises:
           DamagedCheckpoint: a chunk is missing or cannot be decoded.
@@ -31,12 +31,31 @@ class Reader:
                 spec = array_spec(item.path, item.use_ocdbt, source.name, item.formats[source.name])
                 store = await ts.open(spec, open=True, read=True, context=context())
                 self._open[source] = store
-            return await store[region].read()
+            stored = tuple(
+                slice(min(part.start, size), min(part.stop, size))
+                for part, size in zip(region, store.shape, strict=True)
+            )
+            values = await store[stored].read()
+            return values if stored == region else _with_zeros(values, region)
         except (ValueError, OSError) as error:
             raise damaged(item.path, source.name, error) from error
 
 
+def _with_zeros(values: np.ndarray, region: tuple[slice, ...]) -> np.ndarray:
+    """The values at the start of a region's shape."""
+    whole = np.zeros([part.stop - part.start for part in region], values.dtype)
+    whole[tuple(slice(size) for size in values.shape)] = values
+    return whole
+
+
+def read_numbers(item: Item, source: Source) -> list[int]:
+    """The values of a stored scalar or of a short array of integers."""
+    region = tuple(slice(0, size) for size in source.shape)
+    values = asyncio.run(Reader({source.store: item}).read(source, region))
+    return [int(value) for value in values.reshape(-1)]
+
+
 def read_number(item: Item, view: View) -> int:
     """The value of a stored scalar, such as the step."""
-    source = first_source(view)
-    return int(asyncio.run(Reader({source.store: item}).read(source, ())))
+    [number] = read_numbers(item, first_source(view))
+    return number

@@ -1,0 +1,139 @@
+"""From a converted tree to a committed checkpoint: plan, check, execute, and say what was done."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nnxconv.allocator import peak_memory_bytes
+from nnxconv.conversion import RECORD, Conversion, nothing_lost
+from nnxconv.events import Watcher, ignore
+from nnxconv.plan import Plan, Transfer, make_plan
+from nnxconv.sizes import parse_bytes
+
+if TYPE_CHECKING:
+    from nnxconv.storage.formats import Container
+    from nnxconv.storage.item import Item
+    from nnxconv.storage.locate import Location
+    from nnxconv.storage.save import Target
+    from nnxconv.storage.transfer import Moved
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `convert` did, or with `dry_run` would do.
+
+    Attributes:
+      source_path: the item that was read.
+      target_path: the item that was written.
+      conversion: layouts, layers, what was left out, assumed or taken from `like`.
+      plan: the arrays and how they move.
+      seconds: wall time of the whole call.
+      peak_memory_bytes: the most memory this process has had so far; 0 for a dry run.
+      is_dry_run: True when nothing was written.
+      is_verified: True when the target was read back and compared before it was committed.
+      moved: the files and chunks that were taken over undecoded; None for a dry run.
+    """
+
+    source_path: str
+    target_path: str
+    conversion: Conversion
+    plan: Plan
+    seconds: float
+    peak_memory_bytes: int
+    is_dry_run: bool
+    is_verified: bool
+    moved: "Moved | None"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a conversion is run; names and defaults are those of the command."""
+
+    max_memory: int | str = "2GiB"
+    overwrite: bool = False
+    dry_run: bool = False
+    verify: bool = False
+    transfer: Transfer = "copy"
+    watch: Watcher = ignore
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a conversion reads and writes.
+
+    Attributes:
+      source_path: as the user gave it.
+      location: what was found there.
+      items: the opened items by path, the source first.
+      target_path: as the user gave it.
+      target: the item that is written.
+      container: how it keeps its arrays.
+    """
+
+    source_path: str
+    location: "Location"
+    items: Mapping[str, "Item"]
+    target_path: str
+    target: "Target"
+    container: "Container"
+
+
+def carry_out(
+    conversion: Conversion,
+    places: Places,
+    way: Way,
+    *,
+    custom_metadata: Mapping[str, Any],
+    started: float,
+) -> Result:
+    """Writes a converted tree, or only plans it.
+
+    Args:
+      conversion: what is written.
+      places: from where to where.
+      way: how.
+      custom_metadata: of the new item, besides the record of the conversion.
+      started: when the call began, on the monotonic clock, in seconds.
+
+    Raises:
+      NnxconvError: it cannot be written as asked; source and target are as they were.
+    """
+    from nnxconv.execute import execute
+    from nnxconv.storage.places import check_places, check_space
+    from nnxconv.verification import verifier
+
+    nothing_lost(conversion)
+    max_memory = parse_bytes(way.max_memory)
+    target, items = places.target, places.items
+    source = next(iter(items.values()))
+    plan = make_plan(conversion.tree.items(), max_memory, places.container.store)
+    check_places(places.source_path, places.location, places.target_path, target, way.overwrite)
+    moved = None
+    if not way.dry_run:
+        check_space(plan, source, target, way.transfer)
+        record = {**custom_metadata, RECORD: conversion.record.to_json()}
+        proof = None
+        if way.verify:
+            proof = verifier(conversion, items, max_memory)
+        moved = execute(
+            plan,
+            items,
+            target,
+            container=places.container,
+            custom_metadata=record,
+            transfer=way.transfer,
+            proof=proof,
+            watch=way.watch,
+        )
+    return Result(
+        str(source.path),
+        str(target.path / target.item_name),
+        conversion,
+        plan,
+        time.monotonic() - started,
+        0 if way.dry_run else peak_memory_bytes(),
+        way.dry_run,
+        way.verify and not way.dry_run,
+        moved,
+    )

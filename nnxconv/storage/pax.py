@@ -1,0 +1,178 @@
+"""A Pax checkpoint, opened without reading its arrays.
+
+```
+checkpoints/                       a root of steps
+└── checkpoint_00000005/           a step; in version 0 it holds the leaves itself
+    ├── state/<leaf>/              since version 1.0: `.zarray` and chunks such as `0.0.1`
+    └── metadata/metadata          JSON; since version 1.1 with the shapes without padding
+```
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
+from nnxconv.keys import Key
+from nnxconv.storage.formats import ArrayFormat, chunk_key, encoding
+from nnxconv.storage.item import Item, read_formats
+from nnxconv.storage.locate import TREE_METADATA, choose_step, finished_directory, steps_in
+from nnxconv.views import Shape, Source
+
+_PARAMETERS = "mdl_vars."
+_MAX_CHUNKS_NAMED = 8
+
+
+@dataclass(frozen=True)
+class PaxCheckpoint:
+    """The leaves of a Pax checkpoint.
+
+    Attributes:
+      item: the directory of the leaves, each leaf an array of one key.
+      step: the number in the step's name; None when it has none.
+      unpadded: shapes without padding by leaf, for parameters only; empty before version 1.1.
+      missing_chunks: for each leaf of which chunks are missing, how many, and some of them.
+    """
+
+    item: Item
+    step: int | None
+    unpadded: Mapping[str, Shape]
+    missing_chunks: Mapping[str, str]
+
+    @property
+    def leaves(self) -> dict[str, Source]:
+        """The stored arrays by name."""
+        return {leaf.name: leaf for leaf in self.item.tree.values() if isinstance(leaf, Source)}
+
+
+def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
+    """Opens the directory of the leaves, their step, or a root of steps.
+
+    Raises:
+      NotACheckpoint: there is no Pax checkpoint there.
+      BadInput: there are several steps to choose from, or the step is not there.
+      DamagedCheckpoint: the metadata of the checkpoint or of a leaf cannot be read.
+    """
+    folder = _locate(path, step)
+    names = sorted(child.name for child in folder.iterdir() if child.is_dir())
+    if (folder / "manifest.ocdbt").exists():
+        raise NotACheckpoint(
+            "this Pax checkpoint is an OCDBT database (version 1.2), which is not supported",
+            where=str(folder),
+            hint="save it again without OCDBT",
+        )
+    formats = read_formats(folder, False, False, names)
+    tree = {_key(name): _source(folder, name, formats[name]) for name in names}
+    parent = folder.parent if folder.name == "state" else folder
+    return PaxCheckpoint(
+        Item(folder, tree, formats, use_ocdbt=False, use_zarr3=False),
+        _number(parent.name),
+        _unpadded(parent / "metadata" / "metadata"),
+        {name: text for name in names if (text := _missing(folder / name, formats[name]))},
+    )
+
+
+def _key(name: str) -> Key:
+    return (name,)
+
+
+def _source(folder: epath.Path, name: str, array: ArrayFormat) -> Source:
+    store = folder.as_posix()
+    return Source(
+        name, array.shape, array.dtype, array.chunks, store=store, encoding=encoding(array)
+    )
+
+
+def _locate(path: str, step: int | None) -> epath.Path:
+    """The directory that holds the leaves."""
+    given = finished_directory(path)
+    if not _has_leaves(given) and (given / "checkpoints").is_dir():
+        given /= "checkpoints"
+    if not _has_leaves(given) and _step_folders(given):
+        given = choose_step(given, step)
+    for folder in (given / "state", given):
+        if folder.is_dir() and _has_leaves(folder):
+            return folder
+    raise NotACheckpoint(f"`{path}` is not a Pax checkpoint", hint=_looks_like(given))
+
+
+def _has_leaves(folder: epath.Path) -> bool:
+    """True where parameters are, one by one or in a database."""
+    if (folder / TREE_METADATA).exists():
+        return False
+    children = list(folder.iterdir())
+    return any(
+        child.name.startswith(_PARAMETERS) or child.name == "manifest.ocdbt" for child in children
+    ) or _is_state(folder)
+
+
+def _is_state(folder: epath.Path) -> bool:
+    return (folder / "state").is_dir() and _has_leaves(folder / "state")
+
+
+def _step_folders(folder: epath.Path) -> bool:
+    return any(_has_leaves(step) for step in steps_in(folder).values())
+
+
+def _looks_like(folder: epath.Path) -> str:
+    if not any(folder.iterdir()):
+        return "it is empty"
+    if (folder / TREE_METADATA).exists() or any(
+        (child / TREE_METADATA).exists() for child in folder.iterdir()
+    ):
+        return "it is an Orbax checkpoint: `nnxconv convert` takes it"
+    return "expected `mdl_vars.params.lm...`, `state`, or steps such as `checkpoint_00000005`"
+
+
+def _number(name: str) -> int | None:
+    match = re.fullmatch(r"(?:checkpoint_)?([0-9]+)", name)
+    return int(match[1]) if match else None
+
+
+def _unpadded(file: epath.Path) -> dict[str, Shape]:
+    """The shapes without padding that the metadata give, by leaf."""
+    if not file.exists():
+        return {}
+    try:
+        metadata = json.loads(file.read_text())
+        if float(metadata["version"]) < 1.1:
+            return {}
+        return dict(_shapes(metadata["train_state_metadata"]["mdl_vars"], "mdl_vars"))
+    except KeyError as error:
+        raise DamagedCheckpoint(f"`{file}` has no `{error.args[0]}`") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"`{file}` is not the metadata of a Pax checkpoint") from error
+
+
+def _shapes(tree: Mapping[str, Any], path: str) -> Iterator[tuple[str, Shape]]:
+    for name, branch in tree.items():
+        if not isinstance(branch, dict):
+            continue
+        if "unpadded_shape" in branch:
+            yield f"{path}.{name}", tuple(int(size) for size in branch["unpadded_shape"])
+        else:
+            yield from _shapes(branch, f"{path}.{name}")
+
+
+def _missing(folder: epath.Path, array: ArrayFormat) -> str:
+    """`2 of 12 chunks: 0.1, 2.2`; empty when all are there."""
+    counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+    wanted = [
+        chunk_key(array.zarr_format, array.metadata, index)
+        for index in itertools.product(*map(range, counts))
+    ]
+    if any("/" in key for key in wanted):
+        missing = [key for key in wanted if not (folder / key).exists()]
+    else:
+        found = {child.name for child in folder.iterdir()}
+        missing = [key for key in wanted if key not in found]
+    if not missing:
+        return ""
+    named = ", ".join(missing[:_MAX_CHUNKS_NAMED])
+    more = ", ..." if len(missing) > _MAX_CHUNKS_NAMED else ""
+    return f"{len(missing):,} of {len(wanted):,} chunks: {named}{more}"
