@@ -195,7 +195,7 @@ NO_CHECKPOINT = {
     "pax": (
         lambda path: [(path / name).mkdir(parents=True) for name in ("metadata", "state")],
         "`PATH` is not an Orbax checkpoint",
-        "it looks like a Pax checkpoint",
+        "it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3",
     ),
     "safetensors": (
         lambda path: write(path / "model-00001-of-00002.safetensors"),

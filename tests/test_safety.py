@@ -1017,13 +1017,13 @@ NOT_FOUND = {
     "a Pax checkpoint": (
         lambda root: _holding(root, "metadata", "state"),
         None,
-        "error: `$/dir` is not an Orbax checkpoint\n\nhint: it looks like a Pax checkpoint",
+        "error: `$/dir` is not an Orbax checkpoint\n\nhint: it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3",
     ),
     "a directory of Pax checkpoints": (
         lambda root: _holding(root, "checkpoint_00004000/metadata", "checkpoint_00004000/state"),
         None,
         "error: step `$/dir/checkpoint_00004000` has no item with arrays\n\n"
-        "hint: it looks like a Pax checkpoint",
+        "hint: it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3",
     ),
     "safetensors": (
         _safetensors,

@@ -196,7 +196,8 @@ def refuse_strangers(names: Collection[str], layers: int, where: str) -> None:
     strangers = sorted(set(names) - set(expected_leaves(layers)))
     if strangers:
         raise NotACheckpoint(
-            f"this Pax checkpoint has {counted(len(strangers), 'leaf', 'leaves')} that no GPT-3 has",
+            f"this Pax checkpoint has {counted(len(strangers), 'leaf', 'leaves')}"
+            " that no GPT-3 has",
             where=where,
             details=strangers,
         )
