@@ -1017,7 +1017,8 @@ NOT_FOUND = {
     "a Pax checkpoint": (
         lambda root: _holding(root, "metadata", "state"),
         None,
-        "error: `$/dir` is not an Orbax checkpoint\n\nhint: it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3",
+        "error: `$/dir` is not an Orbax checkpoint\n\n"
+        "hint: it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3",
     ),
     "a directory of Pax checkpoints": (
         lambda root: _holding(root, "checkpoint_00004000/metadata", "checkpoint_00004000/state"),
