@@ -26,7 +26,8 @@ def as_viewed(values: np.ndarray, view: View) -> np.ndarray:
     """Stored values as the view has them: multiplied, then in its element type."""
     factor = factor_of(view)
     if factor != 1:
-        values = values * values.dtype.type(factor)
+        with np.errstate(all="ignore"):
+            values = values * values.dtype.type(factor)
     return values.astype(np.dtype(dtype_of(view)), copy=False)
 
 
