@@ -4,10 +4,11 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nnxconv.allocator import share_one_heap
+from nnxconv.boundary import plainly
 from nnxconv.checksums import Check, Manifest, check
 from nnxconv.conversion import Direction, Options, Understood, convert_tree, understand
 from nnxconv.difference import Tolerance
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_MEMORY = "2GiB"
 
 
+@plainly
 def convert(
     source_path: str,
     target_path: str,
@@ -63,6 +65,7 @@ def convert(
     dry_run: bool = False,
     verify: bool = False,
     transfer: Transfer = "copy",
+    allow_uncommitted: bool = False,
     watch: Watcher = ignore,
 ) -> Result:
     """Converts a checkpoint from one layout to another.
@@ -90,6 +93,7 @@ def convert(
       verify: before committing, read the target back and compare it with the source.
       transfer: how encoded chunks that stay as they are get to the target: `copy`, or `link` for
         hard links to the source's data files.
+      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
       watch: is called with an `Event` after each block of work.
 
     Raises:
@@ -111,7 +115,9 @@ def convert(
         params_only,
         dtype,
     )
-    location, item, source = _understand(source_path, step, options)
+    location, item, source = _understand(
+        source_path, step, options, allow_uncommitted=allow_uncommitted
+    )
     items = {item.path.as_posix(): item}
     template = None
     if like is not None:
@@ -131,6 +137,7 @@ def convert(
     )
 
 
+@plainly
 def compare(
     ckpt_path_1: str,
     ckpt_path_2: str,
@@ -145,6 +152,7 @@ def compare(
     filter: Iterable[str] = (),  # noqa: A002
     exclude: Iterable[str] = (),
     max_memory: int | str = DEFAULT_MAX_MEMORY,
+    allow_uncommitted: bool = False,
     watch: Watcher = ignore,
 ) -> Report:
     """Says whether two checkpoints, of whatever layouts, hold the same model.
@@ -162,6 +170,7 @@ def compare(
       filter: compare only keys that one of these globs fits, such as `*.mlp.*`.
       exclude: leave aside keys that one of these globs fits.
       max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
+      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
       watch: is called with an `Event` after each block of work.
 
     Returns:
@@ -174,8 +183,15 @@ def compare(
 
     started = time.monotonic()
     share_one_heap()
-    _, item_a, a = _understand(ckpt_path_1, None, Options(), has_step=False)
-    _, item_b, b = _understand(ckpt_path_2, None, Options(), has_step=False)
+    open_side = partial(
+        _understand,
+        step=None,
+        options=Options(),
+        has_step=False,
+        allow_uncommitted=allow_uncommitted,
+    )
+    _, item_a, a = open_side(ckpt_path_1)
+    _, item_b, b = open_side(ckpt_path_2)
     a, b = agree_on_layers(a, b)
     selection = Selection(compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude))
     leaves_a, ignored_a = select(a.state, selection)
@@ -220,12 +236,14 @@ class WrittenManifest:
     files: int
 
 
+@plainly
 def write_checksums(
     path: str,
     *,
     manifest: str | None = None,
     step: int | None = None,
     max_memory: int | str = DEFAULT_MAX_MEMORY,
+    allow_uncommitted: bool = False,
     watch: Watcher = ignore,
 ) -> WrittenManifest:
     """Writes the digests of a checkpoint's values to a manifest beside it.
@@ -235,20 +253,25 @@ def write_checksums(
       manifest: the file to write; `path` with `.checksums.json` added by default.
       step: which step of a root.
       max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
+      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
       watch: is called with an `Event` after each block of work.
     """
-    file = Path(manifest or _manifest_path(path))
-    found = _manifest(path, step, max_memory, watch)
-    file.write_text(json.dumps(found.to_json(), indent=1) + "\n")
-    return WrittenManifest(str(file), len(found.leaves), len(found.files))
+    from nnxconv.storage.files import write_text
+
+    file = manifest or _manifest_path(path)
+    found = _manifest(path, step, max_memory, allow_uncommitted, watch)
+    write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
+    return WrittenManifest(file, len(found.leaves), len(found.files))
 
 
+@plainly
 def check_checksums(
     path: str,
     *,
     manifest: str | None = None,
     step: int | None = None,
     max_memory: int | str = DEFAULT_MAX_MEMORY,
+    allow_uncommitted: bool = False,
     watch: Watcher = ignore,
 ) -> Check:
     """Holds a checkpoint against a manifest, which may be that of its other layout.
@@ -258,42 +281,54 @@ def check_checksums(
       manifest: the file to read; `path` with `.checksums.json` added by default.
       step: which step of a root.
       max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
+      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
       watch: is called with an `Event` after each block of work.
 
     Raises:
       BadInput: the manifest is not there, or is none.
       DamagedCheckpoint: an array cannot be read.
     """
-    file = Path(manifest or _manifest_path(path))
-    if not file.is_file():
-        raise BadInput(f"`{file}` is not there", hint=f"`nnxconv checksum {path}` writes it")
+    from nnxconv.storage.files import read_text
+
+    file = manifest or _manifest_path(path)
     try:
-        recorded = Manifest.from_json(json.loads(file.read_text()), str(file))
+        text = read_text(file)
+        if text is None:
+            raise BadInput(f"`{file}` is not there", hint=f"`nnxconv checksum {path}` writes it")
+        recorded = Manifest.from_json(json.loads(text), file)
     except ValueError as error:
         raise BadInput(f"`{file}` is not a checksum manifest") from error
-    return check(recorded, _manifest(path, step, max_memory, watch))
+    return check(recorded, _manifest(path, step, max_memory, allow_uncommitted, watch))
 
 
 def _manifest_path(path: str) -> str:
     return path.rstrip("/") + ".checksums.json"
 
 
-def _manifest(path: str, step: int | None, max_memory: int | str, watch: Watcher) -> Manifest:
+def _manifest(
+    path: str,
+    step: int | None,
+    max_memory: int | str,
+    allow_uncommitted: bool,
+    watch: Watcher,
+) -> Manifest:
     from nnxconv.digests import digest_leaves
     from nnxconv.storage.files import digest_files
 
     share_one_heap()
-    _, item, understood = _understand(path, step, Options())
+    _, item, understood = _understand(path, step, Options(), allow_uncommitted=allow_uncommitted)
     leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
     return Manifest(leaves, digest_files(item.path))
 
 
-def inspect(path: str, *, step: int | None = None) -> Inspection:
+@plainly
+def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = False) -> Inspection:
     """Says what a checkpoint is, from its metadata alone, besides its step.
 
     Args:
       path: an item directory, a step, or a root of steps.
       step: which step of a root.
+      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
 
     Raises:
       NotACheckpoint: there is no checkpoint there; the message says what it looks like.
@@ -304,7 +339,7 @@ def inspect(path: str, *, step: int | None = None) -> Inspection:
     from nnxconv.storage.read import read_number
     from nnxconv.storage.shardings import read_shardings, writing_processes
 
-    location = locate(path, step)
+    location = locate(path, step, allow_uncommitted=allow_uncommitted)
     item = open_item(location)
     understood, problem = None, ""
     try:
@@ -329,13 +364,18 @@ def inspect(path: str, *, step: int | None = None) -> Inspection:
 
 
 def _understand(
-    path: str, step: int | None, options: Options, *, has_step: bool = True
+    path: str,
+    step: int | None,
+    options: Options,
+    *,
+    has_step: bool = True,
+    allow_uncommitted: bool = False,
 ) -> tuple["Location", "Item", Understood]:
     """Opens a checkpoint and gives its names their meaning."""
     from nnxconv.storage.item import open_item
     from nnxconv.storage.locate import locate
 
-    location = locate(path, step, has_step=has_step)
+    location = locate(path, step, has_step=has_step, allow_uncommitted=allow_uncommitted)
     item = open_item(location)
     return location, item, _meaning(location, item, options)
 

@@ -9,7 +9,8 @@ NnxconvError               exit code 2
 ├── CannotHold             the target layout has no place for some leaves
 ├── Mismatch               the converted tree is not the tree of `--like`
 ├── PlanError              a plan that would break a promise (memory, space)
-└── DamagedCheckpoint      bytes that cannot be read as the array they claim to be
+├── DamagedCheckpoint      bytes that cannot be read as the array they claim to be
+└── StorageError           a server that does not do what it was asked
 ```
 
 >>> print(BadInput("`b` exists", where="b", hint="add `--overwrite` to replace it").render())
@@ -30,6 +31,7 @@ __all__ = [
     "NnxconvError",
     "NotACheckpoint",
     "PlanError",
+    "StorageError",
     "UnknownLayout",
 ]
 
@@ -93,3 +95,7 @@ class PlanError(NnxconvError):
 
 class DamagedCheckpoint(NnxconvError):
     """Bytes on disk that cannot be read as the array they claim to be."""
+
+
+class StorageError(NnxconvError):
+    """A server that does not do what it was asked, after several tries where that helps."""

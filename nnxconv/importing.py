@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nnxconv.allocator import share_one_heap
+from nnxconv.boundary import plainly
 from nnxconv.codecs import CODECS, Form, Record, paxml
 from nnxconv.conversion import Options, Understood, convert_tree
 from nnxconv.errors import BadInput, DamagedCheckpoint
@@ -21,6 +22,7 @@ ITEM = "items"
 LAYERS = ("decoder", "layers")
 
 
+@plainly
 def gpt3_from_paxml(
     source_path: str,
     target_path: str,

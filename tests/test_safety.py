@@ -787,7 +787,7 @@ DAMAGES = {
     "no manifest": (
         {},
         lambda item: (item / "manifest.ocdbt").unlink(),
-        "error: 36 of 36 arrays cannot be read\n  at $/in/linen\n",
+        "error: the OCDBT database has no `manifest.ocdbt`\n  at $/in/linen",
     ),
     "a truncated manifest": (
         {},

@@ -19,6 +19,11 @@ dry_run_option = click.option("--dry_run", is_flag=True, help="Show the plan; wr
 verify_option = click.option(
     "--verify", is_flag=True, help="Compare DST with SRC before committing it."
 )
+allow_uncommitted_option = click.option(
+    "--allow_uncommitted",
+    is_flag=True,
+    help="Read what has no commit_success.txt in a bucket.",
+)
 params_only_option = click.option(
     "--params_only",
     is_flag=True,

@@ -1,10 +1,11 @@
 """`nnxconv checksum`."""
 
 import json
+from typing import Any
 
 import click
 
-from nnxconv.cli.arguments import max_memory_option
+from nnxconv.cli.arguments import allow_uncommitted_option, max_memory_option
 
 
 @click.command(no_args_is_help=True)
@@ -15,16 +16,15 @@ from nnxconv.cli.arguments import max_memory_option
 )
 @click.option("--step", type=int, help="Which step of a root of steps.")
 @max_memory_option
+@allow_uncommitted_option
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.pass_context
 def checksum(
     context: click.Context,
     path: str,
     is_check: bool,
-    manifest: str | None,
-    step: int | None,
-    max_memory: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Writes a manifest of digests for the checkpoint at PATH, or verifies it.
 
@@ -41,15 +41,11 @@ def checksum(
 
     with progress() as watch:
         if not is_check:
-            written = write_checksums(
-                path, manifest=manifest, step=step, max_memory=max_memory, watch=watch
-            )
+            written = write_checksums(path, watch=watch, **options)
             summary = {"manifest": written.path, "leaves": written.leaves, "files": written.files}
             text = f"{written.leaves:,} arrays and {written.files:,} files -> {written.path}"
             click.echo(json.dumps(summary, indent=2) if as_json else text)
             return
-        found = check_checksums(
-            path, manifest=manifest, step=step, max_memory=max_memory, watch=watch
-        )
+        found = check_checksums(path, watch=watch, **options)
     click.echo(json.dumps(check_json(found), indent=2) if as_json else check_text(found))
     context.exit(found.exit_code)

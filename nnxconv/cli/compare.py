@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from nnxconv.cli.arguments import max_memory_option, one_of
+from nnxconv.cli.arguments import allow_uncommitted_option, max_memory_option, one_of
 
 
 @click.command(no_args_is_help=True)
@@ -35,6 +35,7 @@ from nnxconv.cli.arguments import max_memory_option, one_of
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these keys aside.")
 @max_memory_option
 @click.option("--verbose", is_flag=True, help="List every leaf: = equal, - + * different.")
+@allow_uncommitted_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
     "--report",

@@ -7,6 +7,7 @@ import click
 
 from nnxconv.cli.arguments import (
     LAYOUTS,
+    allow_uncommitted_option,
     dry_run_option,
     dtype_option,
     max_memory_option,
@@ -70,6 +71,7 @@ from nnxconv.cli.arguments import (
 @overwrite_option
 @dry_run_option
 @verify_option
+@allow_uncommitted_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
     source: str | None,

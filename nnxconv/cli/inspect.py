@@ -4,6 +4,8 @@ import json
 
 import click
 
+from nnxconv.cli.arguments import allow_uncommitted_option
+
 
 @click.command(no_args_is_help=True)
 @click.argument("path", metavar="PATH")
@@ -12,6 +14,7 @@ import click
 @click.option("--depth", type=click.IntRange(1), help="List the tree down to this depth.")
 @click.option("--filter", "filters", multiple=True, metavar="GLOB", help="List these keys only.")
 @click.option("--shardings", is_flag=True, help="Mesh and partition spec of every array.")
+@allow_uncommitted_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(
     path: str,
@@ -20,6 +23,7 @@ def inspect(
     depth: int | None,
     filters: tuple[str, ...],
     shardings: bool,
+    allow_uncommitted: bool,
     as_json: bool,
 ) -> None:
     """Shows what the checkpoint at PATH is: layout, layers, optimizer, sizes, container.
@@ -33,7 +37,7 @@ def inspect(
     from nnxconv.api import inspect as run
     from nnxconv.render.inspection import inspection_json, inspection_text
 
-    found = run(path, step=step)
+    found = run(path, step=step, allow_uncommitted=allow_uncommitted)
     if as_json:
         click.echo(json.dumps(inspection_json(found), indent=2))
     else:

@@ -10,6 +10,7 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.formats import ArrayFormat
+from nnxconv.storage.remote import SCHEME, is_remote, prepare
 
 
 @cache
@@ -25,6 +26,11 @@ def context() -> ts.Context:
             "data_copy_concurrency": {"limit": 2},
             "file_io_concurrency": {"limit": 4},
             "file_io_mode": {"mode": "memmap"},
+            "gcs_request_retries": {
+                "max_retries": 8,
+                "initial_delay": "200ms",
+                "max_delay": "16s",
+            },
         }
     )
 
@@ -32,8 +38,9 @@ def context() -> ts.Context:
 def directory_spec(path: epath.Path) -> dict[str, Any]:
     """The key-value store of a plain directory, local or gs://."""
     text = path.as_posix().rstrip("/") + "/"
-    if text.startswith("gs://"):
-        bucket, _, prefix = text.removeprefix("gs://").partition("/")
+    if is_remote(text):
+        prepare()
+        bucket, _, prefix = text.removeprefix(SCHEME).partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": prefix}
     return {"driver": "file", "path": text}
 

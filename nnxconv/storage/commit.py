@@ -8,13 +8,19 @@ from typing import Any
 from etils import epath
 from orbax.checkpoint.path import atomicity
 
+from nnxconv.errors import BadInput, StorageError
 from nnxconv.storage.exchange import exchange
 from nnxconv.storage.locate import UNFINISHED
+from nnxconv.storage.remote import COMMITTED, is_remote, move_tree, remove_tree
 
 
 @contextmanager
 def nothing_left_on_failure(path: epath.Path) -> Iterator[None]:
     """Removes the temporary directory, and the parents made for it, unless all goes well."""
+    if is_remote(path):
+        with _no_objects_left_on_failure(path):
+            yield
+        return
     _undo(path)  # what a killed run left
     made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,6 +31,33 @@ def nothing_left_on_failure(path: epath.Path) -> Iterator[None]:
         for parent in made:
             with suppress(OSError):  # somebody else uses it by now
                 parent.rmdir()
+        raise
+
+
+@contextmanager
+def _no_objects_left_on_failure(path: epath.Path) -> Iterator[None]:
+    """The same in a bucket, where there are no directories, and no temporary names for new ones."""
+    beside = _beside(path)
+    if (beside / COMMITTED).exists():
+        raise BadInput(
+            f"`{beside}` is a complete checkpoint, which an interrupted `--overwrite` left",
+            hint=f"`gcloud storage mv {beside} ...` keeps it, `gcloud storage rm -r {beside}`"
+            " removes it",
+        )
+    temporary = beside if path.exists() else path
+    remove_tree(beside)
+    try:
+        yield
+    except BaseException as error:
+        try:
+            if not (temporary / COMMITTED).exists():
+                remove_tree(temporary)
+        except Exception as trouble:
+            raise StorageError(
+                f"`{temporary}` is not complete, and could not be removed",
+                details=[str(error).splitlines()[0]],
+                hint=f"`gcloud storage rm -r {temporary}` removes it",
+            ) from trouble
         raise
 
 
@@ -61,6 +94,16 @@ def _aside(path: epath.Path) -> epath.Path:
 _STAND_IN = ".nnxconv-final"
 
 
+def _beside(path: epath.Path) -> epath.Path:
+    """Where in a bucket the new target is written while the old one is there."""
+    return path.parent / f"{path.name}.nnxconv-new"
+
+
+def temporary_path_class(path: epath.Path) -> type[atomicity.TemporaryPathBase]:
+    """How Orbax shall name and commit a target."""
+    return SwapObjects if is_remote(path) else Swap
+
+
 def stand_in(path: epath.Path) -> epath.Path:
     """A name that never exists: Orbax would refuse, or delete first, a target that does."""
     return path.parent / (path.name + _STAND_IN)
@@ -83,3 +126,28 @@ class Swap(atomicity.AtomicRenameTemporaryPath):
         exchange(self._final_path, final)
         self._final_path.rmtree()
         return None
+
+
+class SwapObjects(atomicity.CommitFileTemporaryPath):
+    """Orbax's commit by a last object; a target that exists is replaced after that.
+
+    A bucket has no atomic rename: while the server copies the new objects to the place of the old
+    ones, which are removed first, only the complete checkpoint beside it is whole.
+    """
+
+    _replaced: epath.Path | None = None
+
+    @classmethod
+    def from_final(cls, final_path: epath.Path, **options: Any) -> "SwapObjects":
+        real = final_path.parent / final_path.name.removesuffix(_STAND_IN)
+        if not real.exists():
+            return super().from_final(real, **options)  # type: ignore[return-value]
+        made = super().from_final(_beside(real), **options)
+        made._replaced = real  # type: ignore[attr-defined]
+        return made  # type: ignore[return-value]
+
+    async def finalize(self) -> None:
+        await super().finalize()
+        if self._replaced is not None:
+            remove_tree(self._replaced)
+            move_tree(self.get_final(), self._replaced)

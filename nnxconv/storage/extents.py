@@ -1,13 +1,11 @@
 """Where stored values lie on a local disk, and whether two of them are the same bytes."""
 
 import os
-import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnxconv.storage.item import Item
-from nnxconv.storage.ocdbt import Value, read_contents
+from nnxconv.storage.remote import is_remote
 
 BLOCK_BYTES = 2**18
 """Small enough for a processor's cache: larger blocks take longer."""
@@ -27,16 +25,7 @@ class Extents:
 
     def __init__(self, item: Item) -> None:
         self._item = item
-        self._is_local = not item.path.as_posix().startswith("gs://")
-        self._walking = threading.Lock()
-        self._values: Mapping[str, Value] | None = None
-
-    def _value(self, key: str) -> Value | None:
-        """What the database says of a key; it is walked once, by the thread that asks first."""
-        with self._walking:
-            if self._values is None:
-                self._values = read_contents(self._item.path).values
-        return self._values.get(key)
+        self._is_local = not is_remote(item.path)
 
     def of(self, key: str) -> Extent | bytes | None:
         """The place of a value, or the value itself where a database's node holds it.
@@ -46,8 +35,8 @@ class Extents:
         if not self._is_local:
             return None
         folder = Path(self._item.path.as_posix())
-        if self._item.use_ocdbt:
-            value = self._value(key)
+        if self._item.contents is not None:
+            value = self._item.contents.values.get(key)
             if value is None or not value.file:
                 return None if value is None else value.inline
             return Extent(folder / value.file, value.offset, value.nbytes)

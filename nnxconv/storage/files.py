@@ -1,24 +1,33 @@
-"""The files of a checkpoint as they are on disk."""
+"""Files as they are: those of a checkpoint, and manifests beside it."""
 
 import xxhash
 from etils import epath
 
+from nnxconv.storage.remote import files_below, is_remote, prepare
+
 _BLOCK_BYTES = 2**22
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a file, local or gs://."""
+    _place(path).write_text(text)
+
+
+def read_text(path: str) -> str | None:
+    """The text of a file, local or gs://; None when it is not there."""
+    file = _place(path)
+    return file.read_text() if file.exists() and not file.is_dir() else None
+
+
+def _place(path: str) -> epath.Path:
+    if is_remote(path):
+        prepare()
+    return epath.Path(path)
 
 
 def digest_files(item: epath.Path) -> dict[str, str]:
     """XXH3-128 of every file under an item, by relative path."""
-    return {
-        file.relative_to(item).as_posix(): _digest(file)
-        for file in sorted(_files(item), key=lambda path: path.as_posix())
-    }
-
-
-def _files(path: epath.Path) -> list[epath.Path]:
-    found: list[epath.Path] = []
-    for child in path.iterdir():
-        found += _files(child) if child.is_dir() else [child]
-    return found
+    return {name: _digest(item / name) for name in sorted(files_below(item))}
 
 
 def _digest(file: epath.Path) -> str:

@@ -23,6 +23,7 @@ from nnxconv.storage.formats import (
     parse_format,
 )
 from nnxconv.storage.locate import TREE_METADATA, Location
+from nnxconv.storage.ocdbt import Contents, read_contents
 from nnxconv.views import Leaf, Literal, Source
 
 _SEQUENCE = 1
@@ -38,7 +39,10 @@ _ARRAY_TYPES = ("jax.Array", "np.ndarray", "scalar")
 
 @dataclass(frozen=True)
 class Item:
-    """An Orbax item: its tree, with every array as a `Source`, and how the arrays are stored."""
+    """An Orbax item: its tree, with every array as a `Source`, and how the arrays are stored.
+
+    `contents` says where the values of an OCDBT database are; None where each has its own file.
+    """
 
     path: epath.Path
     tree: Tree
@@ -47,6 +51,7 @@ class Item:
     use_zarr3: bool
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     value_types: Mapping[Key, str] = field(default_factory=dict)
+    contents: Contents | None = None
 
     @property
     def container(self) -> Container:
@@ -80,7 +85,8 @@ def open_item(location: Location) -> Item:
         use_ocdbt = (path / "manifest.ocdbt").exists()
     use_zarr3 = bool(metadata.get("use_zarr3"))
     names = {key: array_name(key) for key, kind in entries if kind in _ARRAY_TYPES}
-    formats = read_formats(path, use_ocdbt, use_zarr3, names.values())
+    contents = read_contents(path) if use_ocdbt else None
+    formats = read_formats(path, contents, use_zarr3, names.values())
     impls = _prng_impls(path)
     strings = _read_json(path / "_strings.json") if _has_strings(entries) else {}
     store = path.as_posix()
@@ -115,6 +121,7 @@ def open_item(location: Location) -> Item:
         use_zarr3,
         dict(metadata.get("custom_metadata") or {}),
         dict(entries),
+        contents,
     )
 
 
@@ -155,30 +162,38 @@ def _open_kvstore(path: epath.Path, use_ocdbt: bool) -> ts.KvStore:
 
 
 def read_formats(
-    path: epath.Path, use_ocdbt: bool, use_zarr3: bool, names: Iterable[str]
+    path: epath.Path, contents: Contents | None, use_zarr3: bool, names: Iterable[str]
 ) -> dict[str, ArrayFormat]:
-    """The format of every named array, read in parallel.
+    """The format of every named array, read in parallel where a database has not told it already.
 
     Raises:
       DamagedCheckpoint: some cannot be read; all of them are named.
     """
-    store = _open_kvstore(path, use_ocdbt)
+    store = _open_kvstore(path, contents is not None)
     file = ZARR3_FILE if use_zarr3 else ZARR2_FILE
-    futures = {name: store.read(f"{name}/{file}") for name in names}
+    keys = {name: f"{name}/{file}" for name in names}
+    known = {} if contents is None else contents.values
+    futures = {
+        name: store.read(key)
+        for name, key in keys.items()
+        if contents is None or (key in known and known[key].file)
+    }
     formats: dict[str, ArrayFormat] = {}
     problems: list[str] = []
-    for name, future in futures.items():
+    for name, key in keys.items():
         try:
-            read = future.result()
-            if read.state != "value":
+            text = known[key].inline if key in known and not known[key].file else None
+            if text is None and name in futures:
+                text = futures[name].result().value
+            if not text:
                 problems.append(f"{name}: `{file}` is missing")
                 continue
-            formats[name] = _parsed(3 if use_zarr3 else 2, read.value)
+            formats[name] = _parsed(3 if use_zarr3 else 2, text)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             problems.append(f"{name}: {str(error).split(' [')[0]}")
     if problems:
         raise DamagedCheckpoint(
-            f"{len(problems):,} of {len(futures):,} arrays cannot be read",
+            f"{len(problems):,} of {len(keys):,} arrays cannot be read",
             where=str(path),
             details=problems,
         )

@@ -18,6 +18,7 @@ from typing import Literal as OneOf
 from etils import epath
 
 from nnxconv.errors import BadInput, NotACheckpoint
+from nnxconv.storage.remote import COMMITTED, is_remote, prepare
 
 TREE_METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
@@ -49,13 +50,46 @@ class Location:
         return dict((self.step_metadata or {}).get("custom_metadata") or {})
 
 
-def locate(path: str, step: int | None = None, *, has_step: bool = True) -> Location:
+def locate(
+    path: str,
+    step: int | None = None,
+    *,
+    has_step: bool = True,
+    allow_uncommitted: bool = False,
+) -> Location:
     """The checkpoint that a path and `--step` name; some commands have no `--step`.
 
     Raises:
       NotACheckpoint: there is nothing there that Orbax could read.
       BadInput: there are several steps or items to choose from, or the step is not there.
     """
+    location = _locate(path, step, has_step)
+    if not allow_uncommitted:
+        _refuse_uncommitted(location)
+    return location
+
+
+def _refuse_uncommitted(location: Location) -> None:
+    """Refuses what Orbax, too, takes for an unfinished save in a bucket.
+
+    Raises:
+      NotACheckpoint: the item or its step has no `commit_success.txt`.
+    """
+    if not is_remote(location.item):
+        return
+    folders = [location.item]
+    if location.given_as != "item":
+        folders.append(location.item.parent)
+    for folder in folders:
+        if not (folder / COMMITTED).exists():
+            raise NotACheckpoint(
+                f"`{folder}` has no `{COMMITTED}`: it is an unfinished save, or a copy of a"
+                " checkpoint from a local disk",
+                hint="`--allow_uncommitted` reads it all the same",
+            )
+
+
+def _locate(path: str, step: int | None, has_step: bool) -> Location:
     given = finished_directory(path)
     if (given / TREE_METADATA).exists():
         if step is not None:
@@ -89,8 +123,9 @@ def finished_directory(path: str) -> epath.Path:
 
 def absolute(path: str) -> epath.Path:
     """The path that a user gives, absolute and without symbolic links, or as a gs:// path."""
-    if path.startswith("gs://"):
-        return epath.Path(path)
+    if is_remote(path):
+        prepare()
+        return epath.Path(path.rstrip("/"))
     return epath.Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111
 
 

@@ -57,6 +57,8 @@ def read_contents(path: epath.Path) -> Contents:
     except (ValueError, KeyError, IndexError, OSError) as error:
         reason = str(error).split(" [")[0]
         message = f"the OCDBT database cannot be read: {reason}"
+        if "Manifest not found" in reason:
+            message = "the OCDBT database has no `manifest.ocdbt`"
         raise DamagedCheckpoint(message, where=str(path)) from error
 
 

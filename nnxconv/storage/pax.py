@@ -66,7 +66,7 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
             where=str(folder),
             hint="save it again without OCDBT",
         )
-    formats = read_formats(folder, False, False, names)
+    formats = read_formats(folder, None, False, names)
     tree = {_key(name): _source(folder, name, formats[name]) for name in names}
     parent = folder.parent if folder.name == "state" else folder
     return PaxCheckpoint(

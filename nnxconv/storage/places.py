@@ -16,6 +16,7 @@ from nnxconv.storage.locate import (
     absolute,
     steps_in,
 )
+from nnxconv.storage.remote import files_below, is_remote
 from nnxconv.storage.save import Target
 from nnxconv.views import Literal, size_bytes
 
@@ -104,9 +105,9 @@ def check_space(plan: Plan, item: Item, target: Target, transfer: Transfer) -> N
     Raises:
       PlanError: there is not enough room.
     """
-    if target.path.as_posix().startswith("gs://"):
+    if is_remote(target.path):
         return
-    stored = stored_bytes(item.path)
+    stored = sum(files_below(item.path).values())
     decoded = sum(size_bytes(leaf) for leaf in item.tree.values() if not isinstance(leaf, Literal))
     arrays = plan.rewritten if transfer == "link" else plan.arrays
     wanted = sum(size_bytes(array.view) for array in arrays)
@@ -119,10 +120,3 @@ def check_space(plan: Plan, item: Item, target: Target, transfer: Transfer) -> N
             where=str(parent),
             hint="free some space, or choose a target on another file system",
         )
-
-
-def stored_bytes(path: epath.Path) -> int:
-    """Bytes of all files under a directory."""
-    return sum(
-        stored_bytes(child) if child.is_dir() else child.stat().length for child in path.iterdir()
-    )

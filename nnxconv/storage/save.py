@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nnxconv.keys import Key
-from nnxconv.storage.commit import Swap, nothing_left_on_failure, stand_in
+from nnxconv.storage.commit import nothing_left_on_failure, stand_in, temporary_path_class
 from nnxconv.storage.leaves import Run, leaf_of, nested_tree, plain_value, registry
 from nnxconv.storage.locate import Location, absolute
 from nnxconv.storage.writer import NewArray, Work
@@ -81,7 +81,9 @@ def save(
         )
         if target.item_name:
             handler, args = _in_step(target, handler, args)
-        with ocp.Checkpointer(handler, temporary_path_class=Swap) as checkpointer:
+        with ocp.Checkpointer(
+            handler, temporary_path_class=temporary_path_class(target.path)
+        ) as checkpointer:
             checkpointer.save(
                 stand_in(target.path),
                 args=args,

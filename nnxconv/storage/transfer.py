@@ -12,6 +12,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import tensorstore as ts
 from etils import epath
@@ -27,6 +28,7 @@ from nnxconv.storage.arrays import (
 )
 from nnxconv.storage.item import Item
 from nnxconv.storage.ocdbt import Contents, Value, read_contents
+from nnxconv.storage.remote import copy_file, files_below, is_remote
 from nnxconv.tasks import together
 
 FILES_AT_ONCE = 8
@@ -64,20 +66,20 @@ class Carrier:
         Raises:
           DamagedCheckpoint: a value is missing.
         """
-        if self._item.use_ocdbt:
-            await self._carry_ocdbt(keys, tell)
-        else:
+        contents = self._item.contents
+        if contents is None:
             await self._carry_files(keys, tell)
+        else:
+            await self._carry_ocdbt(keys, contents, tell)
 
     async def _carry_files(self, keys: Mapping[str, str], tell: Tell) -> None:
         """One file per value."""
-        missing = next((old for old in keys if not (self._item.path / old).exists()), None)
+        missing = next((old for old in keys if old not in self._lengths), None)
         if missing is not None:
             raise _missing(self._item, missing)
         await self._take_files(keys, tell)
 
-    async def _carry_ocdbt(self, keys: Mapping[str, str], tell: Tell) -> None:
-        contents = read_contents(self._item.path)
+    async def _carry_ocdbt(self, keys: Mapping[str, str], contents: Contents, tell: Tell) -> None:
         missing = next((key for key in keys if key not in contents.values), None)
         if missing is not None:
             raise _missing(self._item, missing)
@@ -92,6 +94,11 @@ class Carrier:
         await self._refer(by_reference, contents)
         await self._copy_values(one_by_one, contents.values, tell)
 
+    @cached_property
+    def _lengths(self) -> Mapping[str, int]:
+        """Bytes of the item's files."""
+        return files_below(self._item.path)
+
     def _check_lengths(self, values: Iterable[Value]) -> None:
         """Refuses data files that end before a value that they should hold."""
         ends: Counter[str] = Counter()
@@ -99,8 +106,7 @@ class Carrier:
             if value.file:
                 ends[value.file] = max(ends[value.file], value.offset + value.nbytes)
         for file, end in ends.items():
-            path = self._item.path / file
-            length = path.stat().length if path.exists() else None
+            length = self._lengths.get(file)
             if length is None or length < end:
                 told = "is missing" if length is None else f"ends after {length:,} of {end:,} bytes"
                 raise DamagedCheckpoint(f"data file `{file}` {told}", where=str(self._item.path))
@@ -115,9 +121,7 @@ class Carrier:
         if self._transfer == "link":
             return set(needed)
         return {
-            file
-            for file, nbytes in needed.items()
-            if nbytes >= WORTH_A_FILE * (self._item.path / file).stat().length
+            file for file, nbytes in needed.items() if nbytes >= WORTH_A_FILE * self._lengths[file]
         }
 
     async def _refer(self, keys: Mapping[str, str], contents: Contents) -> None:
@@ -127,7 +131,7 @@ class Carrier:
         nodes = [file for file in contents.node_files if not (self._target / file).exists()]
         for file in nodes:
             (self._target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self._item.path / file, self._target / file)
+            (self._item.path / file).copy(self._target / file)
         target = new_kvstore_spec(self._target, use_ocdbt=True)
         manifest = directory_spec(self._item.path)
         source = {"driver": "ocdbt", "base": target["base"], "manifest": manifest}
@@ -202,6 +206,8 @@ class Carrier:
     def _take_file(self, old: str, new: str) -> tuple[bool, int]:
         """Whether a file was linked, and its length; a copy is on disk when this returns."""
         source, target = self._item.path / old, self._target / new
+        if is_remote(source) or is_remote(target):
+            return False, self._take_object(source, target)
         target.parent.mkdir(parents=True, exist_ok=True)
         nbytes = source.stat().length
         if self._transfer == "link":
@@ -214,6 +220,17 @@ class Carrier:
                 self._moved.notes.append(f"files were copied, because links failed: {reason}")
         _copy_file(source, target)
         return False, nbytes
+
+    def _take_object(self, source: epath.Path, target: epath.Path) -> int:
+        """Copies a file from or to a bucket, and gives its length."""
+        nbytes = source.stat().length
+        is_served = is_remote(source) and is_remote(target)
+        if self._transfer == "link":
+            self._transfer = "copy"
+            who = "the server copied the files" if is_served else "files were copied"
+            self._moved.notes.append(f"{who}: there are no links to files on gs://")
+        copy_file(source, target)
+        return nbytes
 
 
 def _missing(item: Item, key: str) -> DamagedCheckpoint:

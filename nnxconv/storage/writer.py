@@ -14,6 +14,7 @@ from nnxconv.state import Tree
 from nnxconv.storage.arrays import all_done, context, new_array_spec, new_kvstore_spec
 from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
 from nnxconv.storage.item import Item, array_name
+from nnxconv.storage.ocdbt import read_contents
 from nnxconv.views import Leaf, Literal, Source
 
 
@@ -58,7 +59,8 @@ class Writer:
             key: _stored(key, leaf, formats, path, self._created) for key, leaf in tree.items()
         }
         is_zarr3 = any(array.zarr_format == 3 for array in formats.values())
-        return Item(self.directory, leaves, formats, self._use_ocdbt, is_zarr3)
+        contents = read_contents(self.directory) if self._use_ocdbt else None
+        return Item(self.directory, leaves, formats, self._use_ocdbt, is_zarr3, contents=contents)
 
     async def describe(self, arrays: Iterable[NewArray]) -> None:
         """Stores the metadata of arrays whose chunks get here by themselves."""
