@@ -1,7 +1,6 @@
 """Run a plan inside an Orbax save: a window of blocks at a time, each window one commit."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,9 +18,9 @@ from nnxconv.plan import (
     Scatter,
     TargetArray,
     Transfer,
-    renamed_chunks,
 )
-from nnxconv.storage.formats import Container, chunk_key, target_metadata
+from nnxconv.storage.formats import Container, target_metadata
+from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.storage.save import Target, save
@@ -37,12 +36,15 @@ def execute(
     target: Target,
     *,
     container: Container,
+    freight: Freight,
     custom_metadata: dict[str, Any],
     transfer: Transfer = "copy",
     proof: Work | None = None,
     watch: Watcher = ignore,
 ) -> Moved:
     """Writes the plan's arrays to the target and commits it, unless the proof fails.
+
+    Renamed arrays are those of the first item.
 
     Returns what was moved without being decoded.
 
@@ -52,11 +54,12 @@ def execute(
     """
     new_arrays = {array.key: _new_array(array, items, container) for array in plan.arrays}
     moved = Moved()
+    source = next(iter(items.values()))
     with deferred_interrupts() as check_interrupt:
         run = _Run(plan, Reader(items), new_arrays, watch, check_interrupt)
 
         async def work(writer: Writer) -> None:
-            await run.rename(writer, items, transfer, moved)
+            await run.rename(writer, source, freight, transfer, moved)
             await run.rewrite(writer)
             if proof is not None:
                 await proof(writer)
@@ -107,23 +110,14 @@ class _Run:
         self._done_bytes = 0
 
     async def rename(
-        self, writer: Writer, items: Mapping[str, Item], transfer: Transfer, moved: Moved
+        self, writer: Writer, item: Item, freight: Freight, transfer: Transfer, moved: Moved
     ) -> None:
-        """Takes encoded chunks over, from each item the ones that are needed of it."""
-        keys: dict[str, dict[str, str]] = defaultdict(dict)
-        for array in self._plan.renamed:
-            new = self._new_arrays[array.key]
-            for source, index, new_index in renamed_chunks(array):
-                old = items[source.store].formats[source.name]
-                old_key = f"{source.name}/{chunk_key(old.zarr_format, old.metadata, index)}"
-                new_key = f"{array.name}/{chunk_key(new.zarr_format, new.metadata, new_index)}"
-                keys[source.store][old_key] = new_key
-        if not keys:
+        """Takes encoded chunks over as they are."""
+        if not self._plan.renamed:
             return
         await writer.describe(self._new_arrays[array.key] for array in self._plan.renamed)
-        for store, wanted in keys.items():
-            carrier = Carrier(items[store], writer.directory, transfer, moved)
-            await carrier.carry(wanted, self._tell_moved)
+        carrier = Carrier(item, writer.directory, transfer, moved)
+        await carrier.carry(freight, self._tell_moved)
         for array in self._plan.renamed:
             self._left[array.key] = 0
         self._done_bytes = sum(size_bytes(array.view) for array in self._plan.renamed)

@@ -13,6 +13,7 @@ from nnxconv.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from nnxconv.storage.formats import Container
+    from nnxconv.storage.freight import Freight
     from nnxconv.storage.item import Item
     from nnxconv.storage.locate import Location
     from nnxconv.storage.save import Target
@@ -28,6 +29,7 @@ class Result:
       target_path: the item that was written.
       conversion: layouts, layers, what was left out, assumed or taken from `like`.
       plan: the arrays and how they move.
+      freight: the files, references and values by which renamed arrays move.
       seconds: wall time of the whole call.
       peak_memory_bytes: the most memory this process has had so far; 0 for a dry run.
       is_dry_run: True when nothing was written.
@@ -39,11 +41,17 @@ class Result:
     target_path: str
     conversion: Conversion
     plan: Plan
+    freight: "Freight"
     seconds: float
     peak_memory_bytes: int
     is_dry_run: bool
     is_verified: bool
     moved: "Moved | None"
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """The most memory that blocks and values take at once."""
+        return max(self.plan.peak_bytes, self.freight.peak_bytes)
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ def carry_out(
       NnxconvError: it cannot be written as asked; source and target are as they were.
     """
     from nnxconv.execute import execute
-    from nnxconv.storage.places import check_places, check_space
+    from nnxconv.storage.freight import plan_freight
+    from nnxconv.storage.places import check_places, check_space, full_disks_told, needed_bytes
     from nnxconv.verification import verifier
 
     nothing_lost(conversion)
@@ -109,28 +118,33 @@ def carry_out(
     source = next(iter(items.values()))
     plan = make_plan(conversion.tree.items(), max_memory, places.container.store)
     check_places(places.source_path, places.location, places.target_path, target, way.overwrite)
+    freight = plan_freight(plan, source, target.path, way.transfer, max_memory)
+    needed = needed_bytes(plan, freight, source)
     moved = None
     if not way.dry_run:
-        check_space(plan, source, target, way.transfer)
+        check_space(needed, target)
         record = {**custom_metadata, RECORD: conversion.record.to_json()}
         proof = None
         if way.verify:
             proof = verifier(conversion, items, max_memory)
-        moved = execute(
-            plan,
-            items,
-            target,
-            container=places.container,
-            custom_metadata=record,
-            transfer=way.transfer,
-            proof=proof,
-            watch=way.watch,
-        )
+        with full_disks_told(needed, target):
+            moved = execute(
+                plan,
+                items,
+                target,
+                container=places.container,
+                freight=freight,
+                custom_metadata=record,
+                transfer=way.transfer,
+                proof=proof,
+                watch=way.watch,
+            )
     return Result(
         str(source.path),
         str(target.path / target.item_name),
         conversion,
         plan,
+        freight,
         time.monotonic() - started,
         0 if way.dry_run else peak_memory_bytes(),
         way.dry_run,

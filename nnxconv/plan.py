@@ -9,7 +9,7 @@ is decoded twice; where that would give chunks under 1 MiB, neighbouring ones be
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal as OneOf
 from typing import Protocol, TypeVar
@@ -144,13 +144,15 @@ class Plan:
         by_source: dict[Source, list[tuple[TargetArray, Piece]]] = defaultdict(list)
         for array in self.rewritten:
             parts = pieces(array.view)
-            if len(parts) == 1:
-                by_source[parts[0].source].append((array, parts[0]))
+            if _is_scattered(parts, array.chunks):
+                for piece in parts:
+                    by_source[piece.source].append((array, piece))
             else:
                 for region in regions(array.view.shape, array.chunks):
                     yield Gather(array, region, tuple(parts))
         for source, into in by_source.items():
-            for region in regions(source.shape, block_shape(source, self.merge_bytes)):
+            fixed = {axis for _, piece in into for axis in piece.fixed}
+            for region in regions(source.shape, block_shape(source, self.merge_bytes, fixed)):
                 yield Scatter(source, region, tuple(into))
 
     def windows(self) -> Iterator[list[Job]]:
@@ -285,6 +287,8 @@ def _target_chunks(view: View, merge_bytes: int) -> Shape:
     image = parts[0].image_of_chunks() if parts else view.shape
     chunks = [max(1, min(c, s)) for c, s in zip(image, view.shape, strict=True)]
     item = item_bytes(dtype_of(view))
+    if len(parts) == 1 and math.prod(chunks) * item < SMALL_CHUNK_BYTES:
+        return _image_of_block(parts[0], view.shape, merge_bytes)
     if math.prod(chunks) * item > LARGE_CHUNK_BYTES and len(parts) == 1:
         return _divided(chunks, item)
     if math.prod(chunks) * item >= SMALL_CHUNK_BYTES:
@@ -296,6 +300,16 @@ def _target_chunks(view: View, merge_bytes: int) -> Shape:
         if chunks[axis] < view.shape[axis] and room > 1:
             chunks[axis] = min(view.shape[axis], chunks[axis] * room)
     return tuple(chunks)
+
+
+def _image_of_block(piece: Piece, shape: Shape, merge_bytes: int) -> Shape:
+    """The shape that one block of the source has in the view, so that it is written once."""
+    image = [1] * piece.rank
+    block = block_shape(piece.source, merge_bytes, piece.fixed)
+    for axis, size in zip(piece.axes, block, strict=True):
+        if axis is not None:
+            image[axis] = size
+    return tuple(max(1, min(size, whole)) for size, whole in zip(image, shape, strict=True))
 
 
 def _divided(chunks: Sequence[int], item: int) -> Shape:
@@ -311,11 +325,30 @@ def _divided(chunks: Sequence[int], item: int) -> Shape:
     return tuple(parts)
 
 
-def block_shape(source: Source, merge_bytes: int) -> Shape:
-    """The region that is read at once: whole chunks, several where they are small."""
+def _is_scattered(parts: Sequence[Piece], chunks: Shape) -> bool:
+    """True when an array is best written while its sources are read, one after another.
+
+    That is so when it is made of one source; and when several of its parts come from one, but no
+    chunk of it from two.
+    """
+    if len(parts) < 2:
+        return bool(parts)
+    if len({piece.source for piece in parts}) == len(parts):
+        return False
+    alike = len({piece.image_of_chunks() for piece in parts}) == 1
+    return alike and all(chunks[axis] == 1 for piece in parts for axis in piece.placed)
+
+
+def block_shape(source: Source, merge_bytes: int, fixed: Collection[int] = ()) -> Shape:
+    """The region that is read at once: whole chunks, several where they are small.
+
+    Axes that are `fixed` in what is made of it are the last along which chunks are put together:
+    a block then has more of fewer layers, which are the chunks of the target.
+    """
     block = [max(1, min(c, s)) for c, s in zip(source.chunks, source.shape, strict=True)]
     item = item_bytes(source.dtype)
-    for axis in reversed(range(len(block))):
+    last_first = reversed(range(len(block)))
+    for axis in sorted(last_first, key=lambda axis: axis in fixed):
         room = merge_bytes // max(1, math.prod(block) * item)
         if room > 1 and block[axis] < source.shape[axis]:
             block[axis] = min(source.shape[axis], block[axis] * room)
@@ -342,9 +375,12 @@ def _region_bytes(region: Region, dtype: str) -> int:
 def _array_block_bytes(array: TargetArray, merge_bytes: int) -> int:
     """The largest block that making the array takes."""
     parts = pieces(array.view)
-    if len(parts) == 1:
-        source = parts[0].source
-        return math.prod(block_shape(source, merge_bytes)) * item_bytes(source.dtype)
+    if _is_scattered(parts, array.chunks):
+        return max(
+            math.prod(block_shape(piece.source, merge_bytes, piece.fixed))
+            * item_bytes(piece.source.dtype)
+            for piece in parts
+        )
     return math.prod(array.chunks) * item_bytes(dtype_of(array.view))
 
 

@@ -9,7 +9,6 @@ from nnxconv.keys import Key, spell
 from nnxconv.layers import Apart, Arrangement, Blocks, LayerGroup
 from nnxconv.optimizer import parameter_trees
 from nnxconv.outcome import Result
-from nnxconv.plan import Plan
 from nnxconv.sizes import counted, format_bytes
 from nnxconv.storage.transfer import Moved
 from nnxconv.views import Cast, Scaled, Slot, Source, Stack, View, notation, size_bytes
@@ -38,7 +37,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
         "rewritten": len(plan.rewritten),
         "moved": None if result.moved is None else _moved_json(result.moved),
         "bytes": plan.total_bytes,
-        "predicted_peak_bytes": plan.peak_bytes,
+        "predicted_peak_bytes": result.predicted_peak_bytes,
         "peak_memory_bytes": result.peak_memory_bytes,
         "verified": result.is_verified,
         "seconds": round(result.seconds, 3),
@@ -67,9 +66,9 @@ def conversion_text(result: Result) -> str:
     lines = [f"{verb} {conversion.source.layout} to {conversion.layout}"]
     lines += [f"  {name:<9} {text}" for name, text in _rows(result)]
     if result.is_dry_run:
-        lines += ["", *_plan_rows(result), "", f"{_totals(plan)}; {_predicted(plan)}"]
+        lines += ["", *_plan_rows(result), "", f"{_totals(result)}; {_predicted(result)}"]
     else:
-        lines.append(_totals(plan))
+        lines.append(_totals(result))
         lines.append(
             f"{format_bytes(plan.total_bytes)} in {result.seconds:.2f} s;"
             f" peak memory {format_bytes(result.peak_memory_bytes)}"
@@ -77,18 +76,28 @@ def conversion_text(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _totals(plan: Plan) -> str:
-    """`1,520 arrays renamed, 41.2 GiB; 21 rewritten, 3.1 MiB`."""
-    texts = []
+def _totals(result: Result) -> str:
+    """`1,520 arrays renamed, 41.2 GiB copied as 12 files; 21 rewritten, 3.1 MiB`."""
+    plan, texts = result.plan, []
     for done, arrays in (("renamed", plan.renamed), ("rewritten", plan.rewritten)):
         if arrays:
             nbytes = sum(size_bytes(array.view) for array in arrays)
-            texts.append(f"{counted(len(arrays), 'array')} {done}, {format_bytes(nbytes)}")
+            how = _as_files(result) if done == "renamed" and result.is_dry_run else ""
+            texts.append(f"{counted(len(arrays), 'array')} {done}, {format_bytes(nbytes)}{how}")
     return "; ".join(texts) or "no arrays"
 
 
-def _predicted(plan: Plan) -> str:
-    return f"predicted peak {format_bytes(plan.peak_bytes)} besides the program itself"
+def _as_files(result: Result) -> str:
+    """` copied as 12 files and 3 chunks`."""
+    freight = result.freight
+    counts = [(len(freight.files), "file"), (len(freight.values), "chunk")]
+    told = " and ".join(counted(count, noun) for count, noun in counts if count)
+    return f" {'linked' if freight.is_linked else 'copied'} as {told}" if told else ""
+
+
+def _predicted(result: Result) -> str:
+    peak = format_bytes(result.predicted_peak_bytes)
+    return f"predicted peak {peak} besides the program itself"
 
 
 def _rows(result: Result) -> Iterator[tuple[str, str]]:

@@ -1,12 +1,17 @@
 """What may be written where: checks on the target's path before anything is done."""
 
+import errno
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from etils import epath
 
 from nnxconv.errors import BadInput, PlanError
-from nnxconv.plan import Plan, Transfer
+from nnxconv.plan import Plan
 from nnxconv.sizes import format_bytes
+from nnxconv.storage.freight import Freight, rewritten_bytes
 from nnxconv.storage.item import Item
 from nnxconv.storage.locate import (
     STEP_METADATA,
@@ -16,9 +21,8 @@ from nnxconv.storage.locate import (
     absolute,
     steps_in,
 )
-from nnxconv.storage.remote import files_below, is_remote
+from nnxconv.storage.remote import is_remote
 from nnxconv.storage.save import Target
-from nnxconv.views import Literal, size_bytes
 
 
 def check_places(
@@ -96,27 +100,47 @@ def _is_replaceable(path: epath.Path, given_as: str) -> bool:
 SPARE_BYTES = 2**20
 
 
-def check_space(plan: Plan, item: Item, target: Target, transfer: Transfer) -> None:
-    """Refuses a plan for which the target's file system has not enough room.
+def needed_bytes(plan: Plan, freight: Freight, item: Item) -> int:
+    """About how many bytes the target takes on its file system."""
+    return SPARE_BYTES + freight.copied_bytes + rewritten_bytes(plan, item)
 
-    Arrays are taken to be as compressible as the source's are; with links, those that are renamed
-    take no room.
+
+def check_space(needed: int, target: Target) -> None:
+    """Refuses a target whose file system has not enough room.
 
     Raises:
       PlanError: there is not enough room.
     """
-    if is_remote(target.path):
-        return
-    stored = sum(files_below(item.path).values())
-    decoded = sum(size_bytes(leaf) for leaf in item.tree.values() if not isinstance(leaf, Literal))
-    arrays = plan.rewritten if transfer == "link" else plan.arrays
-    wanted = sum(size_bytes(array.view) for array in arrays)
-    needed = SPARE_BYTES + wanted * stored // max(decoded, 1)
+    if not is_remote(target.path) and needed > _free_bytes(target)[0]:
+        raise _full(needed, target)
+
+
+@contextmanager
+def full_disks_told(needed: int, target: Target) -> Iterator[None]:
+    """Says of a disk that fills up on the way what was needed.
+
+    Raises:
+      PlanError: the disk is full, or the user's share of it.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        texts = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+        if not is_full and not any(text in str(error) for text in texts):
+            raise
+        raise _full(needed, target) from error
+
+
+def _free_bytes(target: Target) -> tuple[int, epath.Path]:
     parent = next(path for path in target.path.parents if path.exists())
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise PlanError(
-            f"the target needs about {format_bytes(needed)}, but {format_bytes(free)} are free",
-            where=str(parent),
-            hint="free some space, or choose a target on another file system",
-        )
+    return shutil.disk_usage(parent).free, parent
+
+
+def _full(needed: int, target: Target) -> PlanError:
+    free, parent = _free_bytes(target)
+    return PlanError(
+        f"the target needs about {format_bytes(needed)}, but {format_bytes(free)} are free",
+        where=str(parent),
+        hint="free some space, or choose a target on another file system",
+    )
