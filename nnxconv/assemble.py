@@ -1,5 +1,7 @@
 """Values of views: read from one stored array or put together from several, then converted."""
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +9,7 @@ import numpy as np
 from nnxconv.pieces import Piece, Region
 from nnxconv.storage.read import Reader
 from nnxconv.tasks import together
-from nnxconv.views import View, dtype_of, factor_of
+from nnxconv.views import Source, View, dtype_of, factor_of
 
 
 async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) -> np.ndarray:
@@ -18,7 +20,16 @@ async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) ->
         assert wanted is not None
         return piece.turn(await reader.read(piece.source, wanted), wanted)
     values = np.empty([p.stop - p.start for p in region], np.dtype(parts[0].source.dtype))
-    await together(_place(reader, piece, region, values) for piece in parts)
+    by_source: dict[Source, list[tuple[Piece, Region]]] = defaultdict(list)
+    for piece in parts:
+        wanted = piece.source_region(region)
+        if wanted is not None:
+            by_source[piece.source].append((piece, wanted))
+    await together(
+        _place(reader, source, reads, region, values)
+        for source, found in by_source.items()
+        for reads in _read_together(found)
+    )
     return values
 
 
@@ -30,15 +41,48 @@ def as_viewed(values: np.ndarray, view: View) -> np.ndarray:
     return values.astype(np.dtype(dtype_of(view)), copy=False)
 
 
-async def _place(reader: Reader, piece: Piece, region: Region, values: np.ndarray) -> None:
-    """Reads what a piece has in the region, and puts it into its place."""
-    wanted = piece.source_region(region)
-    if wanted is None:
-        return
-    where = piece.target_region(wanted)
-    assert where is not None
-    inside = tuple(
+def _read_together(
+    found: Sequence[tuple[Piece, Region]],
+) -> list[Sequence[tuple[Piece, Region]]]:
+    """The pieces of one source in groups: all, where they lie side by side, else one by one.
+
+    A chunk that holds several pieces is then decoded once.
+    """
+    if len(found) > 1 and _size(_around(found)) <= sum(_size(wanted) for _, wanted in found):
+        return [found]
+    return [[one] for one in found]
+
+
+def _around(found: Sequence[tuple[Piece, Region]]) -> Region:
+    """The smallest region that holds all regions."""
+    axes = zip(*(wanted for _, wanted in found), strict=True)
+    return tuple(slice(min(r.start for r in runs), max(r.stop for r in runs)) for runs in axes)
+
+
+def _size(region: Region) -> int:
+    return math.prod(run.stop - run.start for run in region)
+
+
+async def _place(
+    reader: Reader,
+    source: Source,
+    reads: Sequence[tuple[Piece, Region]],
+    region: Region,
+    values: np.ndarray,
+) -> None:
+    """Reads what some pieces have in the region, and puts it into its places."""
+    around = _around(reads)
+    stored = await reader.read(source, around)
+    for piece, wanted in reads:
+        where = piece.target_region(wanted)
+        assert where is not None
+        inside = _within(where, region)
+        values[inside] = piece.turn(stored[_within(wanted, around)], wanted)
+
+
+def _within(inner: Region, outer: Region) -> Region:
+    """A region as it is counted from the start of another one."""
+    return tuple(
         slice(part.start - whole.start, part.stop - whole.start)
-        for part, whole in zip(where, region, strict=True)
+        for part, whole in zip(inner, outer, strict=True)
     )
-    values[inside] = piece.turn(await reader.read(piece.source, wanted), wanted)

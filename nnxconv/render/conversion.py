@@ -12,7 +12,18 @@ from nnxconv.outcome import Result
 from nnxconv.plan import Plan
 from nnxconv.sizes import counted, format_bytes
 from nnxconv.storage.transfer import Moved
-from nnxconv.views import Cast, Scaled, Slot, Source, Stack, View, notation, size_bytes
+from nnxconv.views import (
+    Cast,
+    Concat,
+    Part,
+    Scaled,
+    Slot,
+    Source,
+    Stack,
+    View,
+    notation,
+    size_bytes,
+)
 from nnxconv.views import Moved as MovedView
 
 
@@ -205,6 +216,8 @@ def describe(view: View) -> str:
             return name
         case Slot(of, axis, index):
             return f"{describe(of)}, slot {index} of axis {axis}"
+        case Part(of, axis, start, stop):
+            return f"{describe(of)}, {start} to {stop} of axis {axis}"
         case MovedView(of, source, target):
             return f"{describe(of)}, axis {source} moved to {target}"
         case Scaled(of, factor):
@@ -214,3 +227,8 @@ def describe(view: View) -> str:
         case Stack(items, axis):
             first, last = describe(items[0]), describe(items[-1])
             return f"{first} to {last}, stacked on axis {axis}"
+        case Concat(items, axis):
+            if len(items) > 4:
+                ends = describe(items[0]), describe(items[-1])
+                return f"{ends[0]} to {ends[1]}, end to end on axis {axis}"
+            return f"{' and '.join(map(describe, items))}, end to end on axis {axis}"
