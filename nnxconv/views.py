@@ -352,6 +352,10 @@ def permuted(view: View, order: Sequence[int]) -> View:
         case Stack(items, axis):
             inner = [a - (a > axis) for a in order if a != axis]
             return stack([permuted(item, inner) for item in items], order.index(axis))
+        case Scaled(of, factor):
+            return scaled(permuted(of, order), factor)
+        case Cast(of, dtype):
+            return cast(permuted(of, order), dtype)
     before, total = view, list(order)
     while isinstance(before, Moved) and total != sorted(total):
         axes = [axis for axis in range(len(total)) if axis != before.source]
