@@ -287,6 +287,12 @@ def _joined(a: View, b: View, axis: int) -> View | None:
         case Part(of, x, start, middle), Part(other, y, again, stop):
             if x == y == axis and middle == again and of == other:
                 return part(of, axis, start, stop)
+        case Cast(of, dtype), Cast(other, same) if dtype == same:
+            joined = _joined(of, other, axis)
+            return None if joined is None else cast(joined, dtype)
+        case Scaled(of, factor), Scaled(other, same) if factor == same:
+            joined = _joined(of, other, axis)
+            return None if joined is None else scaled(joined, factor)
     return None
 
 
