@@ -37,6 +37,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
             "evidence": list(conversion.source.evidence),
             "decided": list(conversion.source.notes),
         },
+        "rename": list(conversion.source.renamed),
         "target": {"path": result.target_path, "layout": conversion.layout},
         "dry_run": result.is_dry_run,
         "layers": [_layers_json(conversion, group) for group in conversion.source.groups],
@@ -109,6 +110,8 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
     yield "known by", "; ".join(conversion.source.evidence)
     for note in conversion.source.notes:
         yield "decided", note
+    for text in conversion.source.renamed:
+        yield "renamed", text
     for group in conversion.source.groups:
         yield "layers", _layers_text(conversion, group)
     moments = _moments(conversion)
