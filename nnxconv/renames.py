@@ -1,4 +1,4 @@
-"""Rename a checkpoint's modules: as rules say, or as the built-in ones that alone lead to `like`."""
+"""Rename modules: as rules say, or as the built-in rules say that alone lead to `like`."""
 
 from collections.abc import Iterable
 from dataclasses import replace
