@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
 from nnxconv.checksums import Check, Manifest, check
-from nnxconv.conversion import Direction, Options, Understood, convert_tree, understand
+from nnxconv.conversion import (
+    Direction,
+    Options,
+    Understood,
+    convert_tree,
+    understand,
+)
 from nnxconv.difference import Tolerance
 from nnxconv.errors import BadInput, UnknownLayout
 from nnxconv.events import Watcher, ignore
@@ -33,7 +39,9 @@ from nnxconv.pairing import (
     value_findings,
 )
 from nnxconv.plan import Transfer
+from nnxconv.renames import follow
 from nnxconv.report import Report, Side
+from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -56,6 +64,8 @@ def convert(
     layer_group: Iterable[str] = (),
     without: Iterable[str] = (),
     like: str | None = None,
+    rename: str | Rules | None = None,
+    rename_back: str | Rules | None = None,
     strict: bool = False,
     params_only: bool = False,
     dtype: str | None = None,
@@ -83,6 +93,9 @@ def convert(
       layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
       without: parts to leave out: `aux`, `aux.rngs`, `opt_state`, `step`.
       like: a checkpoint that the target program wrote, whose conventions are followed.
+      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
+        are called, and how their arrays are cut, in the target (see `nnxconv.rules.toml`).
+      rename_back: the same, from right to left.
       strict: leaving out RNG state is an error.
       params_only: write what serving loads: no optimizer state, step or RNG state.
       dtype: cast the floating-point parameters, for example to `bfloat16`; moments stay.
@@ -115,6 +128,7 @@ def convert(
         params_only,
         dtype,
     )
+    rules = asked_rules(rename, rename_back)
     location, item, source = _understand(
         source_path, step, options, allow_uncommitted=allow_uncommitted
     )
@@ -123,6 +137,7 @@ def convert(
     if like is not None:
         _, like_item, template = _understand(like, None, Options(layer_group=options.layer_group))
         items[like_item.path.as_posix()] = like_item
+    source, template = follow(source, rules, template, options)
     conversion = convert_tree(source, options, template)
     custom = location.custom_metadata
     if conversion.scan_layers is not None:
@@ -142,6 +157,8 @@ def compare(
     ckpt_path_1: str,
     ckpt_path_2: str,
     *,
+    rename: str | Rules | None = None,
+    rename_back: str | Rules | None = None,
     compare_values: bool = False,
     atol: float = 1e-5,
     rtol: float = 1e-5,
@@ -160,6 +177,9 @@ def compare(
     Args:
       ckpt_path_1: side a: an item directory, a step, or a root with one step.
       ckpt_path_2: side b.
+      rename: rules in a TOML file, or the name of a set that comes with nnxconv, for side a: what
+        its modules are called, and how their arrays are cut, on side b.
+      rename_back: the same, from right to left.
       compare_values: read the arrays too; without it only names, shapes and types are compared.
       atol: absolute tolerance; `|a - b| <= atol + rtol * |b|`, for floats only.
       rtol: relative tolerance.
@@ -183,6 +203,7 @@ def compare(
 
     started = time.monotonic()
     share_one_heap()
+    rules = asked_rules(rename, rename_back)
     open_side = partial(
         _understand,
         step=None,
@@ -191,6 +212,7 @@ def compare(
         allow_uncommitted=allow_uncommitted,
     )
     _, item_a, a = open_side(ckpt_path_1)
+    a, _ = follow(a, rules, None, Options())
     _, item_b, b = open_side(ckpt_path_2)
     a, b = agree_on_layers(a, b)
     selection = Selection(compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude))

@@ -20,14 +20,15 @@ async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) ->
         assert wanted is not None
         return piece.turn(await reader.read(piece.source, wanted), wanted)
     values = np.empty([p.stop - p.start for p in region], np.dtype(parts[0].source.dtype))
-    by_source: dict[Source, list[Piece]] = defaultdict(list)
+    by_source: dict[Source, list[tuple[Piece, Region]]] = defaultdict(list)
     for piece in parts:
-        if piece.source_region(region) is not None:
-            by_source[piece.source].append(piece)
+        wanted = piece.source_region(region)
+        if wanted is not None:
+            by_source[piece.source].append((piece, wanted))
     await together(
-        _place(reader, group, region, values)
-        for alike in by_source.values()
-        for group in _read_at_once(alike, region)
+        _place(reader, source, reads, region, values)
+        for source, found in by_source.items()
+        for reads in _read_together(found)
     )
     return values
 
@@ -41,45 +42,48 @@ def as_viewed(values: np.ndarray, view: View) -> np.ndarray:
     return values.astype(np.dtype(dtype_of(view)), copy=False)
 
 
-def _read_at_once(parts: list[Piece], region: Region) -> list[list[Piece]]:
-    """Parts of one source in groups: all of them, unless there is more between them than in them.
+def _read_together(
+    found: Sequence[tuple[Piece, Region]],
+) -> list[Sequence[tuple[Piece, Region]]]:
+    """The pieces of one source in groups: all, where they lie side by side, else one by one.
 
-    Slots of one stored array would otherwise decode its chunks once for each of them.
+    A chunk that holds several pieces is then decoded once.
     """
-    wanted = [found for piece in parts if (found := piece.source_region(region)) is not None]
-    needed = sum(map(_size, wanted))
-    return [parts] if _size(_around(wanted)) <= 2 * needed else [[piece] for piece in parts]
+    if len(found) > 1 and _size(_around(found)) <= sum(_size(wanted) for _, wanted in found):
+        return [found]
+    return [[one] for one in found]
 
 
-def _around(wanted: Sequence[Region]) -> Region:
-    """The smallest region that holds all of these."""
-    return tuple(
-        slice(min(part.start for part in axis), max(part.stop for part in axis))
-        for axis in zip(*wanted, strict=True)
-    )
+def _around(found: Sequence[tuple[Piece, Region]]) -> Region:
+    """The smallest region that holds all regions."""
+    axes = zip(*(wanted for _, wanted in found), strict=True)
+    return tuple(slice(min(r.start for r in runs), max(r.stop for r in runs)) for runs in axes)
 
 
 def _size(region: Region) -> int:
-    return math.prod(part.stop - part.start for part in region)
+    return math.prod(run.stop - run.start for run in region)
+
+
+async def _place(
+    reader: Reader,
+    source: Source,
+    reads: Sequence[tuple[Piece, Region]],
+    region: Region,
+    values: np.ndarray,
+) -> None:
+    """Reads what some pieces have in the region, and puts it into its places."""
+    around = _around(reads)
+    stored = await reader.read(source, around)
+    for piece, wanted in reads:
+        where = piece.target_region(wanted)
+        assert where is not None
+        inside = _within(where, region)
+        values[inside] = piece.turn(stored[_within(wanted, around)], wanted)
 
 
 def _within(inner: Region, outer: Region) -> Region:
-    """A region, counted from the start of another one that holds it."""
+    """A region as it is counted from the start of another one."""
     return tuple(
         slice(part.start - whole.start, part.stop - whole.start)
         for part, whole in zip(inner, outer, strict=True)
     )
-
-
-async def _place(
-    reader: Reader, parts: Sequence[Piece], region: Region, values: np.ndarray
-) -> None:
-    """Reads what some parts of one source have in the region, and puts it into its place."""
-    wanted = [(piece, piece.source_region(region)) for piece in parts]
-    around = _around([part for _, part in wanted if part is not None])
-    read = await reader.read(parts[0].source, around)
-    for piece, part in wanted:
-        assert part is not None
-        where = piece.target_region(part)
-        assert where is not None
-        values[_within(where, region)] = piece.turn(read[_within(part, around)], part)

@@ -24,6 +24,7 @@ from nnxconv.layers import (
 )
 from nnxconv.likeness import conform
 from nnxconv.pieces import pieces
+from nnxconv.rules import Rules, rename
 from nnxconv.state import RNGS, TrainState, Tree
 from nnxconv.views import Leaf, Literal, Source, cast, dtype_of
 
@@ -57,7 +58,8 @@ class Understood:
     """A checkpoint with its meaning: layout, canonical state, layer groups, form and evidence.
 
     `origin` names the program's own format where the checkpoint is none of Orbax's layouts; the
-    codec is then that of the layout whose state it holds.
+    codec is then that of the layout whose state it holds. Where there are `rules`, state and groups
+    are the renamed ones, and `renamed` says what that did; the tree is as it is on disk.
     """
 
     codec: Codec
@@ -71,6 +73,8 @@ class Understood:
     is_scanned: bool | None = None
     layer_group: tuple[str, ...] = ()
     origin: str = ""
+    rules: Rules | None = None
+    renamed: tuple[str, ...] = ()
 
     @property
     def layout(self) -> str:
@@ -149,7 +153,7 @@ def understand(
 
 def reread(understood: Understood, layer_axis: int | None) -> Understood:
     """The same checkpoint, its unclear stacks read with the layers on `layer_axis`."""
-    if understood.groups:
+    if understood.groups or understood.rules:
         decoded = understood.codec.decode(understood.tree, understood.record)
         understood = replace(understood, state=decoded.state)
     state, groups = unstack(
@@ -160,7 +164,36 @@ def reread(understood: Understood, layer_axis: int | None) -> Understood:
         is_scanned=understood.is_scanned,
     )
     form = replace(understood.form, spellings=_spellings(understood.codec, groups))
-    return replace(understood, state=state, groups=tuple(groups), form=form)
+    reread = replace(understood, state=state, groups=tuple(groups), form=form)
+    return reread if reread.rules is None else with_new_names(reread, reread.rules, layer_axis)[0]
+
+
+def with_layer_names(side: Understood, names: Iterable[str]) -> Understood:
+    """The side, not yet read anew, with further names of layer groups."""
+    return replace(side, layer_group=tuple(dict.fromkeys((*side.layer_group, *names))))
+
+
+def with_new_names(
+    source: Understood, rules: Rules, layer_axis: int | None
+) -> tuple[Understood, list[str]]:
+    """The checkpoint with its keys renamed, and what does not fit."""
+    new = rename(
+        source.state,
+        source.groups,
+        rules,
+        spelling=source.codec.spelling,
+        names=source.layer_group,
+        layer_axis=layer_axis,
+        is_scanned=source.is_scanned,
+    )
+    understood = replace(
+        with_layer_names(source, rules.layer_names()[1]),
+        state=new.state,
+        groups=new.groups,
+        rules=rules,
+        renamed=new.notes,
+    )
+    return understood, list(new.problems)
 
 
 def _layout_of(
@@ -217,7 +250,7 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
         taken = [
             key
             for key in like.state.aux
-            if key not in state.aux and not _is_excluded(key, options.without)
+            if key not in state.aux and not is_excluded(key, options.without)
         ]
         state = state.with_aux({**state.aux, **{key: like.state.aux[key] for key in taken}})
     form = _form(codec, source, state, like)
@@ -328,7 +361,8 @@ def _cast(leaf: Leaf, dtype: str) -> Leaf:
     return cast(leaf, dtype)
 
 
-def _is_excluded(aux_key: Key, without: Sequence[str]) -> bool:
+def is_excluded(aux_key: Key, without: Sequence[str]) -> bool:
+    """True for a variable that `--without` names, or whose collection or module it names."""
     return any(spell(("aux", *aux_key)[:size]) in without for size in range(1, len(aux_key) + 2))
 
 
@@ -346,7 +380,7 @@ def _without(
                 hint="`aux`, one of its collections such as `aux.rngs`, `opt_state` or `step`",
             )
         if part == "aux":
-            gone = [key for key in state.aux if _is_excluded(key, [name])]
+            gone = [key for key in state.aux if is_excluded(key, [name])]
             state = state.with_aux({k: v for k, v in state.aux.items() if k not in set(gone)})
             left_out |= {("aux", *key): reason for key in gone}
         elif part == "opt_state":

@@ -6,6 +6,7 @@ NnxconvError               exit code 2
 ├── NotACheckpoint         a path that holds no readable Orbax checkpoint
 ├── UnknownLayout          no layout, or more than one, fits the tree
 ├── LayerError             layers that cannot be stacked or unstacked
+├── RuleError              rename rules that do not fit the tree
 ├── CannotHold             the target layout has no place for some leaves
 ├── Mismatch               the converted tree is not the tree of `--like`
 ├── PlanError              a plan that would break a promise (memory, space)
@@ -31,6 +32,7 @@ __all__ = [
     "NnxconvError",
     "NotACheckpoint",
     "PlanError",
+    "RuleError",
     "StorageError",
     "UnknownLayout",
 ]
@@ -79,6 +81,10 @@ class UnknownLayout(NnxconvError):
 
 class LayerError(NnxconvError):
     """Layers that cannot be stacked or unstacked without guessing."""
+
+
+class RuleError(NnxconvError):
+    """Rename rules that do not fit the tree, or do not make the tree of `--like` of it."""
 
 
 class CannotHold(NnxconvError):

@@ -44,6 +44,26 @@ def conform(tree: Tree, like: Tree) -> dict[Key, Leaf]:
     return conformed
 
 
+def unlike(tree: Tree, like: Tree) -> list[str]:
+    """How the keys and shapes of two trees differ, each side's type left aside.
+
+    >>> from nnxconv.views import Source
+    >>> w = Source("w", (2,), "float32", (2,))
+    >>> unlike({("a",): w}, {("b",): w})
+    ['a  f32[2]  not in `--like`', 'b  f32[2]  only in `--like`']
+    """
+    problems = []
+    for key in in_order(tree.keys() | like.keys()):
+        if key not in tree:
+            problems.append(f"{spell(key)}  {notation(like[key])}  only in `--like`")
+        elif key not in like:
+            problems.append(f"{spell(key)}  {notation(tree[key])}  not in `--like`")
+        elif not _is_alike(_cast_to(tree[key], like[key]), like[key]):
+            told = f"{notation(tree[key])}, but {notation(like[key])} in `--like`"
+            problems.append(f"{spell(key)}  {told}")
+    return problems
+
+
 def _cast_to(leaf: Leaf, like: Leaf) -> Leaf:
     if isinstance(leaf, Literal) or isinstance(like, Literal):
         return leaf

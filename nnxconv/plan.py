@@ -1,6 +1,6 @@
 """The plan: what moves, how, and what it costs, before anything moves. Integers only.
 
-Arrays that are made from one part of one stored array are written while that stored array is read
+Arrays that are made from parts of one stored array are written while that stored array is read
 once, chunk by chunk. Arrays that are put together from several are read block by block of the
 target. Either way the chunks of the target are the image of the source's, so that no source chunk
 is decoded twice; where that would give chunks under 1 MiB, neighbouring ones become one.
@@ -144,7 +144,7 @@ class Plan:
         by_source: dict[Source, list[tuple[TargetArray, Piece]]] = defaultdict(list)
         for array in self.rewritten:
             parts = pieces(array.view)
-            if _is_scattered(parts, array.chunks):
+            if is_scattered(parts, array.chunks):
                 for piece in parts:
                     by_source[piece.source].append((array, piece))
             else:
@@ -153,7 +153,8 @@ class Plan:
         for source, into in by_source.items():
             fixed = {axis for _, piece in into for axis in piece.fixed}
             for region in regions(source.shape, block_shape(source, self.merge_bytes, fixed)):
-                yield Scatter(source, region, tuple(into))
+                if any(piece.target_region(region) is not None for _, piece in into):
+                    yield Scatter(source, region, tuple(into))
 
     def windows(self) -> Iterator[list[Job]]:
         """The jobs in groups of at most `window_bytes`, or of one job."""
@@ -233,6 +234,8 @@ def why_rewrite(view: View, store: str | None = None) -> str:
     """
     parts = pieces(view)
     first = parts[0]
+    if any(not piece.is_whole_chunks(view.shape) for piece in parts):
+        return "its parts are not whole chunks"
     if dtype_of(view) != first.source.dtype:
         return f"cast to {dtype_of(view)}"
     if factor_of(view) != 1:
@@ -262,8 +265,10 @@ def renamed_chunks(array: TargetArray) -> Iterator[tuple[Source, Shape, Shape]]:
     for piece in pieces(array.view):
         source = piece.source
         counts = [
-            range(-(-size // max(1, chunk)))
-            for size, chunk in zip(source.shape, source.chunks, strict=True)
+            range(span.start // max(1, chunk), -(-span.stop // max(1, chunk)))
+            for span, chunk in zip(
+                map(piece.span, range(len(source.shape))), source.chunks, strict=True
+            )
         ]
         for index in itertools.product(*counts):
             if any(index[axis] != at for axis, at in piece.fixed.items()):
@@ -271,10 +276,31 @@ def renamed_chunks(array: TargetArray) -> Iterator[tuple[Source, Shape, Shape]]:
             new = [0] * piece.rank
             for place, axis in enumerate(piece.axes):
                 if axis is not None:
-                    new[axis] = index[place]
+                    new[axis] = index[place] + chunks_further(piece, place)
             for axis, at in piece.placed.items():
                 new[axis] = at
             yield source, index, tuple(new)
+
+
+def chunks_further(piece: Piece, source_axis: int) -> int:
+    """How many chunks further along an axis a piece of whole chunks stands in its view."""
+    span = piece.span(source_axis)
+    return (span.at - span.start) // max(1, piece.source.chunks[source_axis])
+
+
+def _common_image(parts: Sequence[Piece]) -> Shape:
+    """The largest shape of which the images of all pieces' chunks, where they stand, are multiples.
+
+    It is the image itself where no piece is a part of its source.
+    """
+    image = list(parts[0].image_of_chunks())
+    for piece in parts if any(piece.spans for piece in parts) else ():
+        image = list(map(math.gcd, image, piece.image_of_chunks()))
+        for source_axis, span in piece.spans.items():
+            axis = piece.axes[source_axis]
+            if axis is not None:
+                image[axis] = math.gcd(image[axis], span.at)
+    return tuple(image)
 
 
 def _target_chunks(view: View, merge_bytes: int) -> Shape:
@@ -284,10 +310,11 @@ def _target_chunks(view: View, merge_bytes: int) -> Shape:
     every part of it.
     """
     parts = pieces(view)
-    image = parts[0].image_of_chunks() if parts else view.shape
+    image = _common_image(parts) if parts else view.shape
     chunks = [max(1, min(c, s)) for c, s in zip(image, view.shape, strict=True)]
     item = item_bytes(dtype_of(view))
-    if len(parts) == 1 and math.prod(chunks) * item < SMALL_CHUNK_BYTES:
+    is_small = math.prod(chunks) * item < SMALL_CHUNK_BYTES
+    if is_small and len(parts) == 1 and not parts[0].spans:
         return _image_of_block(parts[0], view.shape, merge_bytes)
     if math.prod(chunks) * item > LARGE_CHUNK_BYTES and len(parts) == 1:
         return _divided(chunks, item)
@@ -325,7 +352,7 @@ def _divided(chunks: Sequence[int], item: int) -> Shape:
     return tuple(parts)
 
 
-def _is_scattered(parts: Sequence[Piece], chunks: Shape) -> bool:
+def is_scattered(parts: Sequence[Piece], chunks: Shape) -> bool:
     """True when an array is best written while its sources are read, one after another.
 
     That is so when it is made of one source; and when several of its parts come from one, but no
@@ -333,7 +360,10 @@ def _is_scattered(parts: Sequence[Piece], chunks: Shape) -> bool:
     """
     if len(parts) < 2:
         return bool(parts)
-    if len({piece.source for piece in parts}) == len(parts):
+    sources = {piece.source for piece in parts}
+    if len(sources) == 1 and any(piece.spans for piece in parts):
+        return True
+    if len(sources) == len(parts):
         return False
     alike = len({piece.image_of_chunks() for piece in parts}) == 1
     return alike and all(chunks[axis] == 1 for piece in parts for axis in piece.placed)
@@ -375,13 +405,15 @@ def _region_bytes(region: Region, dtype: str) -> int:
 def _array_block_bytes(array: TargetArray, merge_bytes: int) -> int:
     """The largest block that making the array takes."""
     parts = pieces(array.view)
-    if _is_scattered(parts, array.chunks):
+    if is_scattered(parts, array.chunks):
         return max(
             math.prod(block_shape(piece.source, merge_bytes, piece.fixed))
             * item_bytes(piece.source.dtype)
             for piece in parts
         )
-    return math.prod(array.chunks) * item_bytes(dtype_of(array.view))
+    cut = [piece.source for piece in parts if piece.spans]
+    decoded = [math.prod(source.chunks) * item_bytes(source.dtype) for source in cut]
+    return max(math.prod(array.chunks) * item_bytes(dtype_of(array.view)), *decoded, 0)
 
 
 def _refuse_equal_names(arrays: Sequence[TargetArray]) -> None:

@@ -13,7 +13,7 @@ True
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 from typing import TypeAlias, Union
@@ -22,7 +22,7 @@ import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
 import numpy as np
 
 Shape: TypeAlias = tuple[int, ...]
-View: TypeAlias = Union["Source", "Slot", "Stack", "Moved", "Scaled", "Cast"]
+View: TypeAlias = Union["Source", "Slot", "Stack", "Part", "Concat", "Moved", "Scaled", "Cast"]
 Leaf: TypeAlias = Union[View, "Literal"]
 """What stands at a key: a view of stored arrays, or a value that the metadata holds itself."""
 
@@ -79,6 +79,35 @@ class Stack:
     def __post_init__(self) -> None:
         shape = with_axis(self.items[0].shape, self.axis, len(self.items))
         object.__setattr__(self, "shape", shape)
+
+
+@dataclass(frozen=True)
+class Part:
+    """`of[..., start:stop, ...]`, cut out along `axis`."""
+
+    of: View
+    axis: int
+    start: int
+    stop: int
+    shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        rest = without_axis(self.of.shape, self.axis)
+        object.__setattr__(self, "shape", with_axis(rest, self.axis, self.stop - self.start))
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Views one after the other along an `axis` that they have; their other sizes are equal."""
+
+    items: tuple[View, ...]
+    axis: int
+    shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        rest = without_axis(self.items[0].shape, self.axis)
+        size = sum(item.shape[self.axis] for item in self.items)
+        object.__setattr__(self, "shape", with_axis(rest, self.axis, size))
 
 
 @dataclass(frozen=True)
@@ -142,6 +171,10 @@ def slot(view: View, axis: int, index: int) -> View:
             return items[index]
         case Moved(of, source, target) if target == axis:
             return slot(of, source, index)
+        case Part(of, a, start, stop) if a != axis:
+            return part(slot(of, axis, index), a - (a > axis), start, stop)
+        case Concat(items, a) if a != axis:
+            return concat([slot(item, axis, index) for item in items], a - (a > axis))
         case Scaled(of, factor):
             return scaled(slot(of, axis, index), factor)
         case Cast(of, dtype):
@@ -163,7 +196,104 @@ def stack(views: Sequence[View], axis: int) -> View:
     whole = _whole_of_slots(views)
     if whole is not None:
         return moved(whole.of, whole.axis, axis)
-    return Stack(tuple(views), axis)
+    return _stack_of_parts(views, axis) or Stack(tuple(views), axis)
+
+
+def _stack_of_parts(views: Sequence[View], axis: int) -> View | None:
+    """Views that are all cut, or all put together, in the same way: the same done to their stack.
+
+    >>> a, b = (Source(name, (6,), "float32", (6,)) for name in "ab")
+    >>> stack([part(a, 0, 2, 6), part(b, 0, 2, 6)], 0) == Part(Stack((a, b), 0), 1, 2, 6)
+    True
+    """
+    first = views[0]
+    if isinstance(first, Part):
+        alike = [v for v in views if isinstance(v, Part) and _cut_of(v) == _cut_of(first)]
+        if len(alike) == len(views):
+            whole = stack([v.of for v in alike], axis)
+            return part(whole, first.axis + (axis <= first.axis), first.start, first.stop)
+    if isinstance(first, Concat):
+        rows = [v.items for v in views if isinstance(v, Concat) and _sizes(v) == _sizes(first)]
+        if len(rows) == len(views):
+            items = [stack(column, axis) for column in zip(*rows, strict=True)]
+            return concat(items, first.axis + (axis <= first.axis))
+    return None
+
+
+def _cut_of(view: Part) -> tuple[int, int, int, Shape]:
+    return view.axis, view.start, view.stop, view.of.shape
+
+
+def _sizes(view: Concat) -> tuple[int, list[int]]:
+    return view.axis, [item.shape[view.axis] for item in view.items]
+
+
+def part(view: View, axis: int, start: int, stop: int) -> View:
+    """The view from `start` to `stop` along one axis, in normal form.
+
+    >>> w = Source("w", (16, 6), "float32", (16, 6))
+    >>> concat([part(w, 1, 0, 2), part(w, 1, 2, 6)], 1) == w
+    True
+    """
+    if start == 0 and stop == view.shape[axis]:
+        return view
+    match view:
+        case Part(of, a, before) if a == axis:
+            return part(of, axis, before + start, before + stop)
+        case Concat(items, a) if a == axis:
+            return concat(list(_cut_items(items, axis, start, stop)), axis)
+        case Scaled(of, factor):
+            return scaled(part(of, axis, start, stop), factor)
+        case Cast(of, dtype):
+            return cast(part(of, axis, start, stop), dtype)
+    return Part(view, axis, start, stop)
+
+
+def _cut_items(items: Sequence[View], axis: int, start: int, stop: int) -> Iterator[View]:
+    """What lies between `start` and `stop` of items that stand one after the other."""
+    at = 0
+    for item in items:
+        size = item.shape[axis]
+        first, last = max(start - at, 0), min(stop - at, size)
+        if first < last:
+            yield part(item, axis, first, last)
+        at += size
+
+
+def concat(views: Sequence[View], axis: int) -> View:
+    """The views one after the other along an axis, in normal form; other sizes must be equal."""
+    first = views[0]
+    if len(views) == 1:
+        return first
+    if isinstance(first, Cast):
+        inner = [v.of for v in views if isinstance(v, Cast) and v.dtype == first.dtype]
+        if len(inner) == len(views) and len({dtype_of(v) for v in inner}) == 1:
+            return cast(concat(inner, axis), first.dtype)
+    if isinstance(first, Scaled):
+        inner = [v.of for v in views if isinstance(v, Scaled) and v.factor == first.factor]
+        if len(inner) == len(views):
+            return scaled(concat(inner, axis), first.factor)
+    items: list[View] = []
+    for view in views:
+        for item in view.items if isinstance(view, Concat) and view.axis == axis else (view,):
+            joined = _joined(items[-1], item, axis) if items else None
+            items[-1:] = [joined] if joined is not None else [*items[-1:], item]
+    return items[0] if len(items) == 1 else Concat(tuple(items), axis)
+
+
+def _joined(a: View, b: View, axis: int) -> View | None:
+    """Two neighbouring parts of one view as one part; None when they are none."""
+    match a, b:
+        case Part(of, x, start, middle), Part(other, y, again, stop):
+            if x == y == axis and middle == again and of == other:
+                return part(of, axis, start, stop)
+        case Cast(of, dtype), Cast(other, same) if dtype == same:
+            joined = _joined(of, other, axis)
+            return None if joined is None else cast(joined, dtype)
+        case Scaled(of, factor), Scaled(other, same) if factor == same:
+            joined = _joined(of, other, axis)
+            return None if joined is None else scaled(joined, factor)
+    return None
 
 
 def _whole_of_slots(views: Sequence[View]) -> Slot | None:
@@ -191,11 +321,78 @@ def moved(view: View, source: int, target: int) -> View:
             return moved(of, first, target)
         case Stack(items, axis) if axis == source:
             return stack(items, target)
+        case Part(of, axis, start, stop):
+            return part(moved(of, source, target), _place_of(axis, source, target), start, stop)
+        case Concat(items, axis):
+            there = _place_of(axis, source, target)
+            return concat([moved(item, source, target) for item in items], there)
         case Scaled(of, factor):
             return scaled(moved(of, source, target), factor)
         case Cast(of, dtype):
             return cast(moved(of, source, target), dtype)
     return Moved(view, source, target)
+
+
+def _place_of(axis: int, source: int, target: int) -> int:
+    """Where an axis stands once the axis `source` is moved to `target`."""
+    if axis == source:
+        return target
+    axis -= axis > source
+    return axis + (axis >= target)
+
+
+def permuted(view: View, order: Sequence[int]) -> View:
+    """The view whose axis k is the former axis `order[k]`, as `numpy.transpose` does.
+
+    >>> w = Source("w", (2, 3, 4), "float32", (2, 3, 4))
+    >>> permuted(w, (2, 0, 1)).shape
+    (4, 2, 3)
+    >>> permuted(permuted(w, (2, 1, 0)), (2, 1, 0)) == w
+    True
+    """
+    match view:
+        case Part(of, axis, start, stop):
+            return part(permuted(of, order), order.index(axis), start, stop)
+        case Concat(items, axis):
+            return concat([permuted(item, order) for item in items], order.index(axis))
+        case Stack(items, axis):
+            inner = [a - (a > axis) for a in order if a != axis]
+            return stack([permuted(item, inner) for item in items], order.index(axis))
+        case Scaled(of, factor):
+            return scaled(permuted(of, order), factor)
+        case Cast(of, dtype):
+            return cast(permuted(of, order), dtype)
+    before, total = view, list(order)
+    while isinstance(before, Moved) and total != sorted(total):
+        axes = [axis for axis in range(len(total)) if axis != before.source]
+        axes.insert(before.target, before.source)
+        before, total = before.of, [axes[axis] for axis in total]
+    if total == sorted(total):
+        return before
+    now = list(range(len(order)))
+    for place, axis in enumerate(order):
+        at = now.index(axis)
+        view = moved(view, at, place)
+        now.insert(place, now.pop(at))
+    return view
+
+
+def divided(view: View, axis: int, sizes: tuple[int, int]) -> View:
+    """The view with one axis as two, the second within the first, as `numpy.reshape` does.
+
+    >>> w = Source("w", (5, 12), "float32", (5, 12))
+    >>> divided(w, 1, (3, 4)).shape
+    (5, 3, 4)
+    >>> merged(divided(w, 1, (3, 4)), 1) == w
+    True
+    """
+    count, size = sizes
+    return stack([part(view, axis, i * size, (i + 1) * size) for i in range(count)], axis)
+
+
+def merged(view: View, axis: int) -> View:
+    """The view with its axes `axis` and `axis + 1` as one, as `numpy.reshape` does."""
+    return concat([slot(view, axis, i) for i in range(view.shape[axis])], axis)
 
 
 def cast(view: View, dtype: str) -> View:
@@ -233,9 +430,9 @@ def dtype_of(view: View) -> str:
     match view:
         case Source(dtype=dtype) | Cast(dtype=dtype):
             return dtype
-        case Slot(of) | Moved(of) | Scaled(of):
+        case Slot(of) | Part(of) | Moved(of) | Scaled(of):
             return dtype_of(of)
-        case Stack(items):
+        case Stack(items) | Concat(items):
             return dtype_of(items[0])
 
 
@@ -247,7 +444,7 @@ def prng_impl_of(view: View) -> str | None:
 def first_source(view: View) -> Source:
     """The stored array that gives the view its kind, codec and container format."""
     while not isinstance(view, Source):
-        view = view.items[0] if isinstance(view, Stack) else view.of
+        view = view.items[0] if isinstance(view, Stack | Concat) else view.of
     return view
 
 

@@ -10,8 +10,10 @@ from nnxconv.state import TrainState
 from nnxconv.views import (
     NOTHING,
     Cast,
+    Concat,
     Literal,
     Moved,
+    Part,
     Slot,
     Source,
     Stack,
@@ -367,6 +369,10 @@ def values_of(view, stored):
             return np.take(values_of(of, stored), index, axis)
         case Stack(items, axis):
             return np.stack([values_of(item, stored) for item in items], axis)
+        case Part(of, axis, start, stop):
+            return values_of(of, stored).take(range(start, stop), axis)
+        case Concat(items, axis):
+            return np.concatenate([values_of(item, stored) for item in items], axis)
         case Moved(of, source, target):
             return np.moveaxis(values_of(of, stored), source, target)
         case Cast(of):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnxconv.errors import PlanError
+from nnxconv.pieces import pieces
 from nnxconv.plan import (
     MERGED_BYTES,
     MIB,
@@ -26,9 +27,11 @@ from nnxconv.views import (
     Literal,
     Source,
     cast,
+    concat,
     dtype_of,
     item_bytes,
     moved,
+    part,
     size_bytes,
     slot,
     stack,
@@ -352,13 +355,20 @@ def encoded_targets(draw):
         for i in range(count)
     ]
     view = layers[0]
-    for kind in draw(st.lists(st.sampled_from(("stack", "slot", "moved", "cast")), max_size=3)):
+    kinds = ("stack", "slot", "moved", "cast", "part", "concat")
+    for kind in draw(st.lists(st.sampled_from(kinds), max_size=3)):
         rank = len(view.shape)
         if kind == "stack" and view is layers[0]:
             view = stack(layers, draw(st.integers(0, rank)))
         elif kind == "slot" and rank:
             axis = draw(st.integers(0, rank - 1))
             view = slot(view, axis, draw(st.integers(0, view.shape[axis] - 1)))
+        elif kind == "part" and rank:
+            axis = draw(st.integers(0, rank - 1))
+            start = draw(st.integers(0, view.shape[axis] - 1))
+            view = part(view, axis, start, draw(st.integers(start + 1, view.shape[axis])))
+        elif kind == "concat" and view is layers[0] and rank:
+            view = concat(layers, draw(st.integers(0, rank - 1)))
         elif kind == "moved" and rank:
             axes = st.integers(0, rank - 1)
             view = moved(view, draw(axes), draw(axes))
@@ -389,7 +399,7 @@ def test_renamed_chunks_are_the_chunks_of_the_new_array(made):
     }
     values = values_of(view, stored)
     for array in plan.renamed:
-        assert len({layer.encoding for layer in sources_of([(("w",), view)])}) == 1
+        assert len({piece.source.encoding for piece in pieces(view)}) == 1
         made_chunks = {}
         for source, index, new_index in renamed_chunks(array):
             assert new_index not in made_chunks

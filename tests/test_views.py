@@ -10,18 +10,27 @@ from hypothesis import strategies as st
 from nnxconv.pieces import pieces
 from nnxconv.views import (
     Cast,
+    Concat,
     Moved,
+    Part,
     Slot,
     Source,
     Stack,
     cast,
+    concat,
+    divided,
     dtype_of,
+    merged,
     moved,
     notation,
+    part,
+    permuted,
     size_bytes,
     slot,
     stack,
+    with_axis,
     with_kind,
+    without_axis,
 )
 
 modest = settings(max_examples=60, deadline=None)
@@ -50,29 +59,41 @@ SHAPES = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 def composed(draw, stays_normal=False):
     """A view made by some operations, its values made by numpy, and the arrays it is made of.
 
-    The operations are those that keep views in normal form, or the bare ones that do not.
+    The operations are those that keep views in normal form, or the bare ones that do not. A normal
+    view here is cut or put end to end, not both: what such a view drops again leaves several forms.
     """
     arrays = Arrays()
     view = arrays.new(draw(SHAPES))
     value = arrays.values[view.name]
+    unused = draw(st.sampled_from(("part", "concat"))) if stays_normal else ""
     for _ in range(draw(st.integers(0, 5))):
         make = _NORMAL if stays_normal or draw(st.booleans()) else _BARE
-        view, value = _step(draw, make, view, value, arrays)
+        view, value = _step(draw, make, view, value, arrays, unused)
     return view, value, arrays.values
 
 
-_NORMAL = {"slot": slot, "stack": stack, "moved": moved, "cast": cast}
+_NORMAL = {
+    "slot": slot,
+    "stack": stack,
+    "part": part,
+    "concat": concat,
+    "moved": moved,
+    "cast": cast,
+}
 _BARE = {
     "slot": Slot,
+    "part": Part,
+    "concat": lambda views, axis: Concat(tuple(views), axis),
     "stack": lambda views, axis: Stack(tuple(views), axis),
     "moved": Moved,
     "cast": Cast,
 }
 
 
-def _step(draw, make, view, value, arrays):
+def _step(draw, make, view, value, arrays, unused):
     axes = st.integers(0, value.ndim - 1) if value.ndim else st.nothing()
-    kinds = ["slot", "moved", "unstacked"] if value.ndim else []
+    kinds = ["slot", "moved", "unstacked", "part", "concat"] if value.ndim else []
+    kinds = [kind for kind in kinds if kind != unused]
     kind = draw(st.sampled_from([*kinds, *(["stack"] if value.ndim < 4 else []), "cast"]))
     if kind == "slot":
         axis = draw(axes)
@@ -88,8 +109,17 @@ def _step(draw, make, view, value, arrays):
     if kind == "cast":
         dtype = draw(st.sampled_from(("float32", "float64")))
         return make["cast"](view, dtype), value.astype(dtype)
+    if kind == "part":
+        axis = draw(axes)
+        start = draw(st.integers(0, value.shape[axis] - 1))
+        stop = draw(st.integers(start + 1, value.shape[axis]))
+        return make["part"](view, axis, start, stop), value.take(range(start, stop), axis)
     others = [arrays.new(value.shape, dtype_of(view)) for _ in range(draw(st.integers(0, 2)))]
     items = draw(st.permutations([(view, value), *((s, arrays.values[s.name]) for s in others)]))
+    if kind == "concat":
+        axis = draw(axes)
+        views, values = zip(*items, strict=True)
+        return make["concat"](views, axis), np.concatenate(values, axis)
     axis = draw(st.integers(0, value.ndim))
     views, values = zip(*items, strict=True)
     return make["stack"](views, axis), np.stack(values, axis)
@@ -156,6 +186,59 @@ def test_moving_an_axis_back_gives_the_view_back(made, data):
     axes = st.integers(0, value.ndim - 1)
     source, target = data.draw(axes), data.draw(axes)
     assert moved(moved(view, source, target), target, source) == view
+
+
+@modest
+@given(composed(stays_normal=True), st.data())
+def test_cutting_undoes_putting_end_to_end(made, data):
+    view, value, _ = made
+    assume(value.ndim)
+    axis = data.draw(st.integers(0, value.ndim - 1))
+    sizes = data.draw(st.lists(st.integers(1, 3), max_size=2))
+    others = [
+        Source(f"o{i}", with_axis(without_axis(value.shape, axis), axis, size), dtype_of(view), ())
+        for i, size in enumerate(sizes)
+    ]
+    items = [view, *others]
+    whole = concat(items, axis)
+    edges = np.cumsum([0, *(item.shape[axis] for item in items)])
+    assert [part(whole, axis, a, b) for a, b in itertools.pairwise(edges.tolist())] == items
+
+
+@modest
+@given(composed(stays_normal=True), st.data())
+def test_putting_end_to_end_undoes_cutting(made, data):
+    view, value, _ = made
+    assume(value.ndim)
+    axis = data.draw(st.integers(0, value.ndim - 1))
+    size = value.shape[axis]
+    cuts = data.draw(st.lists(st.integers(1, size - 1), unique=True)) if size > 1 else []
+    edges = [0, *sorted(cuts), size]
+    assert concat([part(view, axis, a, b) for a, b in itertools.pairwise(edges)], axis) == view
+
+
+@modest
+@given(composed(stays_normal=True), st.data())
+def test_merging_undoes_dividing(made, data):
+    view, value, _ = made
+    assume(value.ndim)
+    axis = data.draw(st.integers(0, value.ndim - 1))
+    size = value.shape[axis]
+    inner = data.draw(st.sampled_from([n for n in range(1, size + 1) if size % n == 0]))
+    two = divided(view, axis, (size // inner, inner))
+    assert two.shape == (*value.shape[:axis], size // inner, inner, *value.shape[axis + 1 :])
+    assert merged(two, axis) == view
+
+
+@modest
+@given(composed(stays_normal=True), st.data())
+def test_permuting_back_gives_the_view_back(made, data):
+    view, value, _ = made
+    assume("Moved(" not in repr(view))  # one move may be written in two ways
+    order = data.draw(st.permutations(range(value.ndim)))
+    there = permuted(view, order)
+    assert there.shape == value.transpose(order).shape
+    assert permuted(there, np.argsort(order).tolist()) == view
 
 
 @modest

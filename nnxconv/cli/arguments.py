@@ -36,6 +36,16 @@ dtype_option = click.option(
 )
 
 
+rename_option = click.option(
+    "--rename",
+    metavar="RULES",
+    help="Rename modules by the rules of this TOML file, or of this set that comes with nnxconv.",
+)
+rename_back_option = click.option(
+    "--rename_back", metavar="RULES", help="The same, from right to left."
+)
+
+
 def one_of(position: str, option: str, a: str | None, b: str | None) -> str:
     """A path that was given once, as a position or as an option."""
     if a is not None and b is not None:

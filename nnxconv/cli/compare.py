@@ -5,7 +5,13 @@ from typing import Any
 
 import click
 
-from nnxconv.cli.arguments import allow_uncommitted_option, max_memory_option, one_of
+from nnxconv.cli.arguments import (
+    allow_uncommitted_option,
+    max_memory_option,
+    one_of,
+    rename_back_option,
+    rename_option,
+)
 
 
 @click.command(no_args_is_help=True)
@@ -13,6 +19,8 @@ from nnxconv.cli.arguments import allow_uncommitted_option, max_memory_option, o
 @click.argument("b", required=False, metavar="B")
 @click.option("--ckpt_path_1", help="The same as A.", metavar="A")
 @click.option("--ckpt_path_2", help="The same as B.", metavar="B")
+@rename_option
+@rename_back_option
 @click.option("--compare_values", is_flag=True, help="Read the arrays, not only their metadata.")
 @click.option("--atol", type=float, default=1e-5, show_default=True, help="Absolute tolerance.")
 @click.option("--rtol", type=float, default=1e-5, show_default=True, help="Relative tolerance.")

@@ -14,6 +14,8 @@ from nnxconv.cli.arguments import (
     one_of,
     overwrite_option,
     params_only_option,
+    rename_back_option,
+    rename_option,
     verify_option,
 )
 
@@ -56,6 +58,8 @@ from nnxconv.cli.arguments import (
     help="Leave out `aux`, `aux.rngs`, `opt_state` or `step`.",
 )
 @click.option("--like", metavar="PATH", help="Follow the conventions of this checkpoint.")
+@rename_option
+@rename_back_option
 @click.option("--strict", is_flag=True, help="Leaving out RNG state is an error.")
 @params_only_option
 @dtype_option

@@ -11,7 +11,18 @@ from nnxconv.optimizer import parameter_trees
 from nnxconv.outcome import Result
 from nnxconv.sizes import counted, format_bytes
 from nnxconv.storage.transfer import Moved
-from nnxconv.views import Cast, Scaled, Slot, Source, Stack, View, notation, size_bytes
+from nnxconv.views import (
+    Cast,
+    Concat,
+    Part,
+    Scaled,
+    Slot,
+    Source,
+    Stack,
+    View,
+    notation,
+    size_bytes,
+)
 from nnxconv.views import Moved as MovedView
 
 
@@ -25,6 +36,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
             "evidence": list(conversion.source.evidence),
             "decided": list(conversion.source.notes),
         },
+        "rename": list(conversion.source.renamed),
         "target": {"path": result.target_path, "layout": conversion.layout},
         "dry_run": result.is_dry_run,
         "layers": [_layers_json(conversion, group) for group in conversion.source.groups],
@@ -107,6 +119,8 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
     yield "known by", "; ".join(conversion.source.evidence)
     for note in conversion.source.notes:
         yield "decided", note
+    for text in conversion.source.renamed:
+        yield "renamed", text
     for group in conversion.source.groups:
         yield "layers", _layers_text(conversion, group)
     moments = _moments(conversion)
@@ -214,6 +228,8 @@ def describe(view: View) -> str:
             return name
         case Slot(of, axis, index):
             return f"{describe(of)}, slot {index} of axis {axis}"
+        case Part(of, axis, start, stop):
+            return f"{describe(of)}, {start} to {stop} of axis {axis}"
         case MovedView(of, source, target):
             return f"{describe(of)}, axis {source} moved to {target}"
         case Scaled(of, factor):
@@ -223,3 +239,8 @@ def describe(view: View) -> str:
         case Stack(items, axis):
             first, last = describe(items[0]), describe(items[-1])
             return f"{first} to {last}, stacked on axis {axis}"
+        case Concat(items, axis):
+            if len(items) > 4:
+                ends = describe(items[0]), describe(items[-1])
+                return f"{ends[0]} to {ends[1]}, end to end on axis {axis}"
+            return f"{' and '.join(map(describe, items))}, end to end on axis {axis}"
