@@ -222,8 +222,15 @@ def _counts(
     own = paxml.counters(layers)[0]
     count = numbers[own][0] if own in numbers else step
     if len(there) < len(names):
-        told = f"the step, {step:,}, is that of the directory: its chunk is not there"
-        return count, step, [told]
+        lacking = counted(len(found.missing_chunks), "leaf", "leaves")
+        return (
+            count,
+            step,
+            [
+                f"the step, {step:,}, is that of the directory: its chunk is not there",
+                f"chunks of {lacking} are not there: only a dry run goes on without them",
+            ],
+        )
     notes = []
     if found.step not in (None, step):
         notes.append(f"`step` is {step:,}, but the directory is that of step {found.step:,}")

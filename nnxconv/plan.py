@@ -192,7 +192,8 @@ def make_plan(
 ) -> Plan:
     """The plan for a target tree within `max_memory` bytes.
 
-    Only what lies in `store`, the item whose container the target copies, can be renamed.
+    Only what lies in `store`, the item whose container the target copies, can be renamed; with an
+    empty one, nothing can.
 
     Raises:
       PlanError: a chunk of the source is too large for the memory; or two keys of the target
@@ -241,7 +242,7 @@ def why_rewrite(view: View, store: str | None = None) -> str:
     if factor_of(view) != 1:
         return f"multiplied by {factor_of(view):.6g}"
     if store is not None and any(piece.source.store != store for piece in parts):
-        return "it comes from another checkpoint"
+        return "it comes from another checkpoint" if store else "the container is another one"
     if not first.source.encoding:
         return "its chunks are not stored in C order, one by one"
     for piece in parts:

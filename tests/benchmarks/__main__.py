@@ -93,6 +93,9 @@ class Bench:
         )
         unstack = convert(stacked, "--no-scan_layers", "--max_memory", "1GiB")
         self.case("unstack layers, within 1 GiB", unstack, eager_unstack, "eager")
+        cast = convert(stacked, "--params_only", "--dtype", "bfloat16")
+        eager_cast = [*EAGER, "convert", stacked, str(other), "bf16"]
+        self.case("params only, cast to bf16", cast, eager_cast, "eager")
         twin, nnx = self.folder / "twin", self.folder / "nnx"
         shutil.copytree(self.stacked, twin)
         self._run([*NNXCONV, "convert", stacked, str(nnx), "--no-scan_layers", *axis])

@@ -1,6 +1,6 @@
 """What people do without nnxconv: restore everything, rearrange it in memory, save it.
 
-python -m tests.benchmarks.eager convert SRC DST unstack|names
+python -m tests.benchmarks.eager convert SRC DST unstack|names|bf16
 python -m tests.benchmarks.eager compare A B
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -36,6 +37,10 @@ def _model(tree: Any) -> Any:
 
 
 def _converted(tree: Any, how: str) -> Any:
+    if how == "bf16":
+        return _wrapped(
+            _map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), tree["params"]["params"])
+        )
     arrange = _apart if how == "unstack" else lambda model: model
     model = arrange(tree["params"]["params"])
     if not tree.get("opt_state"):
