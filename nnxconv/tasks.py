@@ -31,30 +31,38 @@ async def _settled(work: Awaitable[T]) -> tuple[T, BaseException | None]:
         return nothing, error
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which launchers and `kill` send."""
+
+
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], None]]:
     """Lets Ctrl-C wait for the next call of the function that is yielded, which then raises it.
 
     Work that is under way ends cleanly, and what it wrote can be removed. A second Ctrl-C does not
-    wait. Outside of the main thread nothing changes.
+    wait. SIGTERM is treated alike where the program handles it. Outside of the main thread nothing
+    changes.
     """
-    asked = False
+    asked: list[type[KeyboardInterrupt]] = []
 
     def ask(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
+        kind = Terminated if signum == signal.SIGTERM else KeyboardInterrupt
         if asked:
-            raise KeyboardInterrupt
-        asked = True
+            raise kind
+        asked.append(kind)
 
     def check() -> None:
         if asked:
-            raise KeyboardInterrupt
+            raise asked[0]
 
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    before = signal.signal(signal.SIGINT, ask)
+    is_handled = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
+    numbers = [signal.SIGINT, *([signal.SIGTERM] if is_handled else [])]
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,8 +1,10 @@
 """The command group, and the one place where an error becomes an exit code."""
 
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 
 import click
 
@@ -13,6 +15,7 @@ from nnxconv.cli.convert import convert
 from nnxconv.cli.gpt3_from_paxml import gpt3_from_paxml
 from nnxconv.cli.inspect import inspect
 from nnxconv.errors import NnxconvError
+from nnxconv.tasks import Terminated
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -30,7 +33,7 @@ def nnxconv() -> None:
     underscores or dashes.
 
     Exit codes: 0 done, 1 different (compare), 2 not done (the message says why),
-    70 a defect of nnxconv, 130 interrupted.
+    70 a defect of nnxconv, 130 interrupted, 143 terminated.
     """
 
 
@@ -44,6 +47,7 @@ nnxconv.add_command(gpt3_from_paxml)
 def main() -> None:
     """Runs the command; every deliberate error ends in one message and exit code 2."""
     os.environ["JAX_PLATFORMS"] = "cpu"
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(nnxconv.main(standalone_mode=False))
     except NnxconvError as error:
@@ -54,11 +58,17 @@ def main() -> None:
     except OSError as error:
         place = f"\n  at {error.filename}" if error.filename else ""
         _fail(f"error: {error.strerror or error}{place}", 2)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
+        if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated):
+            _fail("terminated: nothing was committed", 143)
         _fail("interrupted: nothing was committed", 130)
     except Exception:
         traceback.print_exc()
         _fail("error: this is a defect of nnxconv; nothing was committed", 70)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _fail(message: str, code: int) -> None:

@@ -41,7 +41,7 @@ def check_places(
             details=[f"source: {source}", f"target: {target_path}"],
             hint="write to a directory beside the source",
         )
-    for parent in destination.parents:
+    for parent in () if is_remote(destination) else destination.parents:
         if parent.exists() and not parent.is_dir():
             raise BadInput(f"`{target_path}` lies in `{parent}`, which is not a directory")
     if not destination.exists() or _is_left_over_root(destination, location):

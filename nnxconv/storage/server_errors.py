@@ -31,6 +31,13 @@ _CODES = {
     "FAILED_PRECONDITION": 412,
 }
 
+_OF_GCSFS = {
+    PermissionError: _ADVICE[403],
+    FileNotFoundError: _ADVICE[404],
+    FileExistsError: _ADVICE[412],
+}
+"""gcsfs raises errors of the system for answers of the server, without number and file."""
+
 
 @contextmanager
 def told_plainly() -> Iterator[None]:
@@ -69,6 +76,8 @@ def _advice(error: Exception) -> tuple[str, str] | None:
         return _UNREACHABLE
     if text.startswith("Forbidden"):
         return _ADVICE[403]
+    if isinstance(error, OSError) and error.errno is None and error.filename is None:
+        return _OF_GCSFS.get(type(error), _UNREACHABLE)
     if SCHEME not in text and "storage.googleapis" not in text and "HTTP" not in text:
         return None
     if isinstance(error, PermissionError):
