@@ -14,6 +14,7 @@ from nnxconv.cli.compare import compare
 from nnxconv.cli.convert import convert
 from nnxconv.cli.gpt3_from_paxml import gpt3_from_paxml
 from nnxconv.cli.inspect import inspect
+from nnxconv.cli.output import say
 from nnxconv.errors import NnxconvError
 from nnxconv.tasks import Terminated
 
@@ -72,5 +73,5 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(message, err=True)
+    say(message, err=True)
     sys.exit(code)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from nnxconv.cli.arguments import allow_uncommitted_option, max_memory_option
+from nnxconv.cli.output import say
 
 
 @click.command(no_args_is_help=True)
@@ -44,8 +45,8 @@ def checksum(
             written = write_checksums(path, watch=watch, **options)
             summary = {"manifest": written.path, "leaves": written.leaves, "files": written.files}
             text = f"{written.leaves:,} arrays and {written.files:,} files -> {written.path}"
-            click.echo(json.dumps(summary, indent=2) if as_json else text)
+            say(json.dumps(summary, indent=2) if as_json else text)
             return
         found = check_checksums(path, watch=watch, **options)
-    click.echo(json.dumps(check_json(found), indent=2) if as_json else check_text(found))
+    say(json.dumps(check_json(found), indent=2) if as_json else check_text(found))
     context.exit(found.exit_code)

@@ -12,6 +12,7 @@ from nnxconv.cli.arguments import (
     rename_back_option,
     rename_option,
 )
+from nnxconv.cli.output import say
 
 
 @click.command(no_args_is_help=True)
@@ -82,12 +83,12 @@ def compare(
     first = one_of("A", "--ckpt_path_1", a, ckpt_path_1)
     second = one_of("B", "--ckpt_path_2", b, ckpt_path_2)
     if transpose_nnx_layers:
-        click.echo("`--transpose_nnx_layers` is not needed: layer axes are found", err=True)
+        say("`--transpose_nnx_layers` is not needed: layer axes are found", err=True)
     check_report_files(reports)
     with progress() as watch:
         report = run(first, second, watch=watch, **options)
     write_reports(report, reports)
-    click.echo(
+    say(
         json.dumps(comparison_json(report), indent=2) if as_json else report.render(verbose=verbose)
     )
     context.exit(report.exit_code)

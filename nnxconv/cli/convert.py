@@ -18,6 +18,7 @@ from nnxconv.cli.arguments import (
     rename_option,
     verify_option,
 )
+from nnxconv.cli.output import say
 
 
 @click.command(no_args_is_help=True)
@@ -101,6 +102,4 @@ def convert(
     target = one_of("DST", "--target_path", target, target_path)
     with progress() as watch:
         result = run(source, target, watch=watch, **options)
-    click.echo(
-        json.dumps(conversion_json(result), indent=2) if as_json else conversion_text(result)
-    )
+    say(json.dumps(conversion_json(result), indent=2) if as_json else conversion_text(result))

@@ -15,6 +15,7 @@ from nnxconv.cli.arguments import (
     params_only_option,
     verify_option,
 )
+from nnxconv.cli.output import say
 
 
 @click.command("gpt3-from-paxml", no_args_is_help=True)
@@ -102,6 +103,4 @@ def gpt3_from_paxml(
     target = one_of("DST", "--output_path", target, output_path)
     with progress() as watch:
         result = run(source, target, watch=watch, **options)
-    click.echo(
-        json.dumps(conversion_json(result), indent=2) if as_json else conversion_text(result)
-    )
+    say(json.dumps(conversion_json(result), indent=2) if as_json else conversion_text(result))

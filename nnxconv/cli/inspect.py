@@ -5,6 +5,7 @@ import json
 import click
 
 from nnxconv.cli.arguments import allow_uncommitted_option
+from nnxconv.cli.output import say
 
 
 @click.command(no_args_is_help=True)
@@ -39,8 +40,6 @@ def inspect(
 
     found = run(path, step=step, allow_uncommitted=allow_uncommitted)
     if as_json:
-        click.echo(json.dumps(inspection_json(found), indent=2))
+        say(json.dumps(inspection_json(found), indent=2))
     else:
-        click.echo(
-            inspection_text(found, tree=tree, depth=depth, filters=filters, shardings=shardings)
-        )
+        say(inspection_text(found, tree=tree, depth=depth, filters=filters, shardings=shardings))
