@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 import nnxconv
-from nnxconv.errors import NnxconvError
 from tests import checkpoints
 from tests.checkpoints import save_item
-from tests.command import check_golden, run, session
 from tests.trees import same_bits, shape_tree, values
 
 

@@ -47,7 +47,7 @@ def parse_rules(text: str, name: str = "") -> Rules:
         raise BadInput(f"these are no rules: {error}", where=name) from error
     unknown = sorted(document.keys() - {"rules", "counts"})
     table = document.get("rules")
-    if unknown or not isinstance(table, dict) or not table:
+    if unknown or not isinstance(table, dict):
         told = f"`{unknown[0]}` is not known" if unknown else "there is no table `[rules]`"
         raise BadInput(f"these are no rules: {told}", where=name)
     rules, problems = [], []
