@@ -13,7 +13,7 @@ import numpy as np
 
 from nnxconv.errors import BadInput
 from nnxconv.keys import Key, spell
-from nnxconv.state import RNGS, TrainState
+from nnxconv.state import BATCH_STATS, RNGS, TrainState
 from nnxconv.views import Leaf, Source
 
 KINDS = (
@@ -64,9 +64,10 @@ def state_of(thing: Any) -> TrainState:
         thing = nnx.state(thing)
     if isinstance(thing, nnx.State):
         return _of_variables(thing)
-    if hasattr(thing, "params") and hasattr(thing, "opt_state"):
-        extra = {name: getattr(thing, name) for name in ("batch_stats",) if hasattr(thing, name)}
-        thing = {**_leveled(thing.params), **{k: v for k, v in extra.items() if v is not None}}
+    fields = {name: getattr(thing, name, None) for name in ("params", "opt_state", BATCH_STATS)}
+    if fields["params"] is not None and fields["opt_state"] is not None:
+        thing = dict(_leveled(fields["params"]))
+        thing |= {name: fields[name] for name in (BATCH_STATS,) if fields[name] is not None}
     if isinstance(thing, Mapping) and thing:
         return _of_collections(_leveled(thing))
     raise BadInput(f"this is a `{type(thing).__name__}`", hint=f"give {KINDS}")

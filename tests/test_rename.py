@@ -1,5 +1,6 @@
 """`convert --rename` and `compare --rename`: what leaves are called, and how they are cut."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -111,23 +112,31 @@ def test_compare_renames_side_a(tmp_path):
 # --- arrays that are cut, joined and turned ---------------------------------------------------
 
 # rules, what the arrays are called and shaped before and after
+MLP = {"wi": {"kernel": (6, 8), "bias": (8,)}}
+MLP_APART = {f"wi_{i}": {"kernel": (6, 4), "bias": (4,)} for i in range(2)}
+HEADS = dict.fromkeys("qkv", (6, 4, 2))
+FUSED = (
+    '"q, k, v" = { to = "qkv", merge = { axis = 1, of = [4, 2] }, concat = 1, transpose = [1, 0] }'
+)
+
 STEPS = {
-    "split": ('"mlp.wi" = { to = "mlp.wi_0, mlp.wi_1", split = -1 }',
-        {"mlp": {"wi": {"kernel": (6, 8), "bias": (8,)}}},
-        {"mlp": {"wi_0": {"kernel": (6, 4), "bias": (4,)}, "wi_1": {"kernel": (6, 4), "bias": (4,)}}}),
+    "split": ('"mlp.wi" = { to = "mlp.wi_0, mlp.wi_1", split = -1 }', {"mlp": MLP}, {"mlp": MLP_APART}),
     "split in given sizes": (
         '"qkv" = { to = ["q", "k", "v"], split = { axis = 1, sizes = [8, 2, 2] } }',
-        {"qkv": (5, 12)}, {"q": (5, 8), "k": (5, 2), "v": (5, 2)}),
+        {"qkv": (5, 12)},
+        {"q": (5, 8), "k": (5, 2), "v": (5, 2)},
+    ),
     "concat": ('"a, b" = { to = "ab", concat = 0 }', {"a": (3, 2), "b": (3, 2)}, {"ab": (6, 2)}),
     "stack": ('"a, b" = { to = "ab", stack = 1 }', {"a": (3, 2), "b": (3, 2)}, {"ab": (3, 2, 2)}),
     "unstack": ('"ab" = { to = ["a", "b"], unstack = 0 }', {"ab": (2, 7)}, {"a": (7,), "b": (7,)}),
     "transpose": ('"w" = { to = "w", transpose = [2, 0, 1] }', {"w": (2, 3, 4)}, {"w": (4, 2, 3)}),
-    "divide": ('"w" = { to = "w", divide = { axis = 1, into = [4, 2] } }',
-        {"w": (3, 8)}, {"w": (3, 4, 2)}),
-    "merge": ('"w" = { to = "w", merge = { axis = 0, of = [3, 4] } }', {"w": (3, 4, 5)}, {"w": (12, 5)}),
-    "fused heads": (
-        '"q, k, v" = { to = "qkv", merge = { axis = 1, of = [4, 2] }, concat = 1, transpose = [1, 0] }',
-        {"q": (6, 4, 2), "k": (6, 4, 2), "v": (6, 4, 2)}, {"qkv": (24, 6)}),
+    "divide": (
+        '"w" = { to = "w", divide = { axis = 1, into = [4, 2] } }', {"w": (3, 8)}, {"w": (3, 4, 2)}
+    ),
+    "merge": (
+        '"w" = { to = "w", merge = { axis = 0, of = [3, 4] } }', {"w": (3, 4, 5)}, {"w": (12, 5)}
+    ),
+    "fused heads": (FUSED, HEADS, {"qkv": (24, 6)}),
 }  # fmt: skip
 
 
@@ -156,7 +165,7 @@ def test_steps_change_arrays_and_are_undone(text, before, after, layers, tmp_pat
     if layers:
         prefix = "layers[{i}]."
         left, right = text.split(" = ", 1)
-        names = [name for name in _names(before)] + [name for name in _names(after)]
+        names = [*_names(before), *_names(after)]
         for name in sorted(set(names), key=len, reverse=True):
             left, right = (_prefixed(side, name, prefix) for side in (left, right))
         text = f"{left} = {right}"
@@ -189,8 +198,6 @@ def _names(tree):
 
 
 def _prefixed(side, name, prefix):
-    import re
-
     return re.sub(rf'(?<=["\s]){re.escape(name)}(?=["\,])', prefix + name, side)
 
 

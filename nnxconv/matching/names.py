@@ -47,7 +47,7 @@ def words(names: Iterable[str | int]) -> frozenset[str]:
     >>> sorted(words(("MultiHeadDotProductAttention_0", "q_proj")))
     ['attention', 'query']
     """
-    found = (word.lower() for name in names for word in _WORD.findall(str(name)))
+    found = [str(word).lower() for name in names for word in _WORD.findall(str(name))]
     told = [_CANONICAL.get(word, word) for word in found if not _SAY_NOTHING.fullmatch(word)]
     return frozenset(told) - ({"head"} if "attention" in told else set())
 

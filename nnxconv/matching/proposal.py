@@ -1,9 +1,9 @@
 """Propose rename rules from two states, and try them before anyone is told."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnxconv.keys import Key, in_order, spell
+from nnxconv.keys import Key, spell
 from nnxconv.layers import LayerGroup
 from nnxconv.matching.families import Family
 from nnxconv.matching.generalise import rules_for
@@ -76,8 +76,8 @@ class Proposal:
         return ", ".join([f"{number} {noun} {rest[0]}" if rest else first, *others])
 
 
-def _count(families: Sequence[Family] | object) -> int:
-    return sum(len(family.members) for family in families)  # type: ignore[union-attr]
+def _count(families: Iterable[Family]) -> int:
+    return sum(len(family.members) for family in families)
 
 
 def _lines(source: Family, candidate: Family) -> list[str]:
@@ -141,11 +141,8 @@ def _problems(
     found = _variables(renamed.state)
     problems = list(renamed.problems)
     for certain in pairs.certain:
-        head = (
-            ("params",)
-            if certain.source.collection == "params"
-            else ("aux", certain.source.collection)
-        )
+        collection = certain.source.collection
+        head = (collection,) if collection == "params" else ("aux", collection)
         for path in certain.template.members:
             key: Key = (*head, *path)
             if key not in found:
@@ -158,8 +155,3 @@ def _problems(
 
 def _shape(leaf: Leaf) -> object:
     return leaf if isinstance(leaf, Literal) else leaf.shape
-
-
-def changes(proposal: Proposal) -> list[Key]:
-    """The certain keys that are called otherwise in the template."""
-    return in_order(a for a, b in proposal.pairs.by_key().items() if a != b)
