@@ -120,7 +120,11 @@ FUSED = (
 )
 
 STEPS = {
-    "split": ('"mlp.wi" = { to = "mlp.wi_0, mlp.wi_1", split = -1 }', {"mlp": MLP}, {"mlp": MLP_APART}),
+    "split": (
+        '"mlp.wi" = { to = "mlp.wi_0, mlp.wi_1", split = -1 }',
+        {"mlp": MLP},
+        {"mlp": MLP_APART},
+    ),
     "split in given sizes": (
         '"qkv" = { to = ["q", "k", "v"], split = { axis = 1, sizes = [8, 2, 2] } }',
         {"qkv": (5, 12)},

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-from nnxconv.keys import Key, in_order, spell
+from nnxconv.keys import Key, in_order
+from nnxconv.rules.pattern import literal
 from nnxconv.views import Leaf, Literal, dtype_of, short_dtype
 
 Numbers: TypeAlias = tuple[int, ...]
@@ -79,13 +80,18 @@ class Family:
 
     def __str__(self) -> str:
         if len(self.members) == 1:
-            return spell(self.members[0])
+            return as_in_rules(self.members[0])
         places = iter(range(len(self.numbers[0])))
 
         def shown(found: re.Match[str]) -> str:
             return "#" if next(places) in self.varying else found[0]
 
-        return _NUMBER.sub(shown, spell(self.members[0]))
+        return _NUMBER.sub(shown, as_in_rules(self.members[0]))
+
+
+def as_in_rules(key: Key) -> str:
+    """A module path as rules spell it: names that are numbers without quotes."""
+    return str(literal(key))
 
 
 def numbers_in(key: Key) -> Numbers:

@@ -9,10 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nnxconv.keys import Key, spell
-from nnxconv.matching.families import Family, families
+from nnxconv.keys import Key
+from nnxconv.matching.families import Family, as_in_rules, families
 from nnxconv.matching.names import can_be_same, likeness
-from nnxconv.sizes import counted
 from nnxconv.views import Leaf, notation
 
 MARGIN = 0.1
@@ -135,7 +134,7 @@ class _Search:
         at_home = [r for r in rivals if self._parents.get(r.members[0][:-1]) == other[:-1]]
         if alike[0] is not candidates[0] or len(alike) > 1 or len(_called(at_home, own)) > 1:
             return ""
-        return f"beside {spell(own[:-1])}, which is {spell(other[:-1])}"
+        return f"beside {as_in_rules(own[:-1])}, which is {as_in_rules(other[:-1])}"
 
     def _split_any(self) -> bool:
         """Takes the largest families apart that could be nothing as they are, if there are any."""
@@ -197,11 +196,11 @@ def _only_one(family: Family, candidates: Sequence[Family], rivals: list[Family]
     shape = notation(family.leaves[0])
     count = len(family.members)
     if count == 1:
-        return f"the only {shape} called {family.members[0][-1]}"
+        last = family.members[0][-1]
+        is_called_so = last == candidates[0].members[0][-1]
+        return f"the only {shape} " + (f"called {last}" if is_called_so else "that fits")
     same = len({notation(leaf) for leaf in family.leaves}) == 1
-    told = (
-        f"the only {count} of {shape}" if same else f"the only {counted(count, 'shape')} in order"
-    )
+    told = f"the only {count} of {shape}" if same else f"the only {count} of these shapes"
     return f"{told}, numbered alike"
 
 
