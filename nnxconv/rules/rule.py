@@ -45,9 +45,13 @@ class Rule:
         making_one = [step for step in self.steps if isinstance(step, MAKE_ONE)]
         making_several = [step for step in self.steps if isinstance(step, MAKE_SEVERAL)]
         if (len(self.sources) > 1) != bool(making_one):
-            raise BadInput("several names on the left need `concat` or `stack`; one has nothing to join")
+            raise BadInput(
+                "several names on the left need `concat` or `stack`; one has nothing to join"
+            )
         if (len(self.targets) > 1) != bool(making_several):
-            raise BadInput("several names on the right need `split` or `unstack`; one has nothing to cut")
+            raise BadInput(
+                "several names on the right need `split` or `unstack`; one has nothing to cut"
+            )
         if len(making_one) > 1 or len(making_several) > 1:
             raise BadInput("the arrays of a rule can be joined or cut only once")
 
