@@ -234,3 +234,78 @@ def test_like_chooses_the_rules_of_deepseek(conformance, tmp_path):
         str(tmp_path / "b"), str(tmp_path / "c"), like=str(source), without=["aux"]
     )
     same(source / "1" / "items", Path(back.target_path))
+
+
+# --- gemma4, as FORMATS describes it: two blocks of six layers, and two layers more -------------
+
+
+def gemma4_layer(i):
+    wi, wo = checkpoints.values((16, 32), i), checkpoints.values((32, 16), 50 + i)
+    return {"mlp": {"wi": wi, "wo": wo}, "norm": {"scale": checkpoints.values((16,), 100 + i)}}
+
+
+def stacked(layers):
+    if isinstance(layers[0], dict):
+        return {name: stacked([layer[name] for layer in layers]) for name in layers[0]}
+    return np.stack(layers, 1)
+
+
+def gemma4_blocks(layers):
+    blocks = [
+        {"local_layers": stacked(layers[at : at + 5]), "global_layer": layers[at + 5]}
+        for at in range(0, len(layers) - 5, 6)
+    ]
+    return {"scanned_blocks": stacked(blocks)}
+
+
+def gemma4(kind, count=14):
+    layers = [gemma4_layer(i) for i in range(count)]
+    rest = layers[count // 6 * 6 :]
+    if kind == "linen":
+        decoder = gemma4_blocks(layers) | {
+            f"Gemma4DecoderLayerToLinen_{i}": layer for i, layer in enumerate(rest)
+        }
+    elif kind == "nnx":
+        decoder = gemma4_blocks(layers)
+        decoder |= {"layers_remainder": {"local_layers": stacked(rest)}} if rest else {}
+    else:
+        decoder = {f"layers_{i}": layer for i, layer in enumerate(layers)}
+    tree = train_state({"decoder": decoder})
+    if kind != "nnx":
+        return tree
+    model = tree["params"]["params"]
+    adam = {"count": np.asarray(3, np.int32), "mu": model, "nu": model}
+    optimizer = {"step": np.asarray(3, np.uint32), "opt_state": {"0": adam}}
+    return {"model": model, "optimizer": optimizer}
+
+
+GEMMA4 = [
+    ("linen", "nnx", 14, "gemma4-nnx"),
+    ("nnx", "linen", 14, "inverse of gemma4-nnx"),
+    ("apart", "nnx", 14, "gemma4-blocks"),
+    ("apart", "linen", 14, "gemma4-blocks-linen"),
+    ("nnx", "apart", 14, "inverse of gemma4-blocks"),
+    ("linen", "apart", 14, "inverse of gemma4-blocks-linen"),
+    ("apart", "nnx", 12, "gemma4-blocks"),
+    ("linen", "apart", 12, "inverse of gemma4-blocks"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "count", "name"), GEMMA4)
+def test_like_chooses_the_rules_of_gemma4(before, after, count, name, tmp_path):
+    source = save_item(tmp_path / "a", gemma4(before, count))
+    like = save_item(tmp_path / "like", gemma4(after, count))
+    result = nnxconv.convert(str(source), str(tmp_path / "b"), like=str(like), verify=True)
+    assert result.conversion.source.renamed[-1].startswith(f"{name} is chosen")
+    same(like, tmp_path / "b")
+
+
+@pytest.mark.parametrize("rules", ["gemma4-blocks", "gemma4-blocks-linen"])
+def test_gemma4_without_a_remainder_needs_no_rule_for_it(rules, tmp_path):
+    source = save_item(tmp_path / "a", gemma4("apart", 12))
+    there, back = str(tmp_path / "b"), str(tmp_path / "c")
+    nnxconv.convert(str(source), there, to="nnx-pure", scan_layers=True, rename=rules)
+    decoder = checkpoints.restore(tmp_path / "b")["model"]["decoder"]
+    assert decoder["scanned_blocks"]["local_layers"]["mlp"]["wi"].shape == (16, 2, 5, 32)
+    nnxconv.convert(there, back, to="linen", scan_layers=False, rename_back=rules)
+    same(source, tmp_path / "c")

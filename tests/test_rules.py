@@ -88,7 +88,7 @@ n = "decoder.dense_layers[{i}]"
 "a, b" = { to = "ab", stack = 0 }
 "ab" = { to = ["a", "b"], unstack = 0 }
 "w" = { to = "w", transpose = [1, 0], divide = { axis = -1, into = [4, 8] } }
-"v" = { to = "v", merge = 0 }
+"v" = { to = "v", merge = 0, optional = true }
 '["a.b"].c' = "c"
 """
 

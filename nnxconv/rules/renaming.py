@@ -82,7 +82,8 @@ def rename(
 
 
 def _unused(rules: Rules, used: set[int]) -> list[str]:
-    return [f"`{rule}` fits no key" for number, rule in enumerate(rules) if number not in used]
+    unused = [rule for number, rule in enumerate(rules) if number not in used]
+    return [f"`{rule}` fits no key" for rule in unused if not rule.is_optional]
 
 
 def _unlike_parameters(

@@ -17,11 +17,13 @@ class Rule:
       sources: one pattern, or those of the arrays that are joined, in order.
       targets: one pattern, or those of the parts into which an array is cut, in order.
       steps: what is done to the arrays, in order.
+      is_optional: that it fits no key is no error.
     """
 
     sources: tuple[Pattern, ...]
     targets: tuple[Pattern, ...]
     steps: tuple[Step, ...] = ()
+    is_optional: bool = False
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.sources))
@@ -68,7 +70,7 @@ class Rule:
                 f"the rule `{self}` has no inverse: `merge` does not say which sizes it merges",
                 hint="as in `merge = { axis = 1, of = [4, 8] }`",
             )
-        return Rule(self.targets, self.sources, steps)
+        return Rule(self.targets, self.sources, steps, self.is_optional)
 
 
 @dataclass(frozen=True)
