@@ -9,6 +9,7 @@ import pytest
 import nnxconv
 from tests import checkpoints
 from tests.checkpoints import save_item
+from tests.command import check_golden, run, session
 from tests.trees import same_bits, shape_tree, values
 
 
@@ -107,6 +108,16 @@ def test_compare_renames_side_a(tmp_path):
     assert not nnxconv.compare(str(source), str(tmp_path / "b"), **options).is_match
     assert nnxconv.compare(str(source), str(tmp_path / "b"), rename=rename, **options).is_match
     assert nnxconv.compare(str(tmp_path / "b"), str(source), rename_back=rename, **options).is_match
+
+
+def test_compare_says_which_rules_do_not_fit(tmp_path):
+    source = save_item(tmp_path / "a", mlp())
+    rename = rules_file(tmp_path, '"decoder.Dense_{i}" = "decoder.layers[{i}]"')
+    told = session(
+        run("compare", source, source, "--rename", rename), {"A": source, "RULES": rename}
+    )
+    told += session(run("compare", source, source, "--rename_back", "gemma4-nnx"), {"A": source})
+    check_golden("rules/compare.txt", told)
 
 
 # --- arrays that are cut, joined and turned ---------------------------------------------------

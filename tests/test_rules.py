@@ -1,5 +1,8 @@
 """Rename rules: patterns, files, inverses, and everything that can be wrong with them."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -293,3 +296,9 @@ def test_what_the_inverse_would_not_bring_back_is_told(tmp_path):
 def test_rules_are_for_one_direction_at_a_time(rename, tmp_path):
     with pytest.raises(NnxconvError, match="both given"):
         nnxconv.compare("a", "b", rename=Rules(()), rename_back=Rules(()))
+
+
+def test_the_rules_in_the_readme_can_be_read():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    [text] = re.findall(r"```toml\n(.*?)```", readme, re.S)
+    assert len(parse_rules(text).rules) == 7
