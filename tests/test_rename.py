@@ -113,10 +113,9 @@ def test_compare_renames_side_a(tmp_path):
 def test_compare_says_which_rules_do_not_fit(tmp_path):
     source = save_item(tmp_path / "a", mlp())
     rename = rules_file(tmp_path, '"decoder.Dense_{i}" = "decoder.layers[{i}]"')
-    told = session(
-        run("compare", source, source, "--rename", rename), {"A": source, "RULES": rename}
-    )
-    told += session(run("compare", source, source, "--rename_back", "gemma4-nnx"), {"A": source})
+    names = {"A": source, "RULES": rename}
+    told = session(run("compare", source, source, "--rename", rename), names)
+    told += session(run("compare", source, source, "--rename_back", "gemma4-nnx"), names)
     check_golden("rules/compare.txt", told)
 
 
