@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnxconv.api import check_checksums, compare, convert, inspect, write_checksums
+    from nnxconv.api import check_checksums, compare, convert, inspect, match, write_checksums
     from nnxconv.errors import NnxconvError
     from nnxconv.importing import gpt3_from_paxml
     from nnxconv.outcome import Result
@@ -25,6 +25,7 @@ __all__ = [
     "convert",
     "gpt3_from_paxml",
     "inspect",
+    "match",
     "write_checksums",
 ]
 __version__ = "0.1.0"

@@ -1,11 +1,12 @@
 """The functions behind the commands: same names, same options, same defaults."""
 
 import json
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
@@ -15,7 +16,10 @@ from nnxconv.conversion import (
     Options,
     Understood,
     convert_tree,
+    refuse_unknown,
+    reread,
     understand,
+    with_layer_names,
 )
 from nnxconv.difference import Tolerance
 from nnxconv.errors import BadInput, UnknownLayout
@@ -28,6 +32,8 @@ from nnxconv.inspection import (
     dtypes_of,
     sizes_of,
 )
+from nnxconv.layers import DEFAULT_NAMES, unstack
+from nnxconv.matching import Proposal, propose
 from nnxconv.outcome import Places, Result, Way, carry_out
 from nnxconv.pairing import (
     Scope,
@@ -43,6 +49,7 @@ from nnxconv.renames import follow
 from nnxconv.report import Report, Side
 from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
+from nnxconv.state import TrainState
 
 if TYPE_CHECKING:
     from nnxconv.storage.item import Item
@@ -247,6 +254,57 @@ def compare(
         equal_chunk_bytes=0 if values is None else values.equal_chunk_bytes,
         seconds=time.monotonic() - started,
     )
+
+
+@plainly
+def match(
+    source_path: str,
+    template: Any,
+    *,
+    output: str | None = None,
+    step: int | None = None,
+    layer_group: Iterable[str] = (),
+) -> Proposal:
+    """Proposes rename rules: which leaf of a checkpoint is which leaf of another model.
+
+    Args:
+      source_path: an item directory, a step, or a root of steps; only its metadata are read.
+      template: another checkpoint; or `module:function`, a function without arguments; or what it
+        returns: an `nnx.Module`, an `nnx.State`, Linen variables or a `TrainState`, for example
+        from `nnx.eval_shape` or `jax.eval_shape`.
+      output: a TOML file to write, as `rename` takes it; what is not certain is in its comments.
+      step: which step of a root.
+      layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
+
+    Returns:
+      The certain pairs with the evidence, what is not certain, and the rules.
+
+    Raises:
+      NnxconvError: one of the two cannot be read.
+    """
+    from nnxconv.storage.files import write_text
+
+    names = tuple(layer_group)
+    _, item, source = _understand(source_path, step, Options())
+    label, state = _template(template, names)
+    refuse_unknown(names, source.state, state)
+    source = reread(with_layer_names(source, names), None)
+    found = propose(source.state, source.groups, state, names=(str(item.path), label))
+    if output is not None:
+        write_text(output, found.to_toml())
+    return found
+
+
+def _template(template: Any, names: Sequence[str]) -> tuple[str, TrainState]:
+    """What a template is called, and its state with the layers apart."""
+    from nnxconv.live import call, is_python_name, state_of
+
+    if isinstance(template, str | os.PathLike) and not is_python_name(str(template)):
+        _, item, understood = _understand(str(template), None, Options(), has_step=False)
+        return str(item.path), reread(with_layer_names(understood, names), None).state
+    label = template if isinstance(template, str) else f"a {type(template).__name__}"
+    state = state_of(call(template) if isinstance(template, str) else template)
+    return label, unstack(state, names=(*DEFAULT_NAMES, *names))[0]
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,7 @@ def understand(
     record = Record.from_json(custom_metadata.get(RECORD) or {})
     codec, evidence = _layout_of(tree, layout, record, where)
     decoded = codec.decode(tree, record)
-    unknown = set(layer_group) - names_in(decoded.state)
-    if unknown:
-        raise BadInput(f"no layers are called {', '.join(f'`{n}`' for n in sorted(unknown))}")
+    refuse_unknown(layer_group, decoded.state)
     understood = Understood(
         codec,
         evidence,
@@ -149,6 +147,13 @@ def understand(
         tuple(dict.fromkeys((*layer_group, *record.layer_group))),
     )
     return reread(understood, layer_axis)
+
+
+def refuse_unknown(layer_group: Iterable[str], *states: TrainState) -> None:
+    """Raises BadInput for names of layers that none of the states has."""
+    unknown = set(layer_group).difference(*map(names_in, states))
+    if unknown:
+        raise BadInput(f"no layers are called {', '.join(f'`{n}`' for n in sorted(unknown))}")
 
 
 def reread(understood: Understood, layer_axis: int | None) -> Understood:

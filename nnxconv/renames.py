@@ -51,13 +51,16 @@ def follow(
     """
     if rules is None:
         fitting = [] if like is None else _fitting_rules(source, like, options)
-        return (fitting[0] if len(fitting) == 1 else source), like
+        is_clear = bool(fitting) and all(new.state == fitting[0][0].state for new, _ in fitting)
+        return fitting[0] if is_clear else (source, like)
     if like is not None:
-        like = _reread_with(like, rules.layer_names()[1], None)
+        like = _reread_with(like, _all_names(rules), None)
     return renamed(source, rules, options, like), like
 
 
-def _fitting_rules(source: Understood, like: Understood, options: Options) -> list[Understood]:
+def _fitting_rules(
+    source: Understood, like: Understood, options: Options
+) -> list[tuple[Understood, Understood]]:
     """The source renamed by each built-in set that leads to `like`, if its names are other ones."""
     if not _unlike_modules(source, like, options):
         return []
@@ -65,12 +68,19 @@ def _fitting_rules(source: Understood, like: Understood, options: Options) -> li
     for rules in builtin_rules().values():
         for way in (rules, rules.inverse()):
             try:
-                new = renamed(source, way, options, like)
+                there = _reread_with(like, _all_names(way), None)
+                new = renamed(source, way, options, there)
             except NnxconvError:
                 continue
             why = f"{way.name} is chosen: these rules alone lead to the names of `--like`"
-            found.append(replace(new, renamed=(*new.renamed, why)))
+            found.append((replace(new, renamed=(*new.renamed, why)), there))
     return found
+
+
+def _all_names(rules: Rules) -> tuple[str, ...]:
+    """The names of layers on both sides: a group that keeps its name is one in `like` as well."""
+    left, right = rules.layer_names()
+    return *left, *right
 
 
 def _reread_with(side: Understood, names: Iterable[str], layer_axis: int | None) -> Understood:

@@ -1,5 +1,6 @@
 """`convert --rename` and `compare --rename`: what leaves are called, and how they are cut."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -108,26 +109,47 @@ def test_compare_renames_side_a(tmp_path):
     assert nnxconv.compare(str(tmp_path / "b"), str(source), rename_back=rename, **options).is_match
 
 
+def test_compare_says_which_rules_do_not_fit(tmp_path):
+    source = save_item(tmp_path / "a", mlp())
+    rename = rules_file(tmp_path, '"decoder.Dense_{i}" = "decoder.layers[{i}]"')
+    names = {"A": source, "RULES": rename}
+    told = session(run("compare", source, source, "--rename", rename), names)
+    told += session(run("compare", source, source, "--rename_back", "gemma4-nnx"), names)
+    check_golden("rules/compare.txt", told)
+
+
 # --- arrays that are cut, joined and turned ---------------------------------------------------
 
 # rules, what the arrays are called and shaped before and after
+MLP = {"wi": {"kernel": (6, 8), "bias": (8,)}}
+MLP_APART = {f"wi_{i}": {"kernel": (6, 4), "bias": (4,)} for i in range(2)}
+HEADS = dict.fromkeys("qkv", (6, 4, 2))
+FUSED = (
+    '"q, k, v" = { to = "qkv", merge = { axis = 1, of = [4, 2] }, concat = 1, transpose = [1, 0] }'
+)
+
 STEPS = {
-    "split": ('"mlp.wi" = { to = "mlp.wi_0, mlp.wi_1", split = -1 }',
-        {"mlp": {"wi": {"kernel": (6, 8), "bias": (8,)}}},
-        {"mlp": {"wi_0": {"kernel": (6, 4), "bias": (4,)}, "wi_1": {"kernel": (6, 4), "bias": (4,)}}}),
+    "split": (
+        '"mlp.wi" = { to = "mlp.wi_0, mlp.wi_1", split = -1 }',
+        {"mlp": MLP},
+        {"mlp": MLP_APART},
+    ),
     "split in given sizes": (
         '"qkv" = { to = ["q", "k", "v"], split = { axis = 1, sizes = [8, 2, 2] } }',
-        {"qkv": (5, 12)}, {"q": (5, 8), "k": (5, 2), "v": (5, 2)}),
+        {"qkv": (5, 12)},
+        {"q": (5, 8), "k": (5, 2), "v": (5, 2)},
+    ),
     "concat": ('"a, b" = { to = "ab", concat = 0 }', {"a": (3, 2), "b": (3, 2)}, {"ab": (6, 2)}),
     "stack": ('"a, b" = { to = "ab", stack = 1 }', {"a": (3, 2), "b": (3, 2)}, {"ab": (3, 2, 2)}),
     "unstack": ('"ab" = { to = ["a", "b"], unstack = 0 }', {"ab": (2, 7)}, {"a": (7,), "b": (7,)}),
     "transpose": ('"w" = { to = "w", transpose = [2, 0, 1] }', {"w": (2, 3, 4)}, {"w": (4, 2, 3)}),
-    "divide": ('"w" = { to = "w", divide = { axis = 1, into = [4, 2] } }',
-        {"w": (3, 8)}, {"w": (3, 4, 2)}),
-    "merge": ('"w" = { to = "w", merge = { axis = 0, of = [3, 4] } }', {"w": (3, 4, 5)}, {"w": (12, 5)}),
-    "fused heads": (
-        '"q, k, v" = { to = "qkv", merge = { axis = 1, of = [4, 2] }, concat = 1, transpose = [1, 0] }',
-        {"q": (6, 4, 2), "k": (6, 4, 2), "v": (6, 4, 2)}, {"qkv": (24, 6)}),
+    "divide": (
+        '"w" = { to = "w", divide = { axis = 1, into = [4, 2] } }', {"w": (3, 8)}, {"w": (3, 4, 2)}
+    ),
+    "merge": (
+        '"w" = { to = "w", merge = { axis = 0, of = [3, 4] } }', {"w": (3, 4, 5)}, {"w": (12, 5)}
+    ),
+    "fused heads": (FUSED, HEADS, {"qkv": (24, 6)}),
 }  # fmt: skip
 
 
@@ -156,7 +178,7 @@ def test_steps_change_arrays_and_are_undone(text, before, after, layers, tmp_pat
     if layers:
         prefix = "layers[{i}]."
         left, right = text.split(" = ", 1)
-        names = [name for name in _names(before)] + [name for name in _names(after)]
+        names = [*_names(before), *_names(after)]
         for name in sorted(set(names), key=len, reverse=True):
             left, right = (_prefixed(side, name, prefix) for side in (left, right))
         text = f"{left} = {right}"
@@ -189,8 +211,6 @@ def _names(tree):
 
 
 def _prefixed(side, name, prefix):
-    import re
-
     return re.sub(rf'(?<=["\s]){re.escape(name)}(?=["\,])', prefix + name, side)
 
 
@@ -223,3 +243,78 @@ def test_like_chooses_the_rules_of_deepseek(conformance, tmp_path):
         str(tmp_path / "b"), str(tmp_path / "c"), like=str(source), without=["aux"]
     )
     same(source / "1" / "items", Path(back.target_path))
+
+
+# --- gemma4, as FORMATS describes it: two blocks of six layers, and two layers more -------------
+
+
+def gemma4_layer(i):
+    wi, wo = checkpoints.values((16, 32), i), checkpoints.values((32, 16), 50 + i)
+    return {"mlp": {"wi": wi, "wo": wo}, "norm": {"scale": checkpoints.values((16,), 100 + i)}}
+
+
+def stacked(layers):
+    if isinstance(layers[0], dict):
+        return {name: stacked([layer[name] for layer in layers]) for name in layers[0]}
+    return np.stack(layers, 1)
+
+
+def gemma4_blocks(layers):
+    blocks = [
+        {"local_layers": stacked(layers[at : at + 5]), "global_layer": layers[at + 5]}
+        for at in range(0, len(layers) - 5, 6)
+    ]
+    return {"scanned_blocks": stacked(blocks)}
+
+
+def gemma4(kind, count=14):
+    layers = [gemma4_layer(i) for i in range(count)]
+    rest = layers[count // 6 * 6 :]
+    if kind == "linen":
+        decoder = gemma4_blocks(layers) | {
+            f"Gemma4DecoderLayerToLinen_{i}": layer for i, layer in enumerate(rest)
+        }
+    elif kind == "nnx":
+        decoder = gemma4_blocks(layers)
+        decoder |= {"layers_remainder": {"local_layers": stacked(rest)}} if rest else {}
+    else:
+        decoder = {f"layers_{i}": layer for i, layer in enumerate(layers)}
+    tree = train_state({"decoder": decoder})
+    if kind != "nnx":
+        return tree
+    model = tree["params"]["params"]
+    adam = {"count": np.asarray(3, np.int32), "mu": model, "nu": model}
+    optimizer = {"step": np.asarray(3, np.uint32), "opt_state": {"0": adam}}
+    return {"model": model, "optimizer": optimizer}
+
+
+GEMMA4 = [
+    ("linen", "nnx", 14, "gemma4-nnx"),
+    ("nnx", "linen", 14, "inverse of gemma4-nnx"),
+    ("apart", "nnx", 14, "gemma4-blocks"),
+    ("apart", "linen", 14, "gemma4-blocks-linen"),
+    ("nnx", "apart", 14, "inverse of gemma4-blocks"),
+    ("linen", "apart", 14, "inverse of gemma4-blocks-linen"),
+    ("apart", "nnx", 12, "gemma4-blocks"),
+    ("linen", "apart", 12, "inverse of gemma4-blocks"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "count", "name"), GEMMA4)
+def test_like_chooses_the_rules_of_gemma4(before, after, count, name, tmp_path):
+    source = save_item(tmp_path / "a", gemma4(before, count))
+    like = save_item(tmp_path / "like", gemma4(after, count))
+    result = nnxconv.convert(str(source), str(tmp_path / "b"), like=str(like), verify=True)
+    assert result.conversion.source.renamed[-1].startswith(f"{name} is chosen")
+    same(like, tmp_path / "b")
+
+
+@pytest.mark.parametrize("rules", ["gemma4-blocks", "gemma4-blocks-linen"])
+def test_gemma4_without_a_remainder_needs_no_rule_for_it(rules, tmp_path):
+    source = save_item(tmp_path / "a", gemma4("apart", 12))
+    there, back = str(tmp_path / "b"), str(tmp_path / "c")
+    nnxconv.convert(str(source), there, to="nnx-pure", scan_layers=True, rename=rules)
+    decoder = checkpoints.restore(tmp_path / "b")["model"]["decoder"]
+    assert decoder["scanned_blocks"]["local_layers"]["mlp"]["wi"].shape == (16, 2, 5, 32)
+    nnxconv.convert(there, back, to="linen", scan_layers=False, rename_back=rules)
+    same(source, tmp_path / "c")

@@ -14,6 +14,7 @@ from nnxconv.cli.compare import compare
 from nnxconv.cli.convert import convert
 from nnxconv.cli.gpt3_from_paxml import gpt3_from_paxml
 from nnxconv.cli.inspect import inspect
+from nnxconv.cli.match import match
 from nnxconv.cli.output import say
 from nnxconv.errors import NnxconvError
 from nnxconv.tasks import Terminated
@@ -33,14 +34,15 @@ def nnxconv() -> None:
     Works on Orbax checkpoints, on CPU only, with bounded memory. Options may be spelled with
     underscores or dashes.
 
-    Exit codes: 0 done, 1 different (compare), 2 not done (the message says why),
-    70 a defect of nnxconv, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 1 different (compare) or undecided (match), 2 not done (the message says
+    why), 70 a defect of nnxconv, 130 interrupted, 143 terminated.
     """
 
 
 nnxconv.add_command(convert)
 nnxconv.add_command(compare)
 nnxconv.add_command(inspect)
+nnxconv.add_command(match)
 nnxconv.add_command(checksum)
 nnxconv.add_command(gpt3_from_paxml)
 

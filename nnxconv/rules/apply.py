@@ -135,16 +135,18 @@ def _collisions(origins: Mapping[Key, list[Key]], head: Key) -> list[str]:
 
 
 def cannot_be_undone(moves: Mapping[Key, Collection[Key]], rules: Rules) -> list[str]:
-    """The leaves that the inverse rules would not bring back, and why.
+    """The leaves that the inverse rules would not bring back, and what they would make of them.
 
     Raises:
       BadInput: a rule has no inverse.
     """
     after = [target for targets in moves.values() for target in targets]
     back = fits(after, rules.inverse().counted(after))
-    return [
-        f"{spell(key)} would not come back from {spell(target)}"
-        for key, targets in moves.items()
-        for target in targets
-        if key not in (back[target].targets if target in back else (target,))
-    ]
+    lost = []
+    for key, targets in moves.items():
+        for target in targets:
+            returned = back[target].targets if target in back else (target,)
+            if key not in returned:
+                was = "" if target == key else f", which was {spell(key)},"
+                lost.append(f"{spell(target)}{was} would become {spell(returned[0])}")
+    return lost

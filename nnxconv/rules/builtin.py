@@ -13,9 +13,9 @@ from nnxconv.rules.toml import parse_rules
 @cache
 def builtin_rules() -> Mapping[str, Rules]:
     """The sets that come with nnxconv, by name: the files `nnxconv/rules/*.toml`."""
-    files = sorted(resources.files("nnxconv.rules").iterdir(), key=lambda file: file.name)
-    named = {f.name.removesuffix(".toml"): f for f in files if f.name.endswith(".toml")}
-    return {name: parse_rules(file.read_text(), name) for name, file in named.items()}
+    files = [file for file in resources.files("nnxconv.rules").iterdir() if ".toml" in file.name]
+    texts = {file.name.removesuffix(".toml"): file.read_text() for file in files}
+    return {name: parse_rules(texts[name], name) for name in sorted(texts)}
 
 
 def asked_rules(rename: str | Rules | None, rename_back: str | Rules | None) -> Rules | None:

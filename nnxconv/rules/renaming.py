@@ -60,7 +60,8 @@ def rename(
         problems += _unlike_parameters(head, tree, sections[PARAMS], rules, found)
         applied: Applied = apply(tree, rules, found, head)
         renamed[head] = applied.tree
-        problems += applied.problems
+        if head[0] != "opt_state" or not problems:
+            problems += applied.problems  # what is wrong with parameters is so with their moments
         moves |= applied.moves
     new_state = joined(state, renamed, rest)
     kept = _kept_groups(groups, {key: moves[key] for key in state.params}, spelling)
@@ -81,7 +82,8 @@ def rename(
 
 
 def _unused(rules: Rules, used: set[int]) -> list[str]:
-    return [f"`{rule}` fits no key" for number, rule in enumerate(rules) if number not in used]
+    unused = [rule for number, rule in enumerate(rules) if number not in used]
+    return [f"`{rule}` fits no key" for rule in unused if not rule.is_optional]
 
 
 def _unlike_parameters(

@@ -17,11 +17,13 @@ class Rule:
       sources: one pattern, or those of the arrays that are joined, in order.
       targets: one pattern, or those of the parts into which an array is cut, in order.
       steps: what is done to the arrays, in order.
+      is_optional: that it fits no key is no error.
     """
 
     sources: tuple[Pattern, ...]
     targets: tuple[Pattern, ...]
     steps: tuple[Step, ...] = ()
+    is_optional: bool = False
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.sources))
@@ -45,9 +47,13 @@ class Rule:
         making_one = [step for step in self.steps if isinstance(step, MAKE_ONE)]
         making_several = [step for step in self.steps if isinstance(step, MAKE_SEVERAL)]
         if (len(self.sources) > 1) != bool(making_one):
-            raise BadInput("several names on the left need `concat` or `stack`, and one needs none")
+            raise BadInput(
+                "several names on the left need `concat` or `stack`; one has nothing to join"
+            )
         if (len(self.targets) > 1) != bool(making_several):
-            raise BadInput("several names on the right need `split` or `unstack`, and one none")
+            raise BadInput(
+                "several names on the right need `split` or `unstack`; one has nothing to cut"
+            )
         if len(making_one) > 1 or len(making_several) > 1:
             raise BadInput("the arrays of a rule can be joined or cut only once")
 
@@ -64,7 +70,7 @@ class Rule:
                 f"the rule `{self}` has no inverse: `merge` does not say which sizes it merges",
                 hint="as in `merge = { axis = 1, of = [4, 8] }`",
             )
-        return Rule(self.targets, self.sources, steps)
+        return Rule(self.targets, self.sources, steps, self.is_optional)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ n = "decoder.dense_layers[{i}]"          # {n}: how many of these the checkpoint
 
 Keys are canonical, without the leading `params` (see `pattern`), and a rule holds for all that is
 below its key. Of several rules that fit a key the first one is applied, and only that one. A table
-says what else is done to the arrays, in the order in which it is written there (see `steps`). A
+says what else is done to the arrays, in the order in which it is written there (see `steps`).
+A rule that fits no key is an error, unless it says `optional = true`. A
 name followed by a layer in brackets, such as `layers` above, is that of a layer group, as if
 `--layer_group` had named it.
 """
@@ -47,7 +48,7 @@ def parse_rules(text: str, name: str = "") -> Rules:
         raise BadInput(f"these are no rules: {error}", where=name) from error
     unknown = sorted(document.keys() - {"rules", "counts"})
     table = document.get("rules")
-    if unknown or not isinstance(table, dict) or not table:
+    if unknown or not isinstance(table, dict):
         told = f"`{unknown[0]}` is not known" if unknown else "there is no table `[rules]`"
         raise BadInput(f"these are no rules: {told}", where=name)
     rules, problems = [], []
@@ -85,8 +86,9 @@ def _rule(left: str, right: Any) -> Rule:
         return Rule(sources, _patterns(right))
     if "to" not in right:
         raise BadInput("the table has no `to`")
-    steps = tuple(_step(name, value) for name, value in right.items() if name != "to")
-    return Rule(sources, _patterns(right["to"]), steps)
+    about = ("to", "optional")
+    steps = tuple(_step(name, value) for name, value in right.items() if name not in about)
+    return Rule(sources, _patterns(right["to"]), steps, bool(right.get("optional", False)))
 
 
 def _patterns(value: Any) -> tuple[Pattern, ...]:
@@ -152,9 +154,10 @@ def rule_line(rule: Rule) -> str:
     """One rule as a line of TOML."""
     targets = [str(target) for target in rule.targets]
     right = _toml(targets[0] if len(targets) == 1 else targets)
-    if rule.steps:
-        steps = ", ".join(f"{name} = {value}" for name, value in map(_written, rule.steps))
-        right = f"{{ to = {right}, {steps} }}"
+    written = [f"{name} = {value}" for name, value in map(_written, rule.steps)]
+    written += ["optional = true"] if rule.is_optional else []
+    if written:
+        right = f"{{ to = {right}, {', '.join(written)} }}"
     return f"{_toml(str(rule))} = {right}"
 
 

@@ -1,0 +1,52 @@
+"""`nnxconv match`."""
+
+import json
+from typing import Any
+
+import click
+
+from nnxconv.cli.output import say
+
+
+@click.command(no_args_is_help=True)
+@click.argument("source", metavar="SRC")
+@click.argument("template", metavar="TEMPLATE")
+@click.option("--output", metavar="RULES", help="Write the rules to this TOML file.")
+@click.option("--step", type=int, help="Which step of a root of steps.")
+@click.option(
+    "--layer_group",
+    multiple=True,
+    metavar="NAME",
+    help="A further name of layers, besides layers, dense_layers and moe_layers.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
+def match(
+    context: click.Context,
+    source: str,
+    template: str,
+    output: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Proposes rename rules: which leaf of SRC is which leaf of TEMPLATE.
+
+    TEMPLATE is another checkpoint, or `module:function`, a function that returns a model's
+    variables: an nnx.Module, an nnx.State, Linen variables or a TrainState, abstract or not.
+    What is not certain is listed, and stands in RULES as comments; nothing is guessed.
+    Exit codes: 0 all leaves are certain, 1 some are not, 2 not done.
+
+    \b
+    nnxconv match linen_ckpt nnx_ckpt --output rules.toml
+    nnxconv match linen_ckpt train.model:abstract_state --output rules.toml
+    nnxconv convert linen_ckpt out --to nnx-state --rename rules.toml
+    """
+    from nnxconv.api import match as run
+    from nnxconv.render.matching import proposal_json, proposal_text
+
+    found = run(source, template, output=output, **options)
+    if as_json:
+        say(json.dumps(proposal_json(found), indent=2))
+    else:
+        say(proposal_text(found, output))
+    context.exit(found.exit_code)
