@@ -5,12 +5,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
 from nnxconv.checksums import Check, Manifest, check
-from nnxconv.conversion import Direction, Options, Understood, convert_tree, understand
+from nnxconv.conversion import Direction, Options, convert_tree
 from nnxconv.difference import Tolerance
 from nnxconv.errors import BadInput, UnknownLayout
 from nnxconv.events import Watcher, ignore
@@ -22,6 +21,7 @@ from nnxconv.inspection import (
     dtypes_of,
     sizes_of,
 )
+from nnxconv.opening import meaning, open_checkpoint
 from nnxconv.outcome import Places, Result, Way, carry_out
 from nnxconv.pairing import (
     Scope,
@@ -35,10 +35,6 @@ from nnxconv.pairing import (
 from nnxconv.plan import Transfer
 from nnxconv.report import Report, Side
 from nnxconv.sizes import parse_bytes
-
-if TYPE_CHECKING:
-    from nnxconv.storage.item import Item
-    from nnxconv.storage.locate import Location
 
 DEFAULT_MAX_MEMORY = "2GiB"
 
@@ -115,13 +111,15 @@ def convert(
         params_only,
         dtype,
     )
-    location, item, source = _understand(
+    location, item, source = open_checkpoint(
         source_path, step, options, allow_uncommitted=allow_uncommitted
     )
     items = {item.path.as_posix(): item}
     template = None
     if like is not None:
-        _, like_item, template = _understand(like, None, Options(layer_group=options.layer_group))
+        _, like_item, template = open_checkpoint(
+            like, None, Options(layer_group=options.layer_group)
+        )
         items[like_item.path.as_posix()] = like_item
     conversion = convert_tree(source, options, template)
     custom = location.custom_metadata
@@ -184,7 +182,7 @@ def compare(
     started = time.monotonic()
     share_one_heap()
     open_side = partial(
-        _understand,
+        open_checkpoint,
         step=None,
         options=Options(),
         has_step=False,
@@ -316,7 +314,9 @@ def _manifest(
     from nnxconv.storage.files import digest_files
 
     share_one_heap()
-    _, item, understood = _understand(path, step, Options(), allow_uncommitted=allow_uncommitted)
+    _, item, understood = open_checkpoint(
+        path, step, Options(), allow_uncommitted=allow_uncommitted
+    )
     leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
     return Manifest(leaves, digest_files(item.path))
 
@@ -343,7 +343,7 @@ def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = Fal
     item = open_item(location)
     understood, problem = None, ""
     try:
-        understood = _meaning(location, item, Options())
+        understood = meaning(location, item, Options())
     except UnknownLayout as error:
         problem = "; ".join((error.message, *error.details))
     state = None if understood is None else understood.state
@@ -360,34 +360,4 @@ def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = Fal
         writing_processes(item.path),
         read_shardings(item.path),
         {**location.custom_metadata, **item.custom_metadata},
-    )
-
-
-def _understand(
-    path: str,
-    step: int | None,
-    options: Options,
-    *,
-    has_step: bool = True,
-    allow_uncommitted: bool = False,
-) -> tuple["Location", "Item", Understood]:
-    """Opens a checkpoint and gives its names their meaning."""
-    from nnxconv.storage.item import open_item
-    from nnxconv.storage.locate import locate
-
-    location = locate(path, step, has_step=has_step, allow_uncommitted=allow_uncommitted)
-    item = open_item(location)
-    return location, item, _meaning(location, item, options)
-
-
-def _meaning(location: "Location", item: "Item", options: Options) -> Understood:
-    """What an opened checkpoint's names mean."""
-    return understand(
-        item.tree,
-        custom_metadata=item.custom_metadata,
-        is_scanned=location.custom_metadata.get("scan_layers"),
-        layout=options.from_,
-        layer_axis=options.layer_axis,
-        layer_group=options.layer_group,
-        where=str(item.path),
     )
