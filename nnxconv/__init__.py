@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nnxconv.api import check_checksums, compare, convert, inspect, write_checksums
     from nnxconv.errors import NnxconvError
     from nnxconv.importing import gpt3_from_paxml
+    from nnxconv.loading import load, load_into
     from nnxconv.outcome import Result
     from nnxconv.report import Report
 
@@ -25,6 +26,8 @@ __all__ = [
     "convert",
     "gpt3_from_paxml",
     "inspect",
+    "load",
+    "load_into",
     "write_checksums",
 ]
 __version__ = "0.1.0"
@@ -34,6 +37,8 @@ _ELSEWHERE = {
     "Report": "report",
     "Result": "outcome",
     "gpt3_from_paxml": "importing",
+    "load": "loading",
+    "load_into": "loading",
 }
 
 
