@@ -21,7 +21,7 @@ LEVELS = [
     ["comparison", "digests", "mismatch"],
     ["fitting", "verification", "boundary"],
     ["outcome"],
-    ["api", "importing", "loading"],
+    ["api", "importing", "loading", "opened"],
     ["__init__"],
     ["render"],
     ["cli"],
