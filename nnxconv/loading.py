@@ -63,7 +63,7 @@ def load(
       cast: read floats in the float types of `like`, and integers in its integer types; otherwise
         another type is a mismatch.
       from_: the checkpoint's layout, where it cannot be recognised.
-      layer_axis: where stacked layers of unclear shapes have their layers.
+      layer_axis: where stacks have their layers whose shapes do not tell.
       layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
       step: which step of a root.
       max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take, besides the
@@ -96,7 +96,7 @@ def load(
     )
     fitted = fit(
         found,
-        understand(template.tree, custom_metadata={}, where="`like`"),
+        understand(template.tree, custom_metadata={}, layer_axis=layer_axis, where="`like`"),
         without=options.without,
         casts=cast,
         abstract={sources[key].name for key in sources if is_abstract(template.leaves[key])},
@@ -149,7 +149,7 @@ def load_into(
       cast: read floats in the float types of the model, and integers in its integer types;
         otherwise another type is a mismatch.
       from_: the checkpoint's layout, where it cannot be recognised.
-      layer_axis: where stacked layers of unclear shapes have their layers.
+      layer_axis: where stacks have their layers whose shapes do not tell.
       layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
       step: which step of a root.
       max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take, besides the

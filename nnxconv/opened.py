@@ -47,7 +47,7 @@ def open(  # noqa: A001
     Args:
       path: an item directory, a step, or a root of steps; it is only read.
       from_: the checkpoint's layout, where it cannot be recognised.
-      layer_axis: where stacked layers of unclear shapes have their layers.
+      layer_axis: where stacks have their layers whose shapes do not tell.
       layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
       step: which step of a root.
       max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take when an array is
