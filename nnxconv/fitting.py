@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from nnxconv.codecs.parts import is_rng_state
 from nnxconv.conversion import Understood, leave_out
-from nnxconv.errors import Mismatch
+from nnxconv.errors import LayerError, Mismatch
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.layers import arrange, choose
 from nnxconv.mismatch import refuse_differences
@@ -55,7 +55,7 @@ def fit(
       Mismatch: leaves are missing, unexpected, or of another shape or type; all are listed.
       LayerError: the layers cannot be arranged as those of `like`.
     """
-    found, like = agree_on_layers(found, like)
+    found, like = _agreed_on_layers(found, like)
     state, _ = leave_out(rehomed(found.state, like.state), without)
     wanted, _ = leave_out(like.state, without)
     state, wanted, notes = _agreed(state, wanted, abstract)
@@ -65,6 +65,14 @@ def fit(
     views = {key: cast(filled[key], dtype_of(view)) for key, view in expected.items()}
     _nothing_forgotten(views, like, wanted)
     return Fit(views, tuple(notes))
+
+
+def _agreed_on_layers(found: Understood, like: Understood) -> tuple[Understood, Understood]:
+    try:
+        return agree_on_layers(found, like)
+    except LayerError as error:
+        hint = "`layer_axis=0` or `layer_axis=1` says which it is"
+        raise LayerError(error.message, hint=hint) from error
 
 
 def rehomed(state: TrainState, like: TrainState) -> TrainState:
