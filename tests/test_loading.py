@@ -1,5 +1,7 @@
 """`load` and `load_into`: a run goes on in other live values as if nothing had happened."""
 
+import asyncio
+import inspect
 from functools import cache
 from typing import Any
 
@@ -12,7 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import nnxconv
-from tests import models
+from tests import checkpoints, models
 from tests.models import save, tokens, train_linen, train_nnx
 from tests.test_training import (
     AFTER,
@@ -407,6 +409,59 @@ def test_keys_of_another_implementation_are_a_mismatch(tmp_path):
     rng["key"] = rng["key"].replace(keys)
     with pytest.raises(nnxconv.NnxconvError, match=r"u32\[4\] \(rbg key\)"):
         nnxconv.load(source, like=state)
+
+
+# Options
+
+
+def test_options_are_named_as_those_of_convert_and_have_the_same_defaults():
+    convert = inspect.signature(nnxconv.convert).parameters
+    for function in (nnxconv.load, nnxconv.load_into, nnxconv.open):
+        options = inspect.signature(function).parameters
+        own = {"path", "like", "model", "optimizer", "cast", "note"}
+        assert options.keys() - own <= convert.keys()
+        for name in options.keys() - own:
+            assert options[name].default == convert[name].default, name
+
+
+def test_one_of_several_steps_is_loaded(tmp_path):
+    steps = {step: checkpoints.linen(step=step) for step in (3, 4)}
+    root = checkpoints.save_root(tmp_path / "root", steps)
+    like = {**checkpoints.linen(), "step": 0}
+    assert nnxconv.load(root, like=like, step=3)["step"] == 3
+
+
+def test_a_checkpoint_is_loaded_within_a_running_event_loop(tmp_path):
+    tree = checkpoints.linen()
+    source = checkpoints.save_item(tmp_path / "a", tree)
+
+    async def cell() -> Any:
+        return nnxconv.load(source, like=tree)
+
+    assert jax.tree.all(jax.tree.map(np.array_equal, asyncio.run(cell()), tree))
+
+
+def test_names_of_layers_are_given(tmp_path):
+    apart = {f"h_{i}": {"kernel": numbers(3, 2) + i} for i in range(4)}
+    source = save(tmp_path / "a", {"params": apart})
+    like = {"h": {"kernel": np.zeros((4, 3, 2), np.float32)}}
+    with pytest.raises(nnxconv.NnxconvError, match="do not fit `like`"):
+        nnxconv.load(source, like=like)
+    loaded = nnxconv.load(source, like=like, layer_group=["h"], layer_axis=0)
+    assert np.array_equal(loaded["h"]["kernel"], np.stack([numbers(3, 2) + i for i in range(4)]))
+
+
+def test_layers_whose_axis_is_unclear_ask_for_it(tmp_path):
+    apart = {f"layers_{i}": {"kernel": numbers(3, 2)} for i in range(4)}
+    source = save(tmp_path / "a", {"params": {**apart, "head": {"bias": numbers(2)}}})
+    like = {"layers": {"kernel": np.zeros((4, 3, 2), np.float32)}, "head": {"kernel": numbers(2)}}
+    with pytest.raises(nnxconv.NnxconvError) as caught:
+        nnxconv.load(source, like=like)
+    assert caught.value.render() == (
+        "error: the layer axis of `layers` cannot be told from the shapes:"
+        " axis 0 of 4 or axis 1 of 3\n\n"
+        "hint: `layer_axis=0` or `layer_axis=1` says which it is"
+    )
 
 
 # What cannot be loaded into

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from itertools import product
@@ -192,9 +193,11 @@ def test_each_of_two_processes_reads_its_own_chunks_only(tmp_path):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(ROOT),
     }
+    with socket.create_server(("localhost", 0)) as free:
+        address = f"localhost:{free.getsockname()[1]}"
     runs = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", OF_TWO, "localhost:19877", str(i), str(source)],
+            [sys.executable, "-W", "error", "-c", OF_TWO, address, str(i), str(source)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
