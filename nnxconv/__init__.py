@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from nnxconv.api import check_checksums, compare, convert, inspect, match, write_checksums
     from nnxconv.errors import NnxconvError
     from nnxconv.importing import gpt3_from_paxml
+    from nnxconv.loading import load, load_into
+    from nnxconv.opened import Checkpoint, LazyArray, open  # noqa: A004
     from nnxconv.outcome import Result
     from nnxconv.report import Report
 
 __all__ = [
+    "Checkpoint",
+    "LazyArray",
     "NnxconvError",
     "Report",
     "Result",
@@ -25,16 +29,24 @@ __all__ = [
     "convert",
     "gpt3_from_paxml",
     "inspect",
+    "load",
+    "load_into",
     "match",
+    "open",
     "write_checksums",
 ]
 __version__ = "0.1.0"
 
 _ELSEWHERE = {
+    "Checkpoint": "opened",
+    "LazyArray": "opened",
     "NnxconvError": "errors",
     "Report": "report",
     "Result": "outcome",
     "gpt3_from_paxml": "importing",
+    "load": "loading",
+    "load_into": "loading",
+    "open": "opened",
 }
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
@@ -14,11 +14,9 @@ from nnxconv.checksums import Check, Manifest, check
 from nnxconv.conversion import (
     Direction,
     Options,
-    Understood,
     convert_tree,
     refuse_unknown,
     reread,
-    understand,
     with_layer_names,
 )
 from nnxconv.difference import Tolerance
@@ -34,6 +32,7 @@ from nnxconv.inspection import (
 )
 from nnxconv.layers import DEFAULT_NAMES, unstack
 from nnxconv.matching import Proposal, propose
+from nnxconv.opening import meaning, open_checkpoint
 from nnxconv.outcome import Places, Result, Way, carry_out
 from nnxconv.pairing import (
     Scope,
@@ -50,10 +49,6 @@ from nnxconv.report import Report, Side
 from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
 from nnxconv.state import TrainState
-
-if TYPE_CHECKING:
-    from nnxconv.storage.item import Item
-    from nnxconv.storage.locate import Location
 
 DEFAULT_MAX_MEMORY = "2GiB"
 
@@ -136,13 +131,15 @@ def convert(
         dtype,
     )
     rules = asked_rules(rename, rename_back)
-    location, item, source = _understand(
+    location, item, source = open_checkpoint(
         source_path, step, options, allow_uncommitted=allow_uncommitted
     )
     items = {item.path.as_posix(): item}
     template = None
     if like is not None:
-        _, like_item, template = _understand(like, None, Options(layer_group=options.layer_group))
+        _, like_item, template = open_checkpoint(
+            like, None, Options(layer_group=options.layer_group)
+        )
         items[like_item.path.as_posix()] = like_item
     source, template = follow(source, rules, template, options)
     conversion = convert_tree(source, options, template)
@@ -212,7 +209,7 @@ def compare(
     share_one_heap()
     rules = asked_rules(rename, rename_back)
     open_side = partial(
-        _understand,
+        open_checkpoint,
         step=None,
         options=Options(),
         has_step=False,
@@ -285,7 +282,7 @@ def match(
     from nnxconv.storage.files import write_text
 
     names = tuple(layer_group)
-    _, item, source = _understand(source_path, step, Options())
+    _, item, source = open_checkpoint(source_path, step, Options())
     label, state = _template(template, names)
     refuse_unknown(names, source.state, state)
     source = reread(with_layer_names(source, names), None)
@@ -300,7 +297,7 @@ def _template(template: Any, names: Sequence[str]) -> tuple[str, TrainState]:
     from nnxconv.live import call, is_python_name, state_of
 
     if isinstance(template, str | os.PathLike) and not is_python_name(str(template)):
-        _, item, understood = _understand(str(template), None, Options(), has_step=False)
+        _, item, understood = open_checkpoint(str(template), None, Options(), has_step=False)
         return str(item.path), reread(with_layer_names(understood, names), None).state
     label = template if isinstance(template, str) else f"a {type(template).__name__}"
     state = state_of(call(template) if isinstance(template, str) else template)
@@ -396,7 +393,9 @@ def _manifest(
     from nnxconv.storage.files import digest_files
 
     share_one_heap()
-    _, item, understood = _understand(path, step, Options(), allow_uncommitted=allow_uncommitted)
+    _, item, understood = open_checkpoint(
+        path, step, Options(), allow_uncommitted=allow_uncommitted
+    )
     leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
     return Manifest(leaves, digest_files(item.path))
 
@@ -423,7 +422,7 @@ def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = Fal
     item = open_item(location)
     understood, problem = None, ""
     try:
-        understood = _meaning(location, item, Options())
+        understood = meaning(location, item, Options())
     except UnknownLayout as error:
         problem = "; ".join((error.message, *error.details))
     state = None if understood is None else understood.state
@@ -440,34 +439,4 @@ def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = Fal
         writing_processes(item.path),
         read_shardings(item.path),
         {**location.custom_metadata, **item.custom_metadata},
-    )
-
-
-def _understand(
-    path: str,
-    step: int | None,
-    options: Options,
-    *,
-    has_step: bool = True,
-    allow_uncommitted: bool = False,
-) -> tuple["Location", "Item", Understood]:
-    """Opens a checkpoint and gives its names their meaning."""
-    from nnxconv.storage.item import open_item
-    from nnxconv.storage.locate import locate
-
-    location = locate(path, step, has_step=has_step, allow_uncommitted=allow_uncommitted)
-    item = open_item(location)
-    return location, item, _meaning(location, item, options)
-
-
-def _meaning(location: "Location", item: "Item", options: Options) -> Understood:
-    """What an opened checkpoint's names mean."""
-    return understand(
-        item.tree,
-        custom_metadata=item.custom_metadata,
-        is_scanned=location.custom_metadata.get("scan_layers"),
-        layout=options.from_,
-        layer_axis=options.layer_axis,
-        layer_group=options.layer_group,
-        where=str(item.path),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nnxconv.errors import BadInput
 from nnxconv.pieces import Piece, Region
 from nnxconv.storage.read import Reader
 from nnxconv.tasks import together
@@ -40,6 +41,20 @@ def as_viewed(values: np.ndarray, view: View) -> np.ndarray:
         with np.errstate(all="ignore"):
             values = values * values.dtype.type(factor)
     return values.astype(np.dtype(dtype_of(view)), copy=False)
+
+
+def converted(values: np.ndarray, view: View, where: str) -> np.ndarray:
+    """Stored values as the view has them; integers must keep their value.
+
+    Raises:
+      BadInput: an integer does not fit in the view's element type; the message names `where`.
+    """
+    viewed = as_viewed(values, view)
+    is_integer = values.dtype.kind in "iu" and viewed.dtype != values.dtype
+    if is_integer and not np.array_equal(viewed.astype(values.dtype), values):
+        worst = values.flat[int(np.argmax(np.abs(values.astype(float))))]
+        raise BadInput(f"{worst} does not fit in {viewed.dtype.name}", where=where)
+    return viewed
 
 
 def _read_together(

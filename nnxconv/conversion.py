@@ -6,7 +6,7 @@ from typing import Any
 from typing import Literal as OneOf
 
 from nnxconv.codecs import CODECS, Codec, Form, Record, recognise
-from nnxconv.codecs.parts import collections_to_record, is_rng_array, refuse_misfits
+from nnxconv.codecs.parts import collections_to_record, is_rng_state, refuse_misfits
 from nnxconv.errors import BadInput, CannotHold, NnxconvError
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.layers import (
@@ -351,8 +351,8 @@ def _reduced(state: TrainState, options: Options) -> tuple[TrainState, dict[Key,
     """The state without what is not wanted, its parameters in the wanted type."""
     left_out: dict[Key, str] = {}
     if options.params_only:
-        state, left_out = _without(state, ("opt_state", "step", f"aux.{RNGS}"), "--params_only")
-    state, also = _without(state, options.without)
+        state, left_out = leave_out(state, ("opt_state", "step", f"aux.{RNGS}"), "--params_only")
+    state, also = leave_out(state, options.without)
     if options.dtype is not None:
         params = {key: _cast(leaf, options.dtype) for key, leaf in state.params.items()}
         state = replace(state, params=params)
@@ -371,7 +371,7 @@ def is_excluded(aux_key: Key, without: Sequence[str]) -> bool:
     return any(spell(("aux", *aux_key)[:size]) in without for size in range(1, len(aux_key) + 2))
 
 
-def _without(
+def leave_out(
     state: TrainState, without: Sequence[str], option: str = ""
 ) -> tuple[TrainState, dict[Key, str]]:
     """The state without the parts that the user does not want, by `--without` or another option."""
@@ -407,11 +407,7 @@ def _fitting(
         hint = "without `--strict`, RNG state is left out and listed"
         refuse_misfits(codec.name, state, misfits, hint)
     leaves = state.leaves()
-    expendable = [
-        key
-        for key in misfits
-        if key == ("step",) or key[1] == RNGS or is_rng_array(leaves[key]) or "rng" in str(key[1])
-    ]
+    expendable = [key for key in misfits if key == ("step",) or is_rng_state(key[1:], leaves[key])]
     refuse_misfits(codec.name, state, [key for key in misfits if key not in set(expendable)])
     reasons = dict.fromkeys(in_order(expendable), f"the {codec.name} layout keeps none")
     aux = {key: leaf for key, leaf in state.aux.items() if ("aux", *key) not in reasons}

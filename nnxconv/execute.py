@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nnxconv.assemble import as_viewed, read_region
-from nnxconv.errors import BadInput
+from nnxconv.assemble import converted, read_region
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key, spell
 from nnxconv.pieces import Region
@@ -165,7 +164,7 @@ class _Run:
         transaction: Any,
     ) -> None:
         store = await writer.open(self._new_arrays[array.key], transaction)
-        await store[region].write(_converted(values, array))
+        await store[region].write(converted(values, array.view, spell(array.key)))
         self._left[array.key] -= values.size
         self._done_bytes += values.size * item_bytes(dtype_of(array.view))
 
@@ -173,13 +172,3 @@ class _Run:
         self._check_interrupt()
         done = sum(not left for left in self._left.values())
         self._watch(Event(done, len(self._left), self._done_bytes, self._plan.total_bytes))
-
-
-def _converted(values: np.ndarray, array: TargetArray) -> np.ndarray:
-    """The values as the array has them; integers must keep their value."""
-    converted = as_viewed(values, array.view)
-    is_integer = values.dtype.kind in "iu" and converted.dtype != values.dtype
-    if is_integer and not np.array_equal(converted.astype(values.dtype), values):
-        worst = values.flat[int(np.argmax(np.abs(values.astype(float))))]
-        raise BadInput(f"{worst} does not fit in {converted.dtype.name}", where=spell(array.key))
-    return converted

@@ -41,6 +41,15 @@ def test_training_goes_on_in_nnx_with_the_losses_of_linen():
     assert linen[-1] < linen[0]
 
 
+def test_a_linen_model_is_loaded_into_nnx_and_goes_on():
+    *lines, last = run("load_into_nnx.py").splitlines()
+    losses = [re.fullmatch(r"step \d  linen (\S+)  nnx (\S+)", line).groups() for line in lines[5:]]
+    assert len(losses) == 5
+    linen, nnx = np.array(losses, dtype=float).T
+    np.testing.assert_allclose(nnx, linen, atol=2e-5)
+    assert re.fullmatch(r"<params\.layers\[2\]\.kernel  f32\[32,32\]>  norm \d\.\d+", last)
+
+
 def test_the_small_checkpoint_is_the_one_that_its_script_makes(tmp_path):
     run("make_linen_checkpoint.py", str(tmp_path / "made"))
     committed = EXAMPLES / "linen_checkpoint" / ITEM

@@ -9,6 +9,7 @@ import pytest
 import nnxconv
 from tests import checkpoints
 from tests.checkpoints import save_item
+from tests.command import check_golden, run, session
 from tests.trees import same_bits, shape_tree, values
 
 

@@ -72,6 +72,11 @@ def is_rng_array(leaf: Leaf | None) -> bool:
     return dtype_of(leaf) == "uint32" and leaf.shape[-1:] in ((2,), (4,))
 
 
+def is_rng_state(aux_key: Key, leaf: Leaf) -> bool:
+    """True for a non-parameter that is RNG state, by its collection or by what it is."""
+    return aux_key[0] == RNGS or "rng" in str(aux_key[0]) or is_rng_array(leaf)
+
+
 def split_variables(
     model: Tree, opt_state: Tree, record: Record
 ) -> tuple[dict[Key, Leaf], dict[Key, Leaf], tuple[str, ...]]:

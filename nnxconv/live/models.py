@@ -1,6 +1,6 @@
 """Abstract models as training states: what a program would save, with no arrays behind it.
 
-flax and jax are imported only here, and only when a Python object is asked for.
+flax and jax are imported only when a Python object is asked for.
 """
 
 import importlib

@@ -1,0 +1,39 @@
+"""From a path to a checkpoint with its meaning; no array is read."""
+
+from typing import TYPE_CHECKING
+
+from nnxconv.conversion import Options, Understood, understand
+
+if TYPE_CHECKING:
+    from nnxconv.storage.item import Item
+    from nnxconv.storage.locate import Location
+
+
+def open_checkpoint(
+    path: str,
+    step: int | None,
+    options: Options,
+    *,
+    has_step: bool = True,
+    allow_uncommitted: bool = False,
+) -> tuple["Location", "Item", Understood]:
+    """Opens a checkpoint and gives its names their meaning."""
+    from nnxconv.storage.item import open_item
+    from nnxconv.storage.locate import locate
+
+    location = locate(path, step, has_step=has_step, allow_uncommitted=allow_uncommitted)
+    item = open_item(location)
+    return location, item, meaning(location, item, options)
+
+
+def meaning(location: "Location", item: "Item", options: Options) -> Understood:
+    """What an opened checkpoint's names mean."""
+    return understand(
+        item.tree,
+        custom_metadata=item.custom_metadata,
+        is_scanned=location.custom_metadata.get("scan_layers"),
+        layout=options.from_,
+        layer_axis=options.layer_axis,
+        layer_group=options.layer_group,
+        where=str(item.path),
+    )
