@@ -111,6 +111,23 @@ def test_what_could_be_several_things_is_left_to_a_person(tmp_path):
     check_golden("match/unclear.txt", told + rules.read_text())
 
 
+def test_what_may_fit_with_a_step_is_a_hint_and_no_rule(tmp_path):
+    def saved(path, **kernels):
+        params = {
+            f"layers_{i}": {name: {"kernel": np.ones(shape)} for name, shape in kernels.items()}
+            for i in range(2)
+        }
+        return save(path, {"params": {"params": params}})
+
+    source = saved(tmp_path / "a", c_attn=(8, 24), c_proj=(8, 8), up=(16, 8), down=(8, 16, 1))
+    heads = dict.fromkeys(("key", "query", "value"), (8, 2, 4))
+    template = saved(tmp_path / "b", **heads, out=(2, 4, 8), wi=(8, 16), wo=(8, 16))
+    rules = tmp_path / "rules.toml"
+    outcome = run("match", source, template, "--output", rules)
+    told = session(outcome, {"A": source, "B": template, "RULES": rules})
+    check_golden("match/hints.txt", told + rules.read_text())
+
+
 def test_modules_whose_order_is_not_known_are_not_guessed(tmp_path):
     def saved(path, names):
         return save(path, {"params": {name: {"kernel": np.ones((4, 4))} for name in names}})

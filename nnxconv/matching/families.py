@@ -123,6 +123,21 @@ def families(leaves: Mapping[Key, Leaf]) -> list[Family]:
     return found
 
 
+def regrouped(some: Sequence[Family]) -> list[Family]:
+    """The same leaves in families anew, those of different shapes apart."""
+    leaves: dict[Key, Leaf] = {}
+    for family in some:
+        is_param = family.collection == "params"
+        head = ("params",) if is_param else ("aux", family.collection)
+        for path, leaf in zip(family.members, family.leaves, strict=True):
+            leaves[(*head, *path)] = leaf
+    return [
+        part
+        for family in families(leaves)
+        for part in (family.split() if len(set(map(_shape_of, family.leaves))) > 1 else [family])
+    ]
+
+
 def _shape_of(leaf: Leaf) -> tuple[Hashable, ...]:
     if isinstance(leaf, Literal):
         return (leaf,)

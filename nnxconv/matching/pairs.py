@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nnxconv.keys import Key
-from nnxconv.matching.families import Family, as_in_rules, families
+from nnxconv.matching.families import Family, as_in_rules, families, regrouped
 from nnxconv.matching.names import can_be_same, likeness
 from nnxconv.views import Leaf, notation
 
@@ -85,7 +85,9 @@ class _Search:
             else:
                 self._pairs.only_source.append(family)
         wanted = {f.members for unclear in self._pairs.unclear for f in unclear.candidates}
-        self._pairs.only_template = [f for f in self._right if f.members not in wanted]
+        left_over = [f for f in self._right if f.members not in wanted]
+        self._pairs.only_source = regrouped(self._pairs.only_source)
+        self._pairs.only_template = regrouped(left_over)
         return self._pairs
 
     def _candidates(self, family: Family) -> list[Family]:

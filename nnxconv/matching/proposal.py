@@ -7,6 +7,7 @@ from nnxconv.keys import Key, spell
 from nnxconv.layers import LayerGroup
 from nnxconv.matching.families import Family
 from nnxconv.matching.generalise import rules_for
+from nnxconv.matching.hints import hints
 from nnxconv.matching.pairs import Pairs, pair
 from nnxconv.rules import Rules, rename, write_rules
 from nnxconv.rules.pattern import literal
@@ -26,6 +27,7 @@ class Proposal:
       template: what they shall be of.
       pairs: the leaves that are certain, with the evidence, and those that are not.
       rules: for the certain ones alone.
+      hints: rules with a step that may fit what is left over; never applied.
       problems: what was wrong when the rules were tried; nothing, unless a defect.
     """
 
@@ -33,6 +35,7 @@ class Proposal:
     template: str
     pairs: Pairs
     rules: Rules
+    hints: tuple[Rule, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
@@ -54,6 +57,12 @@ class Proposal:
             for candidate in unclear.candidates:
                 lines += [f"# {line}" for line in _lines(unclear.source, candidate)]
             lines.append("")
+        if self.hints:
+            lines += [
+                "# with a step, if the names mean this:",
+                *(f"# {rule_line(rule)}" for rule in self.hints),
+                "",
+            ]
         for name, only in (
             ("source", self.pairs.only_source),
             ("template", self.pairs.only_template),
@@ -111,7 +120,9 @@ def propose(
     moves = pairs.by_key()
     keys = list(dict.fromkeys(_path(key) for key in _variables(source)))
     rules = Rules(rules_for(moves, keys))
-    return Proposal(*names, pairs, rules, tuple(_problems(source, groups, wanted, pairs, rules)))
+    problems = _problems(source, groups, wanted, pairs, rules)
+    left = hints(pairs.only_source, pairs.only_template)
+    return Proposal(*names, pairs, rules, tuple(left), tuple(problems))
 
 
 def _variables(state: TrainState) -> dict[Key, Leaf]:

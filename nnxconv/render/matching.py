@@ -48,6 +48,7 @@ def _sections(proposal: Proposal) -> Iterator[tuple[str, list[tuple[str, ...]]]]
     )
     yield "only in the source", [_row(family) for family in pairs.only_source]
     yield "only in the template", [_row(family) for family in pairs.only_template]
+    yield "these may fit with a step", [(rule_line(rule),) for rule in proposal.hints]
     yield "the rules were tried, and do not fit", [(p,) for p in proposal.problems]
 
 
@@ -73,6 +74,7 @@ def proposal_json(proposal: Proposal) -> dict[str, Any]:
         ],
         "only_in_source": [str(family) for family in pairs.only_source],
         "only_in_template": [str(family) for family in pairs.only_template],
+        "hints": [rule_line(rule) for rule in proposal.hints],
         "rules": [rule_line(rule) for rule in proposal.rules],
         "problems": list(proposal.problems),
     }
