@@ -14,7 +14,7 @@ LEVELS = [
     ["views", "sizes"],
     ["pieces", "state", "checksums", "report_text"],
     ["optimizer", "plan", "report"],
-    ["layers"],
+    ["layers", "bundles"],
     ["codecs", "likeness", "storage", "live"],
     ["conversion", "assemble"],
     ["pairing", "execute", "fetch", "inspection", "opening"],

@@ -312,6 +312,69 @@ def test_a_cast_changes_no_integer(tmp_path):
     assert caught.value.render() == "error: 70000 does not fit in int16\n  at cache.index"
 
 
+def test_rng_state_is_loaded_where_the_checkpoint_has_it(tmp_path):
+    trained, _ = nnx_transformer(False, seed=5)
+    source = save(tmp_path / "nnx", nnx.state(trained))
+    model, _ = nnx_transformer(True, seed=6)
+    nnxconv.load_into(model, source, note=unsaid)
+    [found] = rng_keys(model).values()
+    assert key_data(found) == key_data(jnp.stack(list(rng_keys(trained).values())))
+
+
+class Dropped(TrainState):
+    """A training state that has its own stream of random numbers."""
+
+    dropout_rng: jax.Array
+
+
+@pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "raw"])
+def test_a_train_state_keeps_its_own_stream_of_random_numbers(key, tmp_path):
+    model, optimizer = nnx_transformer(False)
+    source = save(tmp_path / "nnx", models.nnx_states(model, optimizer))
+    fresh = linen_run(False).fresh
+    parts = {
+        name: getattr(fresh, name) for name in ("step", "apply_fn", "params", "tx", "opt_state")
+    }
+    like = Dropped(**parts, dropout_rng=key(3))
+    notes: list[str] = []
+    loaded = nnxconv.load(source, like=like, note=notes.append)
+    assert loaded.dropout_rng is like.dropout_rng
+    assert notes[1] == "kept from `like`: 1 array of `aux.dropout_rng`"
+    save(tmp_path / "linen", loaded.replace(dropout_rng=key(4)))
+    again = nnxconv.load(tmp_path / "linen", like=like, note=unsaid)
+    assert again.dropout_rng.dtype == like.dropout_rng.dtype
+    bits = jax.random.bits
+    assert bits(again.dropout_rng) == bits(key(4)) != bits(like.dropout_rng)
+
+
+class Usage(nnx.Variable):
+    """How often an expert was chosen: a collection that only this program knows."""
+
+
+def test_variables_of_unknown_collections_are_known_by_their_paths(tmp_path):
+    tree = {
+        "params": {"router": {"kernel": numbers(3, 2)}},
+        "usage": {"router": {"hits": numbers(2)}},
+    }
+    source = save(tmp_path / "linen", tree)
+
+    class Router(nnx.Module):
+        def __init__(self) -> None:
+            self.kernel = nnx.Param(jnp.zeros((3, 2)))
+            self.hits = Usage(jnp.zeros(2))
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.router = Router()
+
+    model = Model()
+    nnxconv.load_into(model, source, note=unsaid)
+    assert np.array_equal(model.router.hits[...], numbers(2))
+    saved = save(tmp_path / "nnx", nnx.state(model))
+    loaded = nnxconv.load(saved, like=tree, note=unsaid)
+    assert np.array_equal(loaded["usage"]["router"]["hits"], numbers(2))
+
+
 # Mismatches
 
 
