@@ -33,6 +33,31 @@ from tests.test_training import (
 
 __all__ = ["compile_quickly"]
 
+
+@cache
+def nnx_run(is_stacked: bool) -> tuple[dict[str, Any], list[float]]:
+    """What both writers save of an NNX run after two steps, and the losses of the next two."""
+    return _halfway(*nnx_transformer(is_stacked))
+
+
+@cache
+def nnx_tower_run(name: str) -> tuple[dict[str, Any], list[float]]:
+    """The same of the small tower with one optimizer."""
+    model = models.NnxTower(rngs=nnx.Rngs(1))
+    return _halfway(model, nnx.Optimizer(model, OPTIMIZERS[name], wrt=nnx.Param))
+
+
+def _halfway(model: Any, optimizer: nnx.Optimizer) -> tuple[dict[str, Any], list[float]]:
+    train_nnx(model, optimizer, tokens, BEFORE)
+    written = {
+        "nnx-state": models.nnx_states(model, optimizer),
+        "nnx-pure": models.pure_dicts(model, optimizer),
+    }
+    written = jax.tree.map(jnp.copy, written)
+    return written, train_nnx(model, optimizer, tokens, AFTER)
+
+
+BOTH_WRITERS = pytest.mark.parametrize("written", ["nnx-state", "nnx-pure"])
 NNX_WRITERS = pytest.mark.parametrize(
     "written", [models.nnx_states, models.pure_dicts], ids=["nnx-state", "nnx-pure"]
 )
@@ -158,12 +183,10 @@ def test_a_converted_checkpoint_loads_as_its_source_does(tmp_path):
 
 
 @CHANGES_OF_LAYERS
-@NNX_WRITERS
+@BOTH_WRITERS
 def test_an_nnx_run_goes_on_in_linen(is_scanned, is_stacked, written, tmp_path):
-    model, optimizer = nnx_transformer(is_stacked)
-    train_nnx(model, optimizer, tokens, BEFORE)
-    source = save(tmp_path / "nnx", written(model, optimizer))
-    losses = train_nnx(model, optimizer, tokens, AFTER)
+    trees, losses = nnx_run(is_stacked)
+    source = save(tmp_path / "nnx", trees[written])
     fresh = linen_run(is_scanned).fresh
     notes: list[str] = []
     loaded = nnxconv.load(source, like=fresh, note=notes.append)
@@ -177,14 +200,11 @@ def test_an_nnx_run_goes_on_in_linen(is_scanned, is_stacked, written, tmp_path):
     goes_on_as(train_linen(loaded, tokens, AFTER)[1], losses)
 
 
-@NNX_WRITERS
+@BOTH_WRITERS
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_linen(name, written, tmp_path):
-    model = models.NnxTower(rngs=nnx.Rngs(1))
-    optimizer = nnx.Optimizer(model, OPTIMIZERS[name], wrt=nnx.Param)
-    train_nnx(model, optimizer, tokens, BEFORE)
-    source = save(tmp_path / "nnx", written(model, optimizer))
-    losses = train_nnx(model, optimizer, tokens, AFTER)
+    trees, losses = nnx_tower_run(name)
+    source = save(tmp_path / "nnx", trees[written])
     fresh = models.linen_state(models.LinenTower(), OPTIMIZERS[name], tokens(0)[0])
     abstract = jax.eval_shape(lambda: fresh.replace(step=jnp.int32(0)))
     loaded = nnxconv.load(source, like=abstract, note=unsaid)
