@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnxconv.boundary import plainly
+from nnxconv.bundles import Wanted
 from nnxconv.conversion import Options, understand
 from nnxconv.events import Watcher, ignore
-from nnxconv.fetch import Wanted, fetch
+from nnxconv.fetch import fetch
 from nnxconv.fitting import fit
 from nnxconv.live import (
     is_abstract,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnxconv.boundary import plainly
+from nnxconv.bundles import Wanted
 from nnxconv.conversion import Options
 from nnxconv.errors import BadInput
-from nnxconv.fetch import Wanted, fetch
+from nnxconv.fetch import fetch
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.opening import open_checkpoint
 from nnxconv.pairing import matches

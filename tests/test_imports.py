@@ -14,7 +14,7 @@ LEVELS = [
     ["views", "sizes"],
     ["pieces", "state", "checksums", "report_text"],
     ["optimizer", "plan", "report"],
-    ["layers"],
+    ["layers", "bundles"],
     ["codecs", "likeness", "live", "rules", "storage"],
     ["conversion", "assemble"],
     ["pairing", "execute", "fetch", "inspection", "matching", "opening", "renames"],

@@ -33,6 +33,31 @@ from tests.test_training import (
 
 __all__ = ["compile_quickly"]
 
+
+@cache
+def nnx_run(is_stacked: bool) -> tuple[dict[str, Any], list[float]]:
+    """What both writers save of an NNX run after two steps, and the losses of the next two."""
+    return _halfway(*nnx_transformer(is_stacked))
+
+
+@cache
+def nnx_tower_run(name: str) -> tuple[dict[str, Any], list[float]]:
+    """The same of the small tower with one optimizer."""
+    model = models.NnxTower(rngs=nnx.Rngs(1))
+    return _halfway(model, nnx.Optimizer(model, OPTIMIZERS[name], wrt=nnx.Param))
+
+
+def _halfway(model: Any, optimizer: nnx.Optimizer) -> tuple[dict[str, Any], list[float]]:
+    train_nnx(model, optimizer, tokens, BEFORE)
+    written = {
+        "nnx-state": models.nnx_states(model, optimizer),
+        "nnx-pure": models.pure_dicts(model, optimizer),
+    }
+    written = jax.tree.map(jnp.copy, written)
+    return written, train_nnx(model, optimizer, tokens, AFTER)
+
+
+BOTH_WRITERS = pytest.mark.parametrize("written", ["nnx-state", "nnx-pure"])
 NNX_WRITERS = pytest.mark.parametrize(
     "written", [models.nnx_states, models.pure_dicts], ids=["nnx-state", "nnx-pure"]
 )
@@ -158,12 +183,10 @@ def test_a_converted_checkpoint_loads_as_its_source_does(tmp_path):
 
 
 @CHANGES_OF_LAYERS
-@NNX_WRITERS
+@BOTH_WRITERS
 def test_an_nnx_run_goes_on_in_linen(is_scanned, is_stacked, written, tmp_path):
-    model, optimizer = nnx_transformer(is_stacked)
-    train_nnx(model, optimizer, tokens, BEFORE)
-    source = save(tmp_path / "nnx", written(model, optimizer))
-    losses = train_nnx(model, optimizer, tokens, AFTER)
+    trees, losses = nnx_run(is_stacked)
+    source = save(tmp_path / "nnx", trees[written])
     fresh = linen_run(is_scanned).fresh
     notes: list[str] = []
     loaded = nnxconv.load(source, like=fresh, note=notes.append)
@@ -177,14 +200,11 @@ def test_an_nnx_run_goes_on_in_linen(is_scanned, is_stacked, written, tmp_path):
     goes_on_as(train_linen(loaded, tokens, AFTER)[1], losses)
 
 
-@NNX_WRITERS
+@BOTH_WRITERS
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_linen(name, written, tmp_path):
-    model = models.NnxTower(rngs=nnx.Rngs(1))
-    optimizer = nnx.Optimizer(model, OPTIMIZERS[name], wrt=nnx.Param)
-    train_nnx(model, optimizer, tokens, BEFORE)
-    source = save(tmp_path / "nnx", written(model, optimizer))
-    losses = train_nnx(model, optimizer, tokens, AFTER)
+    trees, losses = nnx_tower_run(name)
+    source = save(tmp_path / "nnx", trees[written])
     fresh = models.linen_state(models.LinenTower(), OPTIMIZERS[name], tokens(0)[0])
     abstract = jax.eval_shape(lambda: fresh.replace(step=jnp.int32(0)))
     loaded = nnxconv.load(source, like=abstract, note=unsaid)
@@ -310,6 +330,69 @@ def test_a_cast_changes_no_integer(tmp_path):
     with pytest.raises(nnxconv.NnxconvError) as caught:
         nnxconv.load(source, like=like, cast=True)
     assert caught.value.render() == "error: 70000 does not fit in int16\n  at cache.index"
+
+
+def test_rng_state_is_loaded_where_the_checkpoint_has_it(tmp_path):
+    trained, _ = nnx_transformer(False, seed=5)
+    source = save(tmp_path / "nnx", nnx.state(trained))
+    model, _ = nnx_transformer(True, seed=6)
+    nnxconv.load_into(model, source, note=unsaid)
+    [found] = rng_keys(model).values()
+    assert key_data(found) == key_data(jnp.stack(list(rng_keys(trained).values())))
+
+
+class Dropped(TrainState):
+    """A training state that has its own stream of random numbers."""
+
+    dropout_rng: jax.Array
+
+
+@pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "raw"])
+def test_a_train_state_keeps_its_own_stream_of_random_numbers(key, tmp_path):
+    model, optimizer = nnx_transformer(False)
+    source = save(tmp_path / "nnx", models.nnx_states(model, optimizer))
+    fresh = linen_run(False).fresh
+    parts = {
+        name: getattr(fresh, name) for name in ("step", "apply_fn", "params", "tx", "opt_state")
+    }
+    like = Dropped(**parts, dropout_rng=key(3))
+    notes: list[str] = []
+    loaded = nnxconv.load(source, like=like, note=notes.append)
+    assert loaded.dropout_rng is like.dropout_rng
+    assert notes[1] == "kept from `like`: 1 array of `aux.dropout_rng`"
+    save(tmp_path / "linen", loaded.replace(dropout_rng=key(4)))
+    again = nnxconv.load(tmp_path / "linen", like=like, note=unsaid)
+    assert again.dropout_rng.dtype == like.dropout_rng.dtype
+    bits = jax.random.bits
+    assert bits(again.dropout_rng) == bits(key(4)) != bits(like.dropout_rng)
+
+
+class Usage(nnx.Variable):
+    """How often an expert was chosen: a collection that only this program knows."""
+
+
+def test_variables_of_unknown_collections_are_known_by_their_paths(tmp_path):
+    tree = {
+        "params": {"router": {"kernel": numbers(3, 2)}},
+        "usage": {"router": {"hits": numbers(2)}},
+    }
+    source = save(tmp_path / "linen", tree)
+
+    class Router(nnx.Module):
+        def __init__(self) -> None:
+            self.kernel = nnx.Param(jnp.zeros((3, 2)))
+            self.hits = Usage(jnp.zeros(2))
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.router = Router()
+
+    model = Model()
+    nnxconv.load_into(model, source, note=unsaid)
+    assert np.array_equal(model.router.hits[...], numbers(2))
+    saved = save(tmp_path / "nnx", nnx.state(model))
+    loaded = nnxconv.load(saved, like=tree, note=unsaid)
+    assert np.array_equal(loaded["usage"]["router"]["hits"], numbers(2))
 
 
 # Mismatches
