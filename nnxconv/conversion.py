@@ -34,6 +34,9 @@ RECORD = "nnxconv"
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 """Types that `--dtype` casts between; float8 and int4 hold quantised weights."""
 
+NO_OPTIMIZER = ("absent", "Dict")
+"""How forms call it that a tree has no optimizer state."""
+
 Direction = OneOf["auto", "linen_to_nnx", "nnx_to_linen"]
 
 
@@ -261,7 +264,7 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
         source.groups,
         scan_layers=scan_layers,
         layer_axis=options.layer_axis,
-        spelling=codec.spelling,
+        spelling=_spelling(codec, options),
         kept_spelling=source.codec.spelling == codec.spelling,
         spellings=form.spellings,
         like=None if like is None else {group.key: group.arrangement for group in like.groups},
@@ -315,12 +318,24 @@ def _target(
     return target, target.family == "nnx"
 
 
+def _spelling(codec: Codec, options: Options) -> Spelling:
+    """How layers are spelled that are taken apart.
+
+    MaxText calls the layers of an NNX model that it serves `layers_0`, as its Linen models do; its
+    `generate_param_only_checkpoint` unrolls stacks to that.
+    """
+    return "suffix" if options.params_only and codec.name == "nnx" else codec.spelling
+
+
 def _form(codec: Codec, source: Understood, state: TrainState, like: Understood | None) -> Form:
     if like is not None:
         return like.form
     if codec.name == source.codec.name:
         return source.form
     recorded = source.record.forms.get(codec.name)
+    is_export = state.opt_state is None and state.step is None
+    if recorded is not None and is_export and recorded.opt_state not in NO_OPTIMIZER:
+        return _params_only(recorded, codec.default_form(state))
     return recorded or replace(codec.default_form(state), empties=_known_empties(source))
 
 
@@ -405,13 +420,18 @@ def _fitting(
     expendable = [
         key
         for key in misfits
-        if key == ("step",) or key[1] == RNGS or is_rng_array(leaves[key]) or "rng" in str(key[1])
+        if key == ("step",) or (key[0] == "aux" and _is_rng(key, leaves[key]))
     ]
     refuse_misfits(codec.name, state, [key for key in misfits if key not in set(expendable)])
     reasons = dict.fromkeys(in_order(expendable), f"the {codec.name} layout keeps none")
     aux = {key: leaf for key, leaf in state.aux.items() if ("aux", *key) not in reasons}
     step = None if ("step",) in reasons else state.step
     return replace(state, aux=aux, step=step), reasons
+
+
+def _is_rng(key: Key, leaf: Leaf) -> bool:
+    """True for a variable that is RNG state, by its collection's name or by its array."""
+    return key[1] == RNGS or is_rng_array(leaf) or "rng" in str(key[1])
 
 
 def nothing_lost(conversion: Conversion) -> None:

@@ -77,7 +77,7 @@ def write_step(state: TrainState, form: Form) -> tuple[dict[Key, Leaf], list[str
     if leaf is not None:
         return {STEP: leaf}, []
     if form.step_is_scalar and form.step_dtype is not None:
-        return {STEP: Literal("scalar", 0)}, ["`step` is 0: the source has no step"]
+        return {STEP: Literal("scalar", 0)}, ["`step` is 0, as where MaxText saves parameters only"]
     return {}, []
 
 
