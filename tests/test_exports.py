@@ -27,6 +27,9 @@ EXPORTS = {
     "nnx": "*/value x",
     "nnx-state": "model/*/value x",
     "nnx-pure": "* x",
+    "linen-variables": "params/* x",
+    "nnx-optimizer": "model/*/value x",
+    "nnx-rl": "base/*/value x",
 }
 
 
