@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from typing import Literal as OneOf
 
-from nnxconv.codecs import CODECS, Codec, Form, Record, recognise
+from nnxconv.codecs import CODECS, Codec, Form, Reading, Record, recognise
 from nnxconv.codecs.parts import collections_to_record, is_rng_state, refuse_misfits
-from nnxconv.errors import BadInput, CannotHold, NnxconvError
+from nnxconv.errors import BadInput, CannotHold, NnxconvError, UnknownLayout
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.layers import (
     DEFAULT_NAMES,
@@ -34,6 +34,9 @@ RECORD = "nnxconv"
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 """Types that `--dtype` casts between; float8 and int4 hold quantised weights."""
 
+NO_OPTIMIZER = ("absent", "Dict")
+"""How forms call it that a tree has no optimizer state."""
+
 Direction = OneOf["auto", "linen_to_nnx", "nnx_to_linen"]
 
 
@@ -59,7 +62,8 @@ class Understood:
 
     `origin` names the program's own format where the checkpoint is none of Orbax's layouts; the
     codec is then that of the layout whose state it holds. Where there are `rules`, state and groups
-    are the renamed ones, and `renamed` says what that did; the tree is as it is on disk.
+    are the renamed ones, and `renamed` says what that did; the tree is as it is on disk. `others`
+    are layouts that it could be of as well, with the same meaning.
     """
 
     codec: Codec
@@ -75,6 +79,7 @@ class Understood:
     origin: str = ""
     rules: Rules | None = None
     renamed: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def layout(self) -> str:
@@ -131,12 +136,12 @@ def understand(
       BadInput: the tree is not of the stated layout, or has no group of a stated name.
     """
     record = Record.from_json(custom_metadata.get(RECORD) or {})
-    codec, evidence = _layout_of(tree, layout, record, where)
+    codec, reading = _layout_of(tree, layout, record, where)
     decoded = codec.decode(tree, record)
     refuse_unknown(layer_group, decoded.state)
     understood = Understood(
         codec,
-        evidence,
+        reading.evidence,
         decoded.notes,
         decoded.state,
         (),
@@ -145,6 +150,7 @@ def understand(
         tree,
         is_scanned,
         tuple(dict.fromkeys((*layer_group, *record.layer_group))),
+        others=reading.others,
     )
     return reread(understood, layer_axis)
 
@@ -201,23 +207,20 @@ def with_new_names(
     return understood, list(new.problems)
 
 
-def _layout_of(
-    tree: Tree, layout: str | None, record: Record, where: str
-) -> tuple[Codec, tuple[str, ...]]:
+def _layout_of(tree: Tree, layout: str | None, record: Record, where: str) -> tuple[Codec, Reading]:
     """The tree's codec, and why: stated, as nnxconv wrote it, or recognised."""
     stated = layout or record.layout
     if stated is not None and stated in CODECS:
         codec = CODECS[stated]
         if _comes_back(codec, tree, record):
-            return codec, ("stated by `--from`" if layout else "written by nnxconv",)
+            return codec, Reading(("stated by `--from`" if layout else "written by nnxconv",))
         if layout is not None:
             raise BadInput(
                 f"this is not a tree in the {layout} layout",
                 where=where,
                 details=codec.recognise(tree).objections,
             )
-    codec, reading = recognise(tree, where)
-    return codec, reading.evidence
+    return recognise(tree, where)
 
 
 def _comes_back(codec: Codec, tree: Tree, record: Record) -> bool:
@@ -266,7 +269,7 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
         source.groups,
         scan_layers=scan_layers,
         layer_axis=options.layer_axis,
-        spelling=codec.spelling,
+        spelling=_spelling(codec, options),
         kept_spelling=source.codec.spelling == codec.spelling,
         spellings=form.spellings,
         like=None if like is None else {group.key: group.arrangement for group in like.groups},
@@ -303,9 +306,11 @@ def _target(
     named = options.to or (like.codec.name if like is not None else None)
     if like is not None and options.to not in (None, like.codec.name):
         raise BadInput(f"`--to` is {options.to}, but `--like` is a {like.codec.name} checkpoint")
+    families = {CODECS[layout].family for layout in (source.codec.name, *source.others)}
+    target_family = "nnx" if source.codec.family == "linen" else "linen"
     if direction != "auto":
         source_family, _, target_family = direction.partition("_to_")
-        if source.codec.family != source_family:
+        if source_family not in families:
             raise BadInput(
                 f"`--direction {direction}` needs a {source_family} source,"
                 f" but this is a {source.codec.name} checkpoint",
@@ -314,10 +319,30 @@ def _target(
             )
         if named is not None and CODECS[named].family != target_family:
             raise BadInput(f"`--direction {direction}` does not lead to the {named} layout")
-    target = CODECS[named or ("nnx" if source.codec.family == "linen" else "linen")]
+    elif named is None and len(families) > 1:
+        raise _unclear(source)
+    target = CODECS[named or target_family]
     if options.scan_layers is not None or (direction == "auto" and named is not None):
         return target, options.scan_layers
     return target, target.family == "nnx"
+
+
+def _unclear(source: Understood) -> UnknownLayout:
+    """Where the other family shall be gone to, and both could be meant."""
+    return UnknownLayout(
+        f"this could be {' or '.join((*source.others, source.codec.name))}",
+        details=source.evidence,
+        hint="`--to LAYOUT` says what it shall become, `--from LAYOUT` what it is",
+    )
+
+
+def _spelling(codec: Codec, options: Options) -> Spelling:
+    """How layers are spelled that are taken apart.
+
+    MaxText calls the layers of an NNX model that it serves `layers_0`, as its Linen models do; its
+    `generate_param_only_checkpoint` unrolls stacks to that.
+    """
+    return "suffix" if options.params_only and codec.name == "nnx" else codec.spelling
 
 
 def _form(codec: Codec, source: Understood, state: TrainState, like: Understood | None) -> Form:
@@ -326,6 +351,9 @@ def _form(codec: Codec, source: Understood, state: TrainState, like: Understood 
     if codec.name == source.codec.name:
         return source.form
     recorded = source.record.forms.get(codec.name)
+    is_export = state.opt_state is None and state.step is None
+    if recorded is not None and is_export and recorded.opt_state not in NO_OPTIMIZER:
+        return _params_only(recorded, codec.default_form(state))
     return recorded or replace(codec.default_form(state), empties=_known_empties(source))
 
 
@@ -407,7 +435,11 @@ def _fitting(
         hint = "without `--strict`, RNG state is left out and listed"
         refuse_misfits(codec.name, state, misfits, hint)
     leaves = state.leaves()
-    expendable = [key for key in misfits if key == ("step",) or is_rng_state(key[1:], leaves[key])]
+    expendable = [
+        key
+        for key in misfits
+        if key == ("step",) or (key[0] == "aux" and is_rng_state(key[1:], leaves[key]))
+    ]
     refuse_misfits(codec.name, state, [key for key in misfits if key not in set(expendable)])
     reasons = dict.fromkeys(in_order(expendable), f"the {codec.name} layout keeps none")
     aux = {key: leaf for key, leaf in state.aux.items() if ("aux", *key) not in reasons}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.allocator import peak_memory_bytes
@@ -35,6 +35,7 @@ class Result:
       is_dry_run: True when nothing was written.
       is_verified: True when the target was read back and compared before it was committed.
       moved: the files and chunks that were taken over undecoded; None for a dry run.
+      companions: names of files beside the source that travel with it.
     """
 
     source_path: str
@@ -47,6 +48,7 @@ class Result:
     is_dry_run: bool
     is_verified: bool
     moved: "Moved | None"
+    companions: tuple[str, ...] = ()
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -108,6 +110,7 @@ def carry_out(
       NnxconvError: it cannot be written as asked; source and target are as they were.
     """
     from nnxconv.execute import execute
+    from nnxconv.storage.companions import companions
     from nnxconv.storage.freight import plan_freight
     from nnxconv.storage.places import check_places, check_space, full_disks_told, needed_bytes
     from nnxconv.verification import verifier
@@ -118,6 +121,9 @@ def carry_out(
     source = next(iter(items.values()))
     plan = make_plan(conversion.tree.items(), max_memory, places.container.store)
     check_places(places.source_path, places.location, places.target_path, target, way.overwrite)
+    beside = companions(places.location, target)
+    beside.refuse_others(way.overwrite)
+    target = replace(target, files=beside.inside)
     freight = plan_freight(plan, source, target.path, way.transfer, max_memory)
     needed = needed_bytes(plan, freight, source)
     moved = None
@@ -139,6 +145,7 @@ def carry_out(
                 proof=proof,
                 watch=way.watch,
             )
+            beside.write_beside()
     return Result(
         str(source.path),
         str(target.path / target.item_name),
@@ -150,4 +157,5 @@ def carry_out(
         way.dry_run,
         way.verify and not way.dry_run,
         moved,
+        tuple(beside.names),
     )

@@ -275,6 +275,13 @@ def params_only_states(draw, with_layers=True):
     return TrainState(params_of(draw(parameters(with_layers))))
 
 
+@st.composite
+def models(draw, with_layers=True, with_rngs=True):
+    """Parameters and the other variables of a model, without step and optimizer."""
+    specs = draw(parameters(with_layers))
+    return TrainState(params_of(specs), aux=draw(variables(specs, with_rngs)))
+
+
 def is_layer(key, place):
     """True where a canonical key numbers a layer, and not an element of a chain."""
     return isinstance(key[place], int) and place > 0 and key[place - 1] in LAYER_NAMES

@@ -9,19 +9,28 @@ from hypothesis import strategies as st
 
 from nnxconv.codecs import CODECS, Form, Record, recognise
 from nnxconv.codecs.parts import collections_to_record
-from nnxconv.conversion import RECORD, Options, convert_tree, nothing_lost, understand
+from nnxconv.conversion import Options, convert_tree, understand
 from nnxconv.errors import BadInput, CannotHold, Mismatch, UnknownLayout
 from nnxconv.layers import Apart, Stacked, arrange, unstack
 from nnxconv.likeness import conform
 from nnxconv.state import TrainState, under
 from nnxconv.views import NOTHING, Literal
 from tests import states
+from tests.disk import on_disk, there_and_back
 from tests.states import OPTIMIZERS, array, table, tiny, told
 
 modest = settings(max_examples=20, deadline=None)
 
 LAYOUTS = tuple(CODECS)
-STEP_DTYPES = dict(zip(LAYOUTS, ("int32", "int32", "uint32", "uint32", "uint32"), strict=True))
+MODEL_ONLY = ("linen-variables", "nnx-rl")
+"""Layouts that hold neither step nor optimizer."""
+TRAINING = tuple(name for name in LAYOUTS if name not in MODEL_ONLY)
+IN_NNX = tuple(name for name in TRAINING if name != "linen")
+IN_LINEN = ("linen", "linen-variables")
+"""Layouts that have no place for RNG state."""
+STEP_DTYPES = {
+    name: "int32" if name in ("linen", "maxtext") else "uint32" for name in TRAINING
+}  # fmt: skip
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 every_pair = pytest.mark.parametrize(
     ("layout", "other"), [(a, b) for a in LAYOUTS for b in LAYOUTS]
@@ -31,12 +40,16 @@ each_pair = pytest.mark.parametrize(
 )
 
 
-def holdable(layout, with_layers=False):
-    """States that a layout holds; layers are apart, as no codec looks at them."""
+def holdable(layout, other=None, with_layers=False):
+    """States that a layout, and another one, hold; layers are apart, as no codec looks at them."""
+    with_rngs = layout not in IN_LINEN
+    without_training = states.params_only_states(with_layers)
+    if layout in MODEL_ONLY or other in MODEL_ONLY:
+        return st.one_of(without_training, states.models(with_layers, with_rngs))
     training = states.training_states(
-        step_dtype=STEP_DTYPES[layout], with_rngs=layout != "linen", with_layers=with_layers
+        step_dtype=STEP_DTYPES[layout], with_rngs=with_rngs, with_layers=with_layers
     )
-    return st.one_of(training, training, states.params_only_states(with_layers))
+    return st.one_of(training, training, without_training)
 
 
 def default_tree(layout, state):
@@ -60,6 +73,11 @@ def test_decoding_what_was_encoded_gives_the_state(layout, data):
 def forms(draw, layout, state):
     """What a layout leaves open, as programs may have spelled it."""
     form = CODECS[layout].default_form(state)
+    if layout == "linen-variables":
+        is_bare = not state.aux and draw(st.booleans())
+        return replace(form, has_root=not is_bare, has_level=not is_bare and draw(st.booleans()))
+    if layout == "nnx-optimizer":
+        form = replace(form, is_wrapped=draw(st.booleans()))
     if state.opt_state is None:
         if layout == "linen":
             absent = draw(st.sampled_from(("Dict", "absent")))
@@ -113,7 +131,22 @@ def test_encoding_what_was_decoded_gives_the_tree(layout, data):
 def test_exactly_one_codec_recognises_a_tree(layout, data):
     state = data.draw(holdable(layout))
     tree = CODECS[layout].encode(state, data.draw(forms(layout, state))).tree
-    assert recognised(tree) in ({layout}, *([{"linen"}] if layout == "maxtext" else []))
+    assert recognised(tree) in ({layout}, *shared_trees(layout, tree))
+
+
+def shared_trees(layout, tree):
+    """Other ways to read trees that hold too little to be of one layout only."""
+    roots = {key[0] for key in tree}
+    if layout == "maxtext":
+        yield {"linen"}
+    if layout == "linen" and not roots & {"step", "opt_state"}:
+        yield {"linen-variables"}
+    if layout == "nnx-optimizer" and roots == {"model"}:
+        yield from ({"nnx-state"}, {"nnx-pure"})
+    if layout == "nnx-pure" and "model" not in roots:
+        yield from ({"linen-variables"}, {"linen-variables", "nnx-pure"})
+    if layout == "linen-variables" and "params" not in roots:
+        yield from ({"nnx-pure"}, {"linen-variables", "nnx-pure"})
 
 
 def recognised(tree):
@@ -173,55 +206,6 @@ def test_a_state_is_held_exactly_or_refused(layout, state):
 # --- there and back ---------------------------------------------------------------------------
 
 
-class Disk:
-    """A checkpoint that is written and read without a disk: a tree, its values, its metadata."""
-
-    def __init__(self, tree, stored=None, custom_metadata=None):
-        self.tree = tree
-        self.stored = states.first_values(tree) if stored is None else stored
-        self.custom_metadata = custom_metadata or {}
-
-    def converted(self, **options):
-        """The checkpoint that a conversion writes, and the conversion."""
-        names = options.get("layer_group", ())
-        layout = options.get("from_")
-        axis = options.get("layer_axis")
-        source = understand(
-            self.tree,
-            custom_metadata=self.custom_metadata,
-            layout=layout,
-            layer_axis=axis,
-            layer_group=names,
-        )
-        conversion = convert_tree(source, Options(**options), None)
-        nothing_lost(conversion)
-        tree, stored = states.written(conversion.tree, self.stored)
-        record = json.loads(json.dumps(conversion.record.to_json()))
-        return Disk(tree, stored, {RECORD: record}), conversion
-
-    def contents(self, without_rngs=False):
-        """Every leaf: what it is, and its values."""
-        return {
-            key: (leaf, self.stored[states.spell(key)].tolist())
-            if not isinstance(self.tree[key], Literal)
-            else leaf
-            for key, leaf in told(self.tree).items()
-            if not (without_rngs and states.is_rng(key))
-        }
-
-
-def on_disk(tree):
-    """A tree as a first program wrote it: each array under its own name."""
-    return Disk({key: states.as_stored(key, leaf) for key, leaf in tree.items()})
-
-
-def there_and_back(disk, other, there=None, back=None):
-    """A checkpoint converted to another layout and back to its own."""
-    between, conversion = disk.converted(to=other, **(there or {}))
-    returned, _ = between.converted(to=conversion.source.codec.name, **(back or {}))
-    return returned, conversion
-
-
 def stored_tree(layout, state, arrangement, form=None):
     """A canonical state in a layout, its layer groups arranged alike."""
     spelling = arrangement.spelling if isinstance(arrangement, Apart) else "suffix"
@@ -238,12 +222,12 @@ ARRANGEMENTS = st.sampled_from([Apart("suffix"), Apart("index"), Stacked(0), Sta
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_there_and_back_is_where_it_was(layout, other, data):
-    state = data.draw(holdable(layout, with_layers=True))
+    state = data.draw(holdable(layout, other, with_layers=True))
     form = data.draw(forms(layout, state))
     tree = stored_tree(layout, state, data.draw(ARRANGEMENTS), form)
     disk = on_disk(tree)
     returned, _ = there_and_back(disk, other)
-    without_rngs = other == "linen"
+    without_rngs = other in IN_LINEN
     assert returned.contents() == disk.contents(without_rngs)
 
 
@@ -251,26 +235,26 @@ def test_there_and_back_is_where_it_was(layout, other, data):
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_layers_stacked_on_the_way_are_taken_apart_on_the_way_back(layout, other, data):
-    state = data.draw(holdable(layout, with_layers=True))
+    state = data.draw(holdable(layout, other, with_layers=True))
     disk = on_disk(stored_tree(layout, state, Apart(CODECS[layout].spelling)))
     axis = data.draw(st.sampled_from((None, 0, 1)))
     there = {"scan_layers": True, "layer_axis": axis}
     returned, conversion = there_and_back(disk, other, there, {"scan_layers": False})
     assert conversion.scan_layers in (True, None)
-    assert returned.contents() == disk.contents(without_rngs=other == "linen")
+    assert returned.contents() == disk.contents(without_rngs=other in IN_LINEN)
 
 
 @every_pair
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_layers_taken_apart_on_the_way_are_stacked_on_the_way_back(layout, other, data):
-    state = data.draw(holdable(layout, with_layers=True))
+    state = data.draw(holdable(layout, other, with_layers=True))
     axis = data.draw(st.sampled_from((0, 1)))
     disk = on_disk(stored_tree(layout, state, Stacked(axis)))
     back = {"scan_layers": True, "layer_axis": axis}
     returned, conversion = there_and_back(disk, other, {"scan_layers": False}, back)
     assert conversion.scan_layers in (False, None)
-    assert returned.contents() == disk.contents(without_rngs=other == "linen")
+    assert returned.contents() == disk.contents(without_rngs=other in IN_LINEN)
 
 
 @modest
@@ -308,10 +292,12 @@ WEIGHTS = {
     "nnx": "optimizer/step u32[]\nmodel/*/value x",
     "nnx-state": "optimizer/step/value u32[]\nmodel/*/value x",
     "nnx-pure": "optimizer/step u32[]\nmodel/* x",
+    "nnx-optimizer": "step/value u32[]\nmodel/*/value x",
 }
 
 # optimizer: what stands under `opt_state`, under `optimizer/opt_state` in the nnx layouts;
-# `nnx-state` is `nnx-pure` with `value` under every leaf; maxtext is linen unless said
+# `nnx-state` and `nnx-optimizer` are `nnx-pure` with `value` under every leaf; maxtext is linen
+# unless said
 TREES = {
     "adamw": {
         "linen": """
@@ -598,20 +584,23 @@ TREES = {
 }
 
 
+_LIKE = {"nnx-state": "nnx-pure", "nnx-optimizer": "nnx-pure", "maxtext": "linen"}
+_HEADS = {"linen": "opt_state", "maxtext": "opt_state", "nnx-optimizer": "opt_state"}
+
+
 def expected_tree(layout, optimizer):
     """The whole tree of the tiny model, from the tables above."""
     trees = TREES[optimizer]
-    source = {"nnx-state": "nnx-pure", "maxtext": "linen"}.get(layout, layout)
+    source = _LIKE.get(layout, layout)
     text = trees.get(layout, trees[source])
     if text == "as nnx-pure":
         text = trees["nnx-pure"]
-    in_linen = layout in ("linen", "maxtext")
-    head = "opt_state" if in_linen else "optimizer/opt_state"
+    head = _HEADS.get(layout, "optimizer/opt_state")
     lines = []
     for line in text.splitlines():
         if line.strip():
             key, what = line.rsplit(" ", 1)
-            wrapper = "/value" if layout == "nnx-state" else ""
+            wrapper = "/value" if layout in ("nnx-state", "nnx-optimizer") else ""
             lines.append(f"{head}/{key.strip()}".rstrip("/") + f"{wrapper} {what}")
     return table("\n".join([WEIGHTS[layout], *lines]))
 
@@ -620,7 +609,7 @@ def test_every_optimizer_stands_in_the_table():
     assert TREES.keys() == OPTIMIZERS.keys()
 
 
-@each_layout
+@pytest.mark.parametrize("layout", TRAINING)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_is_written_as_in_the_table(layout, optimizer):
     state = tiny(optimizer, STEP_DTYPES[layout])
@@ -714,7 +703,7 @@ def test_a_frozen_part_is_absent_in_nnx_pure():
     assert told(there.tree) == table(FROZEN_PURE)
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "linen"])
+@pytest.mark.parametrize("layout", [name for name in TRAINING if name != "linen"])
 def test_a_frozen_part_comes_back(layout):
     disk = on_disk(source_tree(FROZEN_LINEN))
     returned, _ = there_and_back(disk, layout)
@@ -749,7 +738,7 @@ EMPTY_OPT_STATES = {
 }
 
 
-@pytest.mark.parametrize("other", [name for name in LAYOUTS if name != "linen"])
+@pytest.mark.parametrize("other", [name for name in TRAINING if name != "linen"])
 @pytest.mark.parametrize("spelled", EMPTY_OPT_STATES.values(), ids=EMPTY_OPT_STATES.keys())
 def test_an_optimizer_without_arrays_comes_back_as_it_was(spelled, other):
     text = f"params/params/* x\n{spelled}"
@@ -834,7 +823,7 @@ COLLECTIONS = {
 }
 
 
-@pytest.mark.parametrize("other", ["maxtext", "nnx", "nnx-state", "nnx-pure"])
+@pytest.mark.parametrize("other", IN_NNX)
 @pytest.mark.parametrize("text", COLLECTIONS.values(), ids=COLLECTIONS.keys())
 def test_a_collection_of_any_name_comes_back(text, other):
     disk = on_disk(default_tree("linen", tiny("adamw")) | source_tree(text))
@@ -860,7 +849,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("other", ["maxtext", "nnx", "nnx-state", "nnx-pure"])
+@pytest.mark.parametrize("other", IN_NNX)
 @pytest.mark.parametrize("optimizer", ["adamw", "stateless", None])
 @pytest.mark.parametrize("text", PARAMETERS.values(), ids=PARAMETERS.keys())
 def test_a_parameter_of_any_name_comes_back(text, optimizer, other):
@@ -881,7 +870,7 @@ def test_parameters_alone_are_recognised_whatever_they_are_called(layout, name):
     assert returned.contents() == disk.contents()
 
 
-@pytest.mark.parametrize("other", ["maxtext", "nnx", "nnx-state", "nnx-pure"])
+@pytest.mark.parametrize("other", IN_NNX)
 def test_a_module_called_model_is_not_lost_where_it_stands_alone(other):
     params = {("model", *path): leaf for path, leaf in states.TINY.params.items()}
     disk = on_disk(default_tree("linen", TrainState(params)))
@@ -933,12 +922,15 @@ def test_a_tree_of_no_layout_is_refused_with_the_evidence():
         "error: this is none of the layouts that nnxconv knows\n"
         "  at here\n"
         "  at the root: alpha, beta\n"
-        "  not linen: no weights under `params`\n"
+        "  not linen: no weights under `params`, no `step` and no `opt_state` at the root\n"
+        "  not linen-variables: no weights under `params`\n"
         "  not maxtext: no `nnx_aux` at the root, no weights under `params/params`,"
         " `alpha` at the root, `beta` at the root\n"
         "  not nnx: weights at the root are not wrapped in `value`\n"
         "  not nnx-state: no `model` at the root\n"
-        "  not nnx-pure: no `model`, and no kernel, bias, scale or embedding at the root"
+        "  not nnx-pure: no `model`, and no kernel, bias, scale or embedding at the root\n"
+        "  not nnx-optimizer: no `model` at the root, `alpha` at the root, `beta` at the root\n"
+        "  not nnx-rl: no `base` at the root, `alpha` at the root, `beta` at the root"
     )
 
 
@@ -973,7 +965,7 @@ def test_a_source_of_the_other_family_is_refused(direction, layout, message):
     assert refused.value.render() == message
 
 
-@each_layout
+@pytest.mark.parametrize("layout", TRAINING)
 def test_auto_goes_to_the_other_family(layout):
     tree = default_tree(layout, tiny("muon", STEP_DTYPES[layout]))
     _, conversion = on_disk(tree).converted()
@@ -992,3 +984,122 @@ def test_a_tree_that_is_not_like_the_other_lists_every_difference():
         "  d  f32[1]  only in `--like`\n"
         "  e  f32[]  not in `--like`"
     )
+
+
+# --- parameters without a training state --------------------------------------------------------
+
+# what stands at the root, and the layout that it is recognised as
+BARE = {
+    "Dense_0/kernel f32[2,3]\nDense_0/bias f32[3]": "linen-variables",
+    "encoder/Conv_12/kernel f32[2,3]": "linen-variables",
+    "layers/0/kernel f32[2,3]": "nnx-pure",
+    "norm/scale f32[3]\nnorm/mean f32[3]": "nnx-pure",
+    "Dense_0/kernel f32[2,3]\nBatchNorm_0/mean f32[3]": "nnx-pure",
+    "dense/kernel f32[2,3]\nrngs/default/count u32[]\nrngs/default/key u32[2]": "nnx-pure",
+    "params/dense/kernel f32[2,3]": "linen-variables",
+    "params/params/dense/kernel f32[2,3]": "linen-variables",
+    "params/dense/kernel f32[2,3]\ncache/dense/cached_key f32[3]": "linen-variables",
+    "params/dense/kernel f32[2,3]\nstep i32[]": "linen",
+    "base/dense/kernel/value f32[2,3]": "nnx-rl",
+    "model/dense/kernel/value f32[2,3]\nstep/value u32[]": "nnx-optimizer",
+    "model/dense/kernel f32[2,3]\nopt_state/0/count i32[]\nstep u32[]": "nnx-optimizer",
+}
+
+
+@pytest.mark.parametrize(("text", "layout"), BARE.items())
+def test_parameters_alone_are_told_apart_by_what_only_one_program_writes(text, layout):
+    codec, reading = recognise(source_tree(text))
+    assert (codec.name, reading.others) == (layout, ())
+
+
+UNMARKED = "dense/kernel f32[2,3]\ndense/bias f32[3]"
+
+
+def test_bare_parameters_without_marks_are_read_as_both_layouts_mean_them():
+    source = understand(source_tree(UNMARKED), custom_metadata={})
+    assert (source.codec.name, source.others) == ("nnx-pure", ("linen-variables",))
+    assert source.state.params.keys() == states.TINY.params.keys()
+
+
+def test_where_the_family_of_bare_parameters_matters_it_is_asked_for():
+    with pytest.raises(UnknownLayout) as refused:
+        on_disk(source_tree(UNMARKED)).converted()
+    assert refused.value.render() == (
+        "error: this could be linen-variables or nnx-pure\n"
+        "  bare parameters at the root\n"
+        "\n"
+        "hint: `--to LAYOUT` says what it shall become, `--from LAYOUT` what it is"
+    )
+
+
+# options that say enough, and the layout of the target
+ENOUGH = [
+    ({"to": "maxtext"}, "maxtext"),
+    ({"from_": "linen-variables"}, "nnx"),
+    ({"from_": "nnx-pure"}, "linen"),
+    ({"direction": "linen_to_nnx"}, "nnx"),
+    ({"direction": "nnx_to_linen"}, "linen"),
+]
+
+
+@pytest.mark.parametrize(("options", "layout"), ENOUGH)
+def test_bare_parameters_are_converted_when_the_target_is_clear(options, layout):
+    there, conversion = on_disk(source_tree(UNMARKED)).converted(**options)
+    assert conversion.layout == layout
+    assert conversion.state.params.keys() == states.TINY.params.keys()
+    assert recognised(there.tree)
+
+
+@pytest.mark.parametrize("layout", MODEL_ONLY)
+def test_layouts_of_a_model_alone_refuse_an_optimizer(layout):
+    with pytest.raises(CannotHold) as refused:
+        on_disk(default_tree("linen", tiny("lion"))).converted(to=layout)
+    assert refused.value.render() == (
+        f"error: the {layout} layout has no place for 4 arrays\n"
+        "  opt_state[0].count            i32[]\n"
+        "  opt_state[0].mu.dense.bias    f32[3]\n"
+        "  opt_state[0].mu.dense.kernel  f32[2,3]\n"
+        "  opt_state[2].count            i32[]\n"
+        "\n"
+        "hint: `--params_only` leaves the optimizer out"
+    )
+
+
+@pytest.mark.parametrize("layout", MODEL_ONLY)
+def test_layouts_of_a_model_alone_leave_a_step_out_and_list_it(layout):
+    disk = on_disk(default_tree("linen", tiny("lion")))
+    _, conversion = disk.converted(to=layout, without=("opt_state",))
+    assert conversion.left_out[("step",)] == f"the {layout} layout keeps none"
+
+
+def test_batch_statistics_and_caches_are_collections_beside_linen_variables():
+    text = """
+        params/dense/kernel f32[2,3]
+        batch_stats/norm/mean f32[3]
+        cache/attention/cached_key f32[3]
+    """
+    disk = on_disk(source_tree(text))
+    there, _ = disk.converted(to="nnx-rl")
+    assert {key[-3:] for key in there.tree} == {
+        ("dense", "kernel", "value"),
+        ("norm", "mean", "value"),
+        ("attention", "cached_key", "value"),
+    }
+    back, _ = there.converted(to="linen-variables")
+    assert back.contents() == disk.contents()
+
+
+def test_an_optimizer_of_flax_0_10_without_values_comes_back_without_them():
+    text = """
+        model/dense/kernel f32[2,3]
+        model/dropout/rngs/default/count u32[]
+        model/dropout/rngs/default/key u32[2]
+        opt_state/1/0/count i32[]
+        opt_state/1/0/mu/dense/kernel f32[2,3]
+        opt_state/1/2/count i32[]
+        step u32[]
+    """
+    disk = on_disk(source_tree(text))
+    returned, conversion = there_and_back(disk, "maxtext")
+    assert conversion.source.codec.name == "nnx-optimizer"
+    assert returned.contents() == disk.contents()

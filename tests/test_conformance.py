@@ -87,6 +87,32 @@ def test_without_like_only_rng_state_is_missing(
     assert missing == {path for path in expected if is_rng(path)}
 
 
+TRAINED = {"linen": "main_linen_llama2_scan_adamw", "nnx": "main_nnx_llama2_scan_adamw"}
+
+
+@pytest.mark.parametrize("is_unrolled", [True, False], ids=["unrolled", "stacked"])
+@pytest.mark.parametrize("layout", TRAINED)
+@pytest.mark.parametrize("trained", TRAINED)
+def test_an_export_is_what_maxtext_serves(trained, layout, is_unrolled, conformance, tmp_path):
+    """Key for key; and value for value where it was made from this very run."""
+    root = conformance / "maxtext"
+    model = f"{TRAINED[layout]}_paramonly_unroll_{str(is_unrolled).lower()}"
+    result = nnxconv.convert(
+        str(root / TRAINED[trained]),
+        str(tmp_path / "out"),
+        to=layout,
+        params_only=True,
+        dtype="bfloat16",
+        scan_layers=not is_unrolled,
+        verify=True,
+    )
+    expected, exported = root / model / "0" / "items", Path(result.target_path)
+    assert shape_tree(exported) == shape_tree(expected)
+    if trained == layout:
+        theirs, ours = values(expected), values(exported)
+        assert all(same_bits(ours[path], theirs[path]) for path in theirs)
+
+
 CHECKPOINTS = sorted({pair[0] for pair in PAIRS} | {pair[2] for pair in PAIRS})
 
 

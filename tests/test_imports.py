@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "nnxconv"
 
 LEVELS = [
     ["errors", "keys", "events", "tasks", "allocator", "difference"],
-    ["views", "sizes"],
+    ["views", "sizes", "layouts"],
     ["pieces", "state", "checksums", "report_text"],
     ["optimizer", "plan", "report"],
     ["layers", "bundles"],

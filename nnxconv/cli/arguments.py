@@ -2,7 +2,25 @@
 
 import click
 
-LAYOUTS = ("linen", "nnx", "nnx-state", "nnx-pure", "maxtext")
+from nnxconv.layouts import layouts
+
+
+class Layout(click.ParamType):
+    """The name of a layout; those of other packages are looked up when one is given or listed."""
+
+    name = "layout"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The layout, spelled with dashes or underscores."""
+        found = [name for name in layouts() if name.replace("-", "_") == value.replace("-", "_")]
+        if not found:
+            self.fail(f"{value!r} is not one of {', '.join(layouts())}.", param, ctx)
+        return found[0]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """All names, as click writes a choice."""
+        return f"[{'|'.join(layouts())}]"
+
 
 max_memory_option = click.option(
     "--max_memory",

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from nnxconv.cli.arguments import (
-    LAYOUTS,
+    Layout,
     allow_uncommitted_option,
     dry_run_option,
     dtype_option,
@@ -33,8 +33,8 @@ from nnxconv.cli.output import say
     show_default=True,
     help="`auto` recognises the source and goes to the other family.",
 )
-@click.option("--to", type=click.Choice(LAYOUTS), help="The target's layout.")
-@click.option("--from", "from_", type=click.Choice(LAYOUTS), help="The source's layout.")
+@click.option("--to", type=Layout(), help="The target's layout.")
+@click.option("--from", "from_", type=Layout(), help="The source's layout.")
 @click.option(
     "--scan_layers/--no-scan_layers",
     default=None,

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from nnxconv.cli.arguments import (
-    LAYOUTS,
+    Layout,
     dry_run_option,
     dtype_option,
     max_memory_option,
@@ -25,7 +25,7 @@ from nnxconv.cli.output import say
 @click.option("--output_path", help="The same as DST.", metavar="DST")
 @click.option(
     "--to",
-    type=click.Choice(LAYOUTS),
+    type=Layout(),
     default="linen",
     show_default=True,
     help="The target's layout.",

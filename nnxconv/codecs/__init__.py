@@ -1,30 +1,57 @@
 """Layouts: recognise a tree, decode it to the canonical state, encode it again.
 
 Each layout is one module with the same names in it (see `form.Codec`). No codec imports another.
+Other packages may have more (see `plugins`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from nnxconv.codecs import linen, maxtext, nnx, nnx_pure, nnx_state
+from nnxconv.codecs import (
+    linen,
+    linen_variables,
+    maxtext,
+    nnx,
+    nnx_optimizer,
+    nnx_pure,
+    nnx_rl,
+    nnx_state,
+)
 from nnxconv.codecs.form import Codec, Decoded, Encoded, Form, Reading, Record
-from nnxconv.errors import UnknownLayout
+from nnxconv.codecs.plugins import Codecs
+from nnxconv.errors import NnxconvError, UnknownLayout
 from nnxconv.keys import spell
 from nnxconv.state import Tree, children
 
 __all__ = ["CODECS", "Codec", "Decoded", "Encoded", "Form", "Reading", "Record", "recognise"]
 
-_ALL: tuple[Codec, ...] = (linen, maxtext, nnx, nnx_state, nnx_pure)
-CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
+_ALL: tuple[Codec, ...] = (
+    linen,
+    linen_variables,
+    maxtext,
+    nnx,
+    nnx_state,
+    nnx_pure,
+    nnx_optimizer,
+    nnx_rl,
+)
+CODECS: Mapping[str, Codec] = Codecs(_ALL)
 
 
 def recognise(tree: Tree, where: str = "") -> tuple[Codec, Reading]:
     """The one codec whose layout the tree has, and the evidence.
 
+    Where several fit and all give the same state, the last of them is taken, and its reading names
+    the others: which of them it is matters only to those who ask for its family.
+
     Raises:
       UnknownLayout: none has it, or several do; the evidence of each is listed.
     """
-    readings = {codec.name: codec.recognise(tree) for codec in CODECS.values()}
+    readings = {name: CODECS[name].recognise(tree) for name in CODECS}
     fitting = [name for name, reading in readings.items() if not reading.objections]
+    if len(fitting) > 1 and _mean_the_same(tree, fitting):
+        *others, taken = fitting
+        return CODECS[taken], replace(readings[taken], others=tuple(others))
     if len(fitting) == 1:
         return CODECS[fitting[0]], readings[fitting[0]]
     if fitting:
@@ -43,3 +70,12 @@ def recognise(tree: Tree, where: str = "") -> tuple[Codec, Reading]:
             *(f"not {name}: {', '.join(r.objections)}" for name, r in readings.items()),
         ],
     )
+
+
+def _mean_the_same(tree: Tree, names: Sequence[str]) -> bool:
+    """True when all these codecs give the same state."""
+    try:
+        first, *others = (CODECS[name].decode(tree, Record()).state for name in names)
+    except NnxconvError:
+        return False
+    return all(other == first for other in others)

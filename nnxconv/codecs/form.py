@@ -19,7 +19,10 @@ class Form:
 
     Attributes:
       has_level: Linen: the weights stand under `params/params`, not directly under `params`.
-      has_root: NNX: the weights stand under `model`, not at the root.
+      has_root: NNX: the weights stand under `model`, not at the root; Linen variables: under
+        `params`.
+      is_wrapped: nnx-optimizer: every leaf stands under a last key `value`.
+      wrapper: tunix: name of the module that the model is wrapped in.
       step_dtype: element type of `step`; None when the tree has no step.
       step_is_scalar: Linen: `step` is a Python number.
       opt_state: `tree`, or how its absence is spelled: `absent`, or the kind of an empty literal.
@@ -34,6 +37,8 @@ class Form:
 
     has_level: bool = True
     has_root: bool = True
+    is_wrapped: bool = True
+    wrapper: str = ""
     step_dtype: str | None = None
     step_is_scalar: bool = False
     opt_state: str = "tree"
@@ -121,10 +126,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Reading:
-    """Why a tree is, or is not, of a layout; it is when nothing speaks against it."""
+    """Why a tree is, or is not, of a layout; it is when nothing speaks against it.
+
+    `others` names further layouts that it could be of as well, with the same meaning.
+    """
 
     evidence: tuple[str, ...] = ()
     objections: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,17 @@ opt_state/1                                 None: an empty state
 batch_stats/<path>                          other collections
 ```
 
+Variables without a step and an optimizer are those of `linen_variables`.
+
 Parameters only: `step` a scalar, `opt_state` an empty mapping.
 """
 
+from dataclasses import replace
+
 from nnxconv.codecs import linen_parts as parts
 from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
-from nnxconv.codecs.parts import CACHE, refuse_misfits
-from nnxconv.keys import Key, in_order, spell
+from nnxconv.codecs.parts import refuse_misfits
+from nnxconv.keys import Key, spell
 from nnxconv.layers import Spelling
 from nnxconv.optimizer import (
     LEVEL,
@@ -23,7 +27,7 @@ from nnxconv.optimizer import (
     with_empties,
     without_level,
 )
-from nnxconv.state import BATCH_STATS, TrainState, Tree, below, children, under
+from nnxconv.state import TrainState, Tree, below, children, under
 from nnxconv.views import Leaf
 
 name = "linen"
@@ -42,6 +46,8 @@ def recognise(tree: Tree) -> Reading:
     else:
         evidence.append(f"weights under `params{'/params' if parts.has_level(tree) else ''}`")
     objections += [f"`{root}` at the root" for root in children(tree) if root in _OTHER_ROOTS]
+    if not any(root in children(tree) for root in ("step", "opt_state")):
+        objections.append("no `step` and no `opt_state` at the root")
     opt_state, spelled = parts.read_opt_state(tree)
     chains = parts.digit_chains(opt_state or {}, parts.weights(tree))
     objections += [f"`{spell(('opt_state', *key))}` is a mapping keyed by digits" for key in chains]
@@ -55,39 +61,18 @@ def recognise(tree: Tree) -> Reading:
 def decode(tree: Tree, record: Record) -> Decoded:
     """The meaning of a Linen tree."""
     del record
-    leveled = parts.has_level(tree)
-    stored_params = parts.weights(tree)
-    boxed = parts.boxed_names(stored_params)
-    params = parts.unboxed(stored_params, boxed)
+    found = parts.read_variables(tree, _OWN_ROOTS)
     stored, spelled = parts.read_opt_state(tree)
-    opt_state, empties = _canonical(stored, stored_params, boxed)
+    opt_state, empties = _canonical(stored, parts.weights(tree), found.form.boxed)
     step, step_dtype, step_is_scalar = parts.read_step(tree)
-    inner = [str(child) for child in children(tree, ("params",)) if leveled and child != LEVEL]
-    outer = [str(root) for root in children(tree) if root not in _OWN_ROOTS]
-    collections = {root: below(tree, ("params", root)) for root in inner}
-    collections |= {root: below(tree, (root,)) for root in outer}
-    averages = [root for root, found in collections.items() if _is_average(found, stored_params)]
-    aux: dict[Key, Leaf] = {}
-    for root, found in collections.items():
-        bare = below(found, (LEVEL,)) if root in averages else found
-        aux |= under((root,), parts.unboxed(bare, boxed))
-    form = Form(
-        has_level=leveled,
+    form = replace(
+        found.form,
         step_dtype=step_dtype,
         step_is_scalar=step_is_scalar,
         opt_state=spelled,
         empties=tuple(empties),
-        collections=tuple(outer),
-        inner_collections=tuple(inner),
-        leveled=tuple(averages),
-        boxed=boxed,
     )
-    return Decoded(TrainState(params, opt_state, step, aux), form)
-
-
-def _is_average(collection: Tree, params: Tree) -> bool:
-    """True for weights under a `params` level of their own, such as their moving average."""
-    return bool(collection) and all(key[:1] == (LEVEL,) and key[1:] in params for key in collection)
+    return Decoded(TrainState(found.params, opt_state, step, found.aux), form)
 
 
 def _canonical(
@@ -111,24 +96,16 @@ def default_form(state: TrainState) -> Form:
 
 def misfits(state: TrainState, form: Form) -> list[Key]:
     """Variables of collections that Linen programs do not keep, RNG state among them."""
-    known = {BATCH_STATS, CACHE, *form.collections, *form.inner_collections}
-    return [("aux", *key) for key in in_order(state.aux) if key[0] not in known]
+    return parts.foreign_collections(state, form)
 
 
 def encode(state: TrainState, form: Form) -> Encoded:
     """The state as a Linen tree."""
     refuse_misfits(name, state, misfits(state, form))
-    params = parts.boxed(state.params, form.boxed)
-    tree = under(("params", LEVEL) if form.has_level else ("params",), params)
     opt_state, gaps = _stored(state, form)
     written, assumed = parts.write_opt_state(opt_state, form, gaps)
     step, no_step = parts.write_step(state, form)
-    for root in map(str, children(state.aux)):
-        found = below(state.aux, (root,))
-        if root in form.leveled:
-            found = under((LEVEL,), parts.boxed(found, form.boxed))
-        is_inner = form.has_level and root in form.inner_collections
-        tree |= under(("params", root) if is_inner else (root,), found)
+    tree = parts.write_variables(state, form)
     return Encoded({**step, **tree, **written}, form, (*assumed, *no_step))
 
 

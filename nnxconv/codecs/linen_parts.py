@@ -1,13 +1,14 @@
-"""What the two layouts with `params/params`, linen and maxtext, have in common."""
+"""What the layouts of Linen programs, linen, linen-variables and maxtext, have in common."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from nnxconv.codecs.form import Form
-from nnxconv.codecs.parts import gaps_assumed, step_form, step_leaf
+from nnxconv.codecs.parts import CACHE, gaps_assumed, step_form, step_leaf
 from nnxconv.errors import UnknownLayout
-from nnxconv.keys import Key
+from nnxconv.keys import Key, in_order
 from nnxconv.optimizer import LEVEL, parameter_trees, sequences_from_digits
-from nnxconv.state import TrainState, Tree, below, under
+from nnxconv.state import BATCH_STATS, TrainState, Tree, below, children, under
 from nnxconv.views import Leaf, Literal, View
 
 STEP: Key = ("step",)
@@ -30,6 +31,63 @@ def has_level(tree: Tree) -> bool:
 def weights(tree: Tree) -> dict[Key, Leaf]:
     """The weights by module path, whichever their level."""
     return below(tree, (*PARAMS, LEVEL) if has_level(tree) else PARAMS)
+
+
+@dataclass(frozen=True)
+class Variables:
+    """Parameters without boxes, other collections by name, and how the tree spells them."""
+
+    params: dict[Key, Leaf]
+    aux: dict[Key, Leaf]
+    form: Form
+
+
+def read_variables(tree: Tree, own_roots: Sequence[str]) -> Variables:
+    """The parameters, and the collections beside them and at the root."""
+    leveled = has_level(tree)
+    stored_params = weights(tree)
+    boxed = boxed_names(stored_params)
+    inner = [str(child) for child in children(tree, PARAMS) if leveled and child != LEVEL]
+    outer = [str(root) for root in children(tree) if root not in own_roots]
+    collections = {root: below(tree, (*PARAMS, root)) for root in inner}
+    collections |= {root: below(tree, (root,)) for root in outer}
+    averages = [root for root, found in collections.items() if _is_average(found, stored_params)]
+    aux: dict[Key, Leaf] = {}
+    for root, found in collections.items():
+        bare = below(found, (LEVEL,)) if root in averages else found
+        aux |= under((root,), unboxed(bare, boxed))
+    form = Form(
+        has_level=leveled,
+        collections=tuple(outer),
+        inner_collections=tuple(inner),
+        leveled=tuple(averages),
+        boxed=boxed,
+    )
+    return Variables(unboxed(stored_params, boxed), aux, form)
+
+
+def _is_average(collection: Tree, params: Tree) -> bool:
+    """True for weights under a `params` level of their own, such as their moving average."""
+    return bool(collection) and all(key[:1] == (LEVEL,) and key[1:] in params for key in collection)
+
+
+def write_variables(state: TrainState, form: Form) -> dict[Key, Leaf]:
+    """The inverse: parameters and collections as the form spells them."""
+    params = boxed(state.params, form.boxed)
+    tree = under((*PARAMS, LEVEL) if form.has_level else PARAMS, params)
+    for root in map(str, children(state.aux)):
+        found = below(state.aux, (root,))
+        if root in form.leveled:
+            found = under((LEVEL,), boxed(found, form.boxed))
+        is_inner = form.has_level and root in form.inner_collections
+        tree |= under((*PARAMS, root) if is_inner else (root,), found)
+    return tree
+
+
+def foreign_collections(state: TrainState, form: Form) -> list[Key]:
+    """Variables of collections that Linen programs do not keep, RNG state among them."""
+    known = {BATCH_STATS, CACHE, *form.collections, *form.inner_collections}
+    return [("aux", *key) for key in in_order(state.aux) if key[0] not in known]
 
 
 def digit_chains(opt_state: Tree, params: Collection[Key]) -> list[Key]:
@@ -77,7 +135,7 @@ def write_step(state: TrainState, form: Form) -> tuple[dict[Key, Leaf], list[str
     if leaf is not None:
         return {STEP: leaf}, []
     if form.step_is_scalar and form.step_dtype is not None:
-        return {STEP: Literal("scalar", 0)}, ["`step` is 0: the source has no step"]
+        return {STEP: Literal("scalar", 0)}, ["`step` is 0, as where MaxText saves parameters only"]
     return {}, []
 
 

@@ -1,4 +1,4 @@
-"""What the three NNX layouts have in common; they differ in what is wrapped in `value`.
+"""What the NNX layouts have in common; they differ in roots, and in what is wrapped in `value`.
 
 ```
             model/<path>[/value]    optimizer/opt_state    optimizer/step
@@ -7,13 +7,24 @@ nnx-state   wrapped                 wrapped, mappings      wrapped
 nnx-pure    bare                    bare, mappings         bare
 ```
 
+`nnx-optimizer` and `tunix` are nnx-state under other roots.
+
 Parameters only: `<path>/value` (nnx), `model/<path>/value` (nnx-state), `<path>` (nnx-pure).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nnxconv.codecs.form import Decoded, Encoded, Form, Record
-from nnxconv.codecs.parts import gaps_assumed, model_misfits, split_variables, step_form, step_leaf
+from nnxconv.codecs.parts import (
+    WRAPPER,
+    gaps_assumed,
+    model_misfits,
+    split_variables,
+    step_form,
+    step_leaf,
+    unwrapped,
+    wrapped,
+)
 from nnxconv.errors import CannotHold
 from nnxconv.keys import Key
 from nnxconv.optimizer import digits_from_sequences, parameter_trees, sequences_from_digits
@@ -129,3 +140,39 @@ def mapped_chains(state: TrainState) -> dict[Key, Leaf] | None:
     if state.opt_state is None:
         return None
     return digits_from_sequences(state.opt_state, parameter_trees(state.opt_state, state.params))
+
+
+def decode_mapped(tree: Tree, record: Record, *, is_wrapped: bool) -> Decoded:
+    """The meaning of a tree whose chains are mappings, every leaf of it wrapped or none."""
+    bare = unwrapped if is_wrapped else dict
+    model = bare(model_of(tree, record))
+    step = None
+    if has_root(tree, record):
+        step = tree.get((*STEP, WRAPPER) if is_wrapped else STEP)
+    opt_state = read_opt_state(tree, record)
+    if opt_state is not None:
+        opt_state = numbered_chains(bare(opt_state), model)
+    return canonical(model, opt_state, step, read_form(tree, step, record), record)
+
+
+def encode_mapped(state: TrainState, form: Form, *, is_wrapped: bool) -> Encoded:
+    """The inverse: the state under `model` and `optimizer`."""
+    dress = wrapped if is_wrapped else dict
+    optimizer = {**opt_state_tree(mapped_chains(state), form), **step_tree(state, form)}
+    return assemble(dress(model_tree(state)), dress(optimizer), form)
+
+
+def moved_roots(tree: Tree, roots: Mapping[Key, Key]) -> dict[Key, Leaf]:
+    """The tree with the parts under some prefixes moved under others.
+
+    >>> moved_roots({("step",): 1, ("w",): 2}, {("step",): ("optimizer", "step")})
+    {('optimizer', 'step'): 1, ('w',): 2}
+    """
+    return {_moved(key, roots): leaf for key, leaf in tree.items()}
+
+
+def _moved(key: Key, roots: Mapping[Key, Key]) -> Key:
+    for old, new in roots.items():
+        if key[: len(old)] == old:
+            return (*new, *key[len(old) :])
+    return key

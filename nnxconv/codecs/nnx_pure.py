@@ -6,12 +6,19 @@ optimizer/step                              uint32
 optimizer/opt_state/0/mu/<path>             chains are mappings keyed by digits, no empty states
 ```
 
-Parameters only: `<path>` at the root.
+Parameters only: `<path>` at the root, as Linen programs also save it (see `linen_variables`).
 """
 
 from nnxconv.codecs import nnx_parts as parts
 from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
-from nnxconv.codecs.parts import arrays, is_wrapped, refuse_misfits
+from nnxconv.codecs.parts import (
+    PARAMETER_NAMES,
+    arrays,
+    is_linens,
+    is_wrapped,
+    nnx_marks,
+    refuse_misfits,
+)
 from nnxconv.keys import Key
 from nnxconv.layers import Spelling
 from nnxconv.state import TrainState, Tree, below
@@ -19,8 +26,6 @@ from nnxconv.state import TrainState, Tree, below
 name = "nnx-pure"
 family: Family = "nnx"
 spelling: Spelling = "index"
-
-_PARAMETER_NAMES = {"kernel", "bias", "scale", "embedding"}
 
 
 def recognise(tree: Tree) -> Reading:
@@ -31,8 +36,10 @@ def recognise(tree: Tree) -> Reading:
         objections.append("the weights are wrapped in `value`")
     elif parts.has_root(tree):
         evidence.append(f"bare weights {where}")
-    elif any(key[-1] in _PARAMETER_NAMES for key in arrays(tree) if key):
+    elif any(key[-1] in PARAMETER_NAMES for key in arrays(tree) if key):
         evidence.append(f"bare parameters {where}")
+        if is_linens(tree) and not nnx_marks(tree):
+            objections.append("modules have the names that Linen gives")
     else:
         objections.append("no `model`, and no kernel, bias, scale or embedding at the root")
     optimizer = below(tree, ("optimizer",))
@@ -45,11 +52,7 @@ def recognise(tree: Tree) -> Reading:
 
 def decode(tree: Tree, record: Record) -> Decoded:
     """The meaning of a pure NNX tree."""
-    model = parts.model_of(tree, record)
-    step = tree.get(parts.STEP) if parts.has_root(tree, record) else None
-    opt_state = parts.read_opt_state(tree, record)
-    opt_state = parts.numbered_chains(opt_state, model)
-    return parts.canonical(model, opt_state, step, parts.read_form(tree, step, record), record)
+    return parts.decode_mapped(tree, record, is_wrapped=False)
 
 
 def default_form(state: TrainState) -> Form:
@@ -66,6 +69,4 @@ def misfits(state: TrainState, form: Form) -> list[Key]:
 def encode(state: TrainState, form: Form) -> Encoded:
     """The state as a pure NNX tree."""
     refuse_misfits(name, state, misfits(state, form))
-    opt_state = parts.mapped_chains(state)
-    optimizer = {**parts.opt_state_tree(opt_state, form), **parts.step_tree(state, form)}
-    return parts.assemble(parts.model_tree(state), optimizer, form)
+    return parts.encode_mapped(state, form, is_wrapped=False)

@@ -11,7 +11,7 @@ Parameters only: `model/<path>/value` without an optimizer.
 
 from nnxconv.codecs import nnx_parts as parts
 from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
-from nnxconv.codecs.parts import is_wrapped, refuse_misfits, unwrapped, wrapped
+from nnxconv.codecs.parts import is_wrapped, refuse_misfits
 from nnxconv.keys import Key
 from nnxconv.layers import Spelling
 from nnxconv.state import TrainState, Tree, below
@@ -40,12 +40,7 @@ def recognise(tree: Tree) -> Reading:
 
 def decode(tree: Tree, record: Record) -> Decoded:
     """The meaning of an `nnx.state` tree."""
-    model = unwrapped(parts.model_of(tree, record))
-    step = tree.get((*parts.STEP, "value")) if parts.has_root(tree, record) else None
-    opt_state = parts.read_opt_state(tree, record)
-    if opt_state is not None:
-        opt_state = parts.numbered_chains(unwrapped(opt_state), model)
-    return parts.canonical(model, opt_state, step, parts.read_form(tree, step, record), record)
+    return parts.decode_mapped(tree, record, is_wrapped=True)
 
 
 def default_form(state: TrainState) -> Form:
@@ -62,6 +57,4 @@ def misfits(state: TrainState, form: Form) -> list[Key]:
 def encode(state: TrainState, form: Form) -> Encoded:
     """The state as an `nnx.state` tree."""
     refuse_misfits(name, state, misfits(state, form))
-    opt_state = parts.mapped_chains(state)
-    optimizer = {**parts.opt_state_tree(opt_state, form), **parts.step_tree(state, form)}
-    return parts.assemble(wrapped(parts.model_tree(state)), wrapped(optimizer), form)
+    return parts.encode_mapped(state, form, is_wrapped=True)

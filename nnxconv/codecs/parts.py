@@ -1,11 +1,12 @@
 """Pieces that several layouts share: steps, wrappers, and which NNX variables are parameters."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from nnxconv.codecs.form import PARAMETERS, Form, Record
 from nnxconv.errors import CannotHold
-from nnxconv.keys import Key, in_order, spell
+from nnxconv.keys import Key, in_order, is_digits, spell
 from nnxconv.optimizer import parameter_trees
 from nnxconv.sizes import counted
 from nnxconv.state import BATCH_STATS, RNGS, TrainState, Tree
@@ -21,6 +22,34 @@ NAMED_COLLECTIONS = {
     "cache_index": CACHE,
 }
 """Names that flax gives to variables which are no parameters."""
+
+
+PARAMETER_NAMES = {"kernel", "bias", "scale", "embedding"}
+"""Names that flax gives to parameters."""
+
+
+def is_linens(tree: Tree) -> bool:
+    """True where modules have the names that Linen gives within `nn.compact`, such as `Dense_0`."""
+    return any(
+        isinstance(part, str) and _AUTOMATIC_NAME.fullmatch(part)
+        for key in tree
+        for part in key[:-1]
+    )
+
+
+_AUTOMATIC_NAME = re.compile(r"[A-Z][A-Za-z0-9]*_[0-9]+")
+
+
+def nnx_marks(tree: Tree) -> list[str]:
+    """What only an NNX model has among its parameters: other variables, and lists of modules."""
+    marks = []
+    if any(is_rng(key, tree) for key in arrays(tree) if key):
+        marks.append("RNG state among the parameters")
+    if any(key[-1] in NAMED_COLLECTIONS for key in tree if key):
+        marks.append("other variables among the parameters")
+    if any(is_digits(part) for key in tree for part in key[:-1]):
+        marks.append("modules keyed by digits")
+    return marks
 
 
 def arrays(tree: Tree) -> list[Key]:
@@ -181,9 +210,10 @@ def model_misfits(state: TrainState) -> list[Key]:
 MISFIT_HINT = "`--to maxtext` keeps variables of the model; `--without aux` leaves them out"
 
 
-def refuse_misfits(
-    layout: str, state: TrainState, misfits: list[Key], hint: str = MISFIT_HINT
-) -> None:
+OPTIMIZER_HINT = "`--params_only` leaves the optimizer out"
+
+
+def refuse_misfits(layout: str, state: TrainState, misfits: list[Key], hint: str = "") -> None:
     """Raises CannotHold with every misfit and its shape."""
     if not misfits:
         return
@@ -192,5 +222,15 @@ def refuse_misfits(
     raise CannotHold(
         f"the {layout} layout has no place for {counted(len(misfits), 'array')}",
         details=[f"{spell(key):<{width}}  {notation(leaves[key])}" for key in misfits],
-        hint=hint,
+        hint=hint or _way_out(misfits),
     )
+
+
+def _way_out(misfits: Collection[Key]) -> str:
+    return OPTIMIZER_HINT if any(key[0] == "opt_state" for key in misfits) else MISFIT_HINT
+
+
+def training_misfits(state: TrainState) -> list[Key]:
+    """The optimizer's arrays and the step, which layouts of a model alone have no place for."""
+    opt_state: list[Key] = [("opt_state", *key) for key in in_order(state.opt_state or {})]
+    return opt_state if state.step is None else [*opt_state, ("step",)]

@@ -44,6 +44,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
         "left_out": {spell(key): reason for key, reason in conversion.left_out.items()},
         "taken_from_like": [spell(("aux", *key)) for key in conversion.taken],
         "assumed": list(conversion.assumed),
+        "beside": list(result.companions),
         "arrays": len(plan.arrays),
         "renamed": len(plan.renamed),
         "rewritten": len(plan.rewritten),
@@ -135,6 +136,8 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
         yield "from like", f"{counted(len(conversion.taken), 'array')} of aux"
     for text in conversion.assumed:
         yield "assumed", text
+    for name in result.companions:
+        yield "beside", name
     if result.moved is not None:
         yield from _moved(result.moved)
     if result.is_verified:

@@ -19,7 +19,7 @@ from nnxconv.keys import Key
 from nnxconv.storage.commit import nothing_left_on_failure, stand_in, temporary_path_class
 from nnxconv.storage.leaves import Run, leaf_of, nested_tree, plain_value, registry
 from nnxconv.storage.locate import Location, absolute
-from nnxconv.storage.writer import NewArray, Work
+from nnxconv.storage.writer import NewArray, Work, Writer
 from nnxconv.views import Literal
 
 
@@ -32,6 +32,7 @@ class Target:
       item_name: name of the item in its step; empty when `path` is the item itself.
       carried: directories of other items that are copied into the step, by name.
       handlers: what `_CHECKPOINT_METADATA` calls the handlers of the carried items.
+      files: files that are copied into the step, by name.
     """
 
     path: epath.Path
@@ -39,6 +40,7 @@ class Target:
     carried: Mapping[str, epath.Path] = field(default_factory=dict)
     handlers: Mapping[str, str] = field(default_factory=dict)
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, epath.Path] = field(default_factory=dict)
 
 
 def target_for(target_path: str, source: Location, custom_metadata: dict[str, Any]) -> Target:
@@ -70,7 +72,7 @@ def save(
     work: Work,
 ) -> None:
     """Writes one item and commits it; on any failure nothing is left of it."""
-    run = Run(work, use_ocdbt)
+    run = Run(_with_files(work, target.files), use_ocdbt)
     tree = nested_tree(
         [*((a.key, leaf_of(a)) for a in arrays), *((k, plain_value(v)) for k, v in literals)]
     )
@@ -89,6 +91,17 @@ def save(
                 args=args,
                 custom_metadata=dict(target.custom_metadata) or None,
             )
+
+
+def _with_files(work: Work, files: Mapping[str, epath.Path]) -> Work:
+    """The work, and after it the files that stand beside the item in its step."""
+
+    async def both(writer: Writer) -> None:
+        await work(writer)
+        for name, file in files.items():
+            (writer.directory.parent / name).write_bytes(file.read_bytes())
+
+    return both
 
 
 def _in_step(target: Target, handler: Any, args: Any) -> tuple[Any, Any]:

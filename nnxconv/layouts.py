@@ -1,0 +1,67 @@
+"""The names of all layouts: our own, and those that other packages announce.
+
+Those are entry points of the group `nnxconv.codecs`:
+
+```toml
+[project.entry-points."nnxconv.codecs"]
+ours = "our_package.our_codec"
+```
+
+The entry point's name is the layout's, and what it refers to is a `codecs.Codec`: a module, or any
+object, with those names in it. `examples/write_a_codec.py` is one. Names are told without importing
+anything of the other packages, or of our own codecs.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from nnxconv.errors import BadInput
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+GROUP = "nnxconv.codecs"
+OWN = (
+    "linen",
+    "linen-variables",
+    "maxtext",
+    "nnx",
+    "nnx-state",
+    "nnx-pure",
+    "nnx-optimizer",
+    "nnx-rl",
+)
+
+
+def layouts() -> tuple[str, ...]:
+    """Every name that `--to` and `--from` take."""
+    return (*OWN, *announced())
+
+
+@cache
+def announced() -> dict[str, "EntryPoint"]:
+    """The layouts of other packages, in order of their names.
+
+    Raises:
+      BadInput: two packages have a layout of one name, or one has a name of ours.
+    """
+    from importlib.metadata import entry_points
+
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        known = found.get(point.name)
+        if known == point:  # a directory may be on the path twice
+            continue
+        if known is not None or point.name in OWN:
+            other = "nnxconv" if known is None else package_of(known)
+            raise BadInput(
+                f"`{package_of(point)}` and `{other}` both have a layout called `{point.name}`",
+                hint=f"remove one of them: `pip uninstall {package_of(point)}`",
+            )
+        found[point.name] = point
+    return found
+
+
+def package_of(point: "EntryPoint") -> str:
+    """The name of the package that announces a layout."""
+    return point.dist.name if point.dist is not None else point.module
