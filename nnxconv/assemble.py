@@ -50,11 +50,16 @@ def converted(values: np.ndarray, view: View, where: str) -> np.ndarray:
       BadInput: an integer does not fit in the view's element type; the message names `where`.
     """
     viewed = as_viewed(values, view)
-    is_integer = values.dtype.kind in "iu" and viewed.dtype != values.dtype
-    if is_integer and not np.array_equal(viewed.astype(values.dtype), values):
+    if values.dtype.kind in "iu" and viewed.dtype != values.dtype and not _same(viewed, values):
         worst = values.flat[int(np.argmax(np.abs(values.astype(float))))]
         raise BadInput(f"{worst} does not fit in {viewed.dtype.name}", where=where)
     return viewed
+
+
+def _same(viewed: np.ndarray, values: np.ndarray) -> bool:
+    """True when a cast kept every integer; -1 comes back from uint32, but is not the same there."""
+    is_back = np.array_equal(viewed.astype(values.dtype), values)
+    return is_back and np.array_equal(viewed < 0, values < 0)
 
 
 def _read_together(

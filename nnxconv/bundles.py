@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from nnxconv.blocks import block_shape, check_fits
 from nnxconv.keys import Key
 from nnxconv.pieces import Piece, Region, pieces
-from nnxconv.plan import block_shape, check_fits
 from nnxconv.views import Shape, Source, View, dtype_of, item_bytes
 
 WORKING_COPIES = 3

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nnxconv.assemble import as_viewed, read_region
+from nnxconv.blocks import check_fits, in_windows, regions
 from nnxconv.difference import Difference, Tolerance, measure
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key
 from nnxconv.pairing import Pair
 from nnxconv.pieces import Piece, Region, pieces
-from nnxconv.plan import check_fits, in_windows, regions
 from nnxconv.storage.encoded import EncodedChunks
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader

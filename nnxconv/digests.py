@@ -10,13 +10,13 @@ import numpy as np
 import xxhash
 
 from nnxconv.assemble import read_region
+from nnxconv.blocks import check_fits, in_windows, regions
 from nnxconv.checksums import LeafDigest
 from nnxconv.conversion import Understood
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key, spell
 from nnxconv.pairing import Pair, join_layers
 from nnxconv.pieces import Piece, Region, pieces
-from nnxconv.plan import check_fits, in_windows, regions
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.tasks import together

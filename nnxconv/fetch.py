@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from nnxconv.assemble import converted
+from nnxconv.blocks import MERGED_BYTES, in_windows
 from nnxconv.bundles import WORKING_COPIES, Block, Wanted, bundles_of, extents
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import spell
 from nnxconv.pieces import Region
-from nnxconv.plan import MERGED_BYTES, in_windows
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.tasks import run, together

@@ -6,18 +6,26 @@ target. Either way the chunks of the target are the image of the source's, so th
 is decoded twice; where that would give chunks under 1 MiB, neighbouring ones become one.
 """
 
-import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal as OneOf
-from typing import Protocol, TypeVar
 
+from nnxconv.blocks import (
+    MERGED_BYTES,
+    block_shape,
+    check_fits,
+    in_windows,
+    is_scattered,
+    region_bytes,
+    regions,
+    target_chunks,
+)
 from nnxconv.errors import PlanError
 from nnxconv.keys import Key, spell
 from nnxconv.pieces import Piece, Region, pieces
-from nnxconv.sizes import format_bytes
+from nnxconv.renaming import why_rewrite
 from nnxconv.views import (
     Leaf,
     Literal,
@@ -25,17 +33,11 @@ from nnxconv.views import (
     Source,
     View,
     dtype_of,
-    factor_of,
     first_source,
     item_bytes,
-    notation,
     size_bytes,
 )
 
-MIB = 2**20
-SMALL_CHUNK_BYTES = MIB
-MERGED_BYTES = 16 * MIB
-LARGE_CHUNK_BYTES = 64 * MIB
 WORKING_COPIES = 4
 """How many times a block is in memory at once: encoded, decoded, rearranged, encoded again."""
 
@@ -79,7 +81,7 @@ class Scatter:
     @property
     def block_bytes(self) -> int:
         """Bytes of the region in memory."""
-        return _region_bytes(self.region, self.source.dtype)
+        return region_bytes(self.region, self.source.dtype)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Gather:
     @property
     def block_bytes(self) -> int:
         """Bytes of the region in memory."""
-        return _region_bytes(self.region, dtype_of(self.target.view))
+        return region_bytes(self.region, dtype_of(self.target.view))
 
 
 Job = Scatter | Gather
@@ -161,32 +163,6 @@ class Plan:
         return in_windows(self.jobs(), self.window_bytes)
 
 
-class Sized(Protocol):
-    """A piece of work that holds a block in memory."""
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of the block."""
-        ...
-
-
-AnySized = TypeVar("AnySized", bound=Sized)
-
-
-def in_windows(blocks: Iterable[AnySized], window_bytes: int) -> Iterator[list[AnySized]]:
-    """The blocks in groups of at most `window_bytes`, or of one block."""
-    window: list[AnySized] = []
-    held = 0
-    for block in blocks:
-        if window and held + block.block_bytes > window_bytes:
-            yield window
-            window, held = [], 0
-        window.append(block)
-        held += block.block_bytes
-    if window:
-        yield window
-
-
 def make_plan(
     leaves: Iterable[tuple[Key, Leaf]], max_memory: int, store: str | None = None
 ) -> Plan:
@@ -208,7 +184,7 @@ def make_plan(
         else:
             why = why_rewrite(leaf, store)
             how: How = "rewrite" if why else "rename"
-            chunks = _target_chunks(leaf, merge_bytes) if why else pieces(leaf)[0].image_of_chunks()
+            chunks = target_chunks(leaf, merge_bytes) if why else pieces(leaf)[0].image_of_chunks()
             arrays.append(TargetArray(key, leaf, chunks, how, why))
     _refuse_equal_names(arrays)
     rewritten = [array for array in arrays if array.how == "rewrite"]
@@ -224,183 +200,6 @@ def make_plan(
         largest_bytes,
         merge_bytes,
     )
-
-
-def why_rewrite(view: View, store: str | None = None) -> str:
-    """Why the stored chunks cannot be taken over as they are; empty when they can.
-
-    They can when each chunk of a source is, element by element in C order, one chunk of the view:
-    for a stored array itself, for a stack whose layers become one chunk each, and for a slot of
-    such a stack.
-    """
-    parts = pieces(view)
-    first = parts[0]
-    if any(not piece.is_whole_chunks(view.shape) for piece in parts):
-        return "its parts are not whole chunks"
-    if dtype_of(view) != first.source.dtype:
-        return f"cast to {dtype_of(view)}"
-    if factor_of(view) != 1:
-        return f"multiplied by {factor_of(view):.6g}"
-    if store is not None and any(piece.source.store != store for piece in parts):
-        return "it comes from another checkpoint" if store else "the container is another one"
-    if not first.source.encoding:
-        return "its chunks are not stored in C order, one by one"
-    for piece in parts:
-        if piece.source.encoding != first.source.encoding:
-            return "its layers are encoded differently"
-        if piece.image_of_chunks() != first.image_of_chunks():
-            return "its layers have different chunks"
-        if any(piece.source.chunks[axis] != 1 for axis in piece.fixed):
-            return "one chunk holds several layers"
-        order = [axis for axis, _ in piece.chunk_order()]
-        if order != sorted(order, key=lambda axis: axis or 0):
-            return "its axes change their order within a chunk"
-    chunk_bytes = math.prod(first.image_of_chunks()) * item_bytes(first.source.dtype)
-    if len(parts) > 1 and chunk_bytes < SMALL_CHUNK_BYTES:
-        return "its chunks would be small: they are merged"
-    return ""
-
-
-def renamed_chunks(array: TargetArray) -> Iterator[tuple[Source, Shape, Shape]]:
-    """For an array that is renamed: each stored array, the index of a chunk, and its new index."""
-    for piece in pieces(array.view):
-        source = piece.source
-        counts = [
-            range(span.start // max(1, chunk), -(-span.stop // max(1, chunk)))
-            for span, chunk in zip(
-                map(piece.span, range(len(source.shape))), source.chunks, strict=True
-            )
-        ]
-        for index in itertools.product(*counts):
-            if any(index[axis] != at for axis, at in piece.fixed.items()):
-                continue
-            new = [0] * piece.rank
-            for place, axis in enumerate(piece.axes):
-                if axis is not None:
-                    new[axis] = index[place] + chunks_further(piece, place)
-            for axis, at in piece.placed.items():
-                new[axis] = at
-            yield source, index, tuple(new)
-
-
-def chunks_further(piece: Piece, source_axis: int) -> int:
-    """How many chunks further along an axis a piece of whole chunks stands in its view."""
-    span = piece.span(source_axis)
-    return (span.at - span.start) // max(1, piece.source.chunks[source_axis])
-
-
-def _common_image(parts: Sequence[Piece]) -> Shape:
-    """The largest shape of which the images of all pieces' chunks, where they stand, are multiples.
-
-    It is the image itself where no piece is a part of its source.
-    """
-    image = list(parts[0].image_of_chunks())
-    for piece in parts if any(piece.spans for piece in parts) else ():
-        image = list(map(math.gcd, image, piece.image_of_chunks()))
-        for source_axis, span in piece.spans.items():
-            axis = piece.axes[source_axis]
-            if axis is not None:
-                image[axis] = math.gcd(image[axis], span.at)
-    return tuple(image)
-
-
-def _target_chunks(view: View, merge_bytes: int) -> Shape:
-    """The image of the source's chunks, merged while they are small, divided while they are large.
-
-    What is put together from several arrays is not divided: a source's chunk would be decoded for
-    every part of it.
-    """
-    parts = pieces(view)
-    image = _common_image(parts) if parts else view.shape
-    chunks = [max(1, min(c, s)) for c, s in zip(image, view.shape, strict=True)]
-    item = item_bytes(dtype_of(view))
-    is_small = math.prod(chunks) * item < SMALL_CHUNK_BYTES
-    if is_small and len(parts) == 1 and not parts[0].spans:
-        return _image_of_block(parts[0], view.shape, merge_bytes)
-    if math.prod(chunks) * item > LARGE_CHUNK_BYTES and len(parts) == 1:
-        return _divided(chunks, item)
-    if math.prod(chunks) * item >= SMALL_CHUNK_BYTES:
-        return tuple(chunks)
-    placed = list(parts[0].placed) if parts else []
-    others = [axis for axis in reversed(range(len(chunks))) if axis not in placed]
-    for axis in placed + others:
-        room = merge_bytes // (math.prod(chunks) * item)
-        if chunks[axis] < view.shape[axis] and room > 1:
-            chunks[axis] = min(view.shape[axis], chunks[axis] * room)
-    return tuple(chunks)
-
-
-def _image_of_block(piece: Piece, shape: Shape, merge_bytes: int) -> Shape:
-    """The shape that one block of the source has in the view, so that it is written once."""
-    image = [1] * piece.rank
-    block = block_shape(piece.source, merge_bytes, piece.fixed)
-    for axis, size in zip(piece.axes, block, strict=True):
-        if axis is not None:
-            image[axis] = size
-    return tuple(max(1, min(size, whole)) for size, whole in zip(image, shape, strict=True))
-
-
-def _divided(chunks: Sequence[int], item: int) -> Shape:
-    """Equal parts of a large chunk, cut along its longest axis.
-
-    >>> _divided((192, 96, 2048), 4)
-    (192, 96, 512)
-    """
-    parts = list(chunks)
-    while math.prod(parts) * item > LARGE_CHUNK_BYTES:
-        longest = parts.index(max(parts))
-        parts[longest] //= next(n for n in range(2, parts[longest] + 1) if parts[longest] % n == 0)
-    return tuple(parts)
-
-
-def is_scattered(parts: Sequence[Piece], chunks: Shape) -> bool:
-    """True when an array is best written while its sources are read, one after another.
-
-    That is so when it is made of one source; and when several of its parts come from one, but no
-    chunk of it from two.
-    """
-    if len(parts) < 2:
-        return bool(parts)
-    sources = {piece.source for piece in parts}
-    if len(sources) == 1 and any(piece.spans for piece in parts):
-        return True
-    if len(sources) == len(parts):
-        return False
-    alike = len({piece.image_of_chunks() for piece in parts}) == 1
-    return alike and all(chunks[axis] == 1 for piece in parts for axis in piece.placed)
-
-
-def block_shape(source: Source, merge_bytes: int, fixed: Collection[int] = ()) -> Shape:
-    """The region that is read at once: whole chunks, several where they are small.
-
-    Axes that are `fixed` in what is made of it are the last along which chunks are put together:
-    a block then has more of fewer layers, which are the chunks of the target.
-    """
-    block = [max(1, min(c, s)) for c, s in zip(source.chunks, source.shape, strict=True)]
-    item = item_bytes(source.dtype)
-    last_first = reversed(range(len(block)))
-    for axis in sorted(last_first, key=lambda axis: axis in fixed):
-        room = merge_bytes // max(1, math.prod(block) * item)
-        if room > 1 and block[axis] < source.shape[axis]:
-            block[axis] = min(source.shape[axis], block[axis] * room)
-    return tuple(block)
-
-
-def regions(shape: Shape, block: Shape) -> Iterator[Region]:
-    """The regions of a regular grid over `shape`, in C order.
-
-    >>> list(regions((3,), (2,)))
-    [(slice(0, 2, None),), (slice(2, 3, None),)]
-    """
-    ranges = [
-        [slice(start, min(start + step, size)) for start in range(0, size, step)]
-        for size, step in zip(shape, block, strict=True)
-    ]
-    yield from itertools.product(*ranges)
-
-
-def _region_bytes(region: Region, dtype: str) -> int:
-    return math.prod(part.stop - part.start for part in region) * item_bytes(dtype)
 
 
 def _array_block_bytes(array: TargetArray, merge_bytes: int) -> int:
@@ -427,25 +226,3 @@ def _refuse_equal_names(arrays: Sequence[TargetArray]) -> None:
             "different arrays would have the same name on disk",
             details=[f"{name}: {' and '.join(map(spell, same))}" for name, same in clashes.items()],
         )
-
-
-def check_fits(key: Key, view: View, block_bytes: int, copies: int, max_memory: int) -> None:
-    """Refuses a block whose working copies do not fit in `max_memory` bytes.
-
-    Raises:
-      PlanError: it does not fit.
-    """
-    needed = block_bytes * copies
-    if needed <= max_memory:
-        return
-    source = first_source(view)
-    chunk_bytes = math.prod(source.chunks) * item_bytes(source.dtype)
-    raise PlanError(
-        f"the plan needs {format_bytes(needed)}, but --max_memory is {format_bytes(max_memory)}",
-        where=f"{spell(key)}  {notation(view)}",
-        details=[
-            f"one source chunk is {format_bytes(chunk_bytes)}, and up to {copies} copies"
-            " of a block are held at once"
-        ],
-        hint=f"`--max_memory {math.ceil(needed / MIB)}MiB`",
-    )

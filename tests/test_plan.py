@@ -10,18 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnxconv.blocks import MERGED_BYTES, MIB, SMALL_CHUNK_BYTES, regions
 from nnxconv.errors import PlanError
 from nnxconv.pieces import pieces
-from nnxconv.plan import (
-    MERGED_BYTES,
-    MIB,
-    SMALL_CHUNK_BYTES,
-    Gather,
-    Scatter,
-    make_plan,
-    regions,
-    renamed_chunks,
-)
+from nnxconv.plan import Gather, Scatter, make_plan
+from nnxconv.renaming import renamed_chunks
 from nnxconv.views import (
     Cast,
     Literal,
@@ -391,7 +384,7 @@ def chunk_of(values, chunks, index):
 def test_renamed_chunks_are_the_chunks_of_the_new_array(made):
     view, layers = made
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nnxconv.plan.SMALL_CHUNK_BYTES", 1)
+        patch.setattr("nnxconv.renaming.SMALL_CHUNK_BYTES", 1)
         plan = make_plan([(("w",), view)], PLENTY)
     stored = {
         layer.name: np.arange(math.prod(layer.shape)).reshape(layer.shape) + 1000 * i
@@ -401,7 +394,7 @@ def test_renamed_chunks_are_the_chunks_of_the_new_array(made):
     for array in plan.renamed:
         assert len({piece.source.encoding for piece in pieces(view)}) == 1
         made_chunks = {}
-        for source, index, new_index in renamed_chunks(array):
+        for source, index, new_index in renamed_chunks(array.view):
             assert new_index not in made_chunks
             made_chunks[new_index] = chunk_of(stored[source.name], source.chunks, index)
         counts = [range(-(-s // c)) for s, c in zip(view.shape, array.chunks, strict=True)]

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.plan import WORKING_COPIES, Plan, Transfer, renamed_chunks
+from nnxconv.plan import WORKING_COPIES, Plan, Transfer
+from nnxconv.renaming import renamed_chunks
 from nnxconv.storage.formats import chunk_key
 from nnxconv.storage.item import Item
 from nnxconv.storage.ocdbt import Contents
@@ -100,7 +101,7 @@ def renamed_keys(plan: Plan, item: Item) -> dict[str, str]:
     keys: dict[str, str] = {}
     for array in plan.renamed:
         model = item.formats[first_source(array.view).name]
-        for source, index, new_index in renamed_chunks(array):
+        for source, index, new_index in renamed_chunks(array.view):
             old = item.formats[source.name]
             old_key = f"{source.name}/{chunk_key(old.zarr_format, old.metadata, index)}"
             new_key = f"{array.name}/{chunk_key(model.zarr_format, model.metadata, new_index)}"

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import tensorstore as ts
 from etils import epath
 
-from nnxconv.plan import Transfer, in_windows
+from nnxconv.blocks import in_windows
+from nnxconv.plan import Transfer
 from nnxconv.storage.arrays import (
     all_done,
     context,
