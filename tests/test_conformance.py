@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 import nnxconv
+from tests.models import restore, save
 from tests.trees import same_bits, shape_tree, values
 
 NO_AUX = {"without": ["aux"]}
@@ -130,3 +132,20 @@ def test_a_round_trip_gives_every_shared_checkpoint_back(name, layout, conforman
     assert shape_tree(returned) == kept
     before, after = values(original), values(returned)
     assert all(same_bits(before[path], after[path]) for path in after)
+
+
+LOADS = sorted({(source, model) for source, _, model, _ in PAIRS})
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
+@pytest.mark.parametrize(("source", "model"), LOADS, ids="-".join)
+def test_a_checkpoint_is_loaded_into_what_maxtext_has(source, model, conformance, tmp_path):
+    root = conformance / "maxtext"
+    like = restore(root / model / "1" / "items")
+    loaded = nnxconv.load(root / source, like=like, without=["aux.rngs"], note=lambda _: None)
+    assert jax.tree.structure(loaded) == jax.tree.structure(like)
+    item = save(tmp_path / "loaded", loaded)
+    report = nnxconv.compare(
+        str(root / source), str(item), compare_values=True, compare_only="all", atol=0, rtol=0
+    )
+    assert report.is_match, report.render()
