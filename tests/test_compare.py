@@ -488,7 +488,7 @@ def test_layers_of_another_name_match_their_conversion(tmp_path):
     params = {name.replace("layers", "blocks"): layer for name, layer in decoder().items()}
     source = save_item(tmp_path / "a", weights_only(params))
     options = ("--layer_group", "blocks", "--scan_layers")
-    assert run("convert", source, tmp_path / "b", "--to", "linen", *options).exit_code == 0
+    assert run("convert", source, tmp_path / "b", "--to", "linen-variables", *options).exit_code == 0
     outcome = run("compare", source, tmp_path / "b", VALUES)
     assert (outcome.exit_code, outcome.stdout) == (
         0,
@@ -801,8 +801,8 @@ def test_json_holds_everything_and_spells_infinities(tmp_path):
     assert found == {
         "match": False,
         "exit_code": 1,
-        "a": {"path": str(a), "layout": "linen"},
-        "b": {"path": str(b), "layout": "linen"},
+        "a": {"path": str(a), "layout": "linen-variables"},
+        "b": {"path": str(b), "layout": "linen-variables"},
         "arrays": 3,
         "compared_values": True,
         "tolerance": {"atol": 1e-5, "rtol": 1e-5, "equal_nan": True},

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -83,7 +84,13 @@ def _walk(
 def _place(reference: str) -> Value:
     """`value:ocdbt.process_0/:d/1a27:0:4791` as the file and length it names."""
     _, base, relative, offset, length = reference.split(":")
+    return Value(_file(base, relative), int(offset), int(length))
+
+
+@lru_cache(maxsize=1024)
+def _file(base: str, relative: str) -> str:
+    """A data file's path relative to the database; many values are in each."""
     file = unquote(base) + unquote(relative)
     if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
         raise ValueError(f"it refers to `{file}`, which is outside of the checkpoint")
-    return Value(file, int(offset), int(length))
+    return file
