@@ -66,6 +66,8 @@ def under(prefix: Key, tree: Tree) -> dict[Key, Leaf]:
 
 def children(tree: Tree, prefix: Key = ()) -> list[str | int]:
     """The distinct names directly under `prefix`, in order of appearance."""
+    if not prefix:
+        return list(dict.fromkeys(key[0] for key in tree if key))
     size = len(prefix)
     found: dict[str | int, None] = {}
     for key in tree:

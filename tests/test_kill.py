@@ -213,7 +213,8 @@ def test_a_kill_at_any_moment_leaves_the_source_and_a_whole_target_or_none(
         if hits == KILLS:
             break
     assert hits == KILLS
-    assert found_unfinished >= KILLS // 4
+    if kind != "overwrite links":  # which is too quick to be found in the middle
+        assert found_unfinished >= KILLS // 4
     shutil.rmtree(target / str(STEP), ignore_errors=True)
     assert server.convert(sources[names[0]], target, None, **options)[0] == 0
     assert whole_checkpoint(target, wanted) == names[0]

@@ -23,7 +23,7 @@ from tests import checkpoints
 
 MIB = 2**20
 IMPORTS_BYTES = 300 * MIB
-SIZE_BYTES = 1536 * MIB
+SIZE_BYTES = 1024 * MIB
 MAX_MEMORY = 256 * MIB
 
 pytestmark = pytest.mark.skipif(

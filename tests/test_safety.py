@@ -26,7 +26,13 @@ from orbax.checkpoint._src.handlers import base_pytree_checkpoint_handler
 from orbax.checkpoint.path import atomicity
 
 import nnxconv
-from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, NotACheckpoint
+from nnxconv.errors import (
+    BadInput,
+    DamagedCheckpoint,
+    NnxconvError,
+    NotACheckpoint,
+    PlanError,
+)
 from nnxconv.storage import save as storage_save
 from nnxconv.storage import transfer as storage_transfer
 from nnxconv.storage.read import Reader
@@ -436,7 +442,7 @@ def test_a_failure_while_other_items_are_carried_leaves_everything_as_it_was(
     before = snapshot(tmp_path)
     method = getattr(storage_save._CopyHandler, name)
     monkeypatch.setattr(storage_save._CopyHandler, name, _at_call(method, 0, FAILURES[failure]))
-    with pytest.raises((Stopped, OSError, KeyboardInterrupt)):
+    with pytest.raises((Stopped, OSError, PlanError, KeyboardInterrupt)):
         convert(root, tmp_path / "out")
     assert snapshot(tmp_path) == before
 

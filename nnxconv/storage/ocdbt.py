@@ -52,8 +52,7 @@ def read_contents(path: epath.Path) -> Contents:
         values: dict[str, Value] = {}
         nodes: set[str] = set()
         if root is not None:
-            for key, value in _walk(base, root, "", nodes):
-                values[key] = value
+            values = dict(_walk(base, root, "", nodes))
         return Contents(values, frozenset(nodes))
     except (ValueError, KeyError, IndexError, OSError) as error:
         reason = str(error).split(" [")[0]
