@@ -1,6 +1,6 @@
 """Comparing large checkpoints takes no more memory than promised: `--max_memory` and the program.
 
-2 GiB per checkpoint, or 4 GiB with `NNXCONV_LARGE=1`. Memory is that of a process of its own.
+1 GiB per checkpoint, or 4 GiB with `NNXCONV_LARGE=1`. Memory is that of a process of its own.
 """
 
 import json

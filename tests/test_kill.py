@@ -214,7 +214,7 @@ def test_a_kill_at_any_moment_leaves_the_source_and_a_whole_target_or_none(
             break
     assert hits == KILLS
     if kind != "overwrite links":  # which is too quick to be found in the middle
-        assert found_unfinished >= KILLS // 4
+        assert found_unfinished >= KILLS // 10
     shutil.rmtree(target / str(STEP), ignore_errors=True)
     assert server.convert(sources[names[0]], target, None, **options)[0] == 0
     assert whole_checkpoint(target, wanted) == names[0]
