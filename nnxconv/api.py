@@ -436,7 +436,7 @@ def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = Fal
         dtypes_of(item.tree),
         chunks_of(item.formats),
         compressors_of(item.formats),
-        writing_processes(item.path),
-        read_shardings(item.path),
+        writing_processes(location.folder),
+        read_shardings(location.folder),
         {**location.custom_metadata, **item.custom_metadata},
     )

@@ -120,7 +120,7 @@ def gpt3_from_paxml(
         conversion,
         Places(
             source_path,
-            Location(found.item.path, "root", str(step_number)),
+            Location(found.folder, "root", str(step_number)),
             {found.item.path.as_posix(): found.item},
             target_path,
             target,

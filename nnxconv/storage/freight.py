@@ -34,7 +34,7 @@ class Freight:
       files: files of the source that are copied or linked, and their new paths.
       references: keys of values in those files, or in the database's nodes, and their new keys.
       values: keys of values that are copied one by one, and their new keys.
-      file_bytes: of all those files.
+      file_lengths: bytes of each of those files, by its old path.
       value_bytes: of each of those values, by its old key.
       is_linked: files are linked, not copied.
       window_bytes: how many bytes of values are copied at once.
@@ -43,7 +43,7 @@ class Freight:
     files: Mapping[str, str] = field(default_factory=dict)
     references: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
-    file_bytes: int = 0
+    file_lengths: Mapping[str, int] = field(default_factory=dict)
     value_bytes: Mapping[str, int] = field(default_factory=dict)
     is_linked: bool = False
     window_bytes: int = 0
@@ -51,7 +51,8 @@ class Freight:
     @property
     def copied_bytes(self) -> int:
         """Bytes that the target has of its own."""
-        return sum(self.value_bytes.values()) + (0 if self.is_linked else self.file_bytes)
+        own = 0 if self.is_linked else sum(self.file_lengths.values())
+        return own + sum(self.value_bytes.values())
 
     @property
     def peak_bytes(self) -> int:
@@ -74,7 +75,8 @@ def plan_freight(
     is_linked = transfer == "link" and can_link(item.path, target)
     if item.contents is None:
         _refuse_missing(item, keys, lengths)
-        return Freight(keys, file_bytes=sum(lengths[key] for key in keys), is_linked=is_linked)
+        own = {key: lengths[key] for key in keys}
+        return Freight(keys, file_lengths=own, is_linked=is_linked)
     contents = item.contents
     _refuse_missing(item, keys, contents.values)
     _refuse_short_files(item, keys, contents, lengths)
@@ -89,7 +91,7 @@ def plan_freight(
         {file: file for file in sorted(whole)},
         references,
         values,
-        sum(lengths[file] for file in whole),
+        {file: lengths[file] for file in whole},
         {old: contents.values[old].nbytes for old in values},
         is_linked,
         window_bytes,

@@ -13,6 +13,7 @@ from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.keys import Key
 from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, kvstore_spec
+from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.formats import (
     ORBAX,
     ZARR2_FILE,
@@ -24,6 +25,7 @@ from nnxconv.storage.formats import (
 )
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.storage.ocdbt import Contents, read_contents
+from nnxconv.storage.remote import read_if_there
 from nnxconv.views import Leaf, Literal, Source
 
 _SEQUENCE = 1
@@ -82,12 +84,12 @@ def open_item(location: Location) -> Item:
         ) from error
     use_ocdbt = metadata.get("use_ocdbt")
     if use_ocdbt is None:
-        use_ocdbt = (path / "manifest.ocdbt").exists()
+        use_ocdbt = "manifest.ocdbt" in location.folder.files
     use_zarr3 = bool(metadata.get("use_zarr3"))
     names = {key: array_name(key) for key, kind in entries if kind in _ARRAY_TYPES}
     contents = read_contents(path) if use_ocdbt else None
     formats = read_formats(path, contents, use_zarr3, names.values())
-    impls = _prng_impls(path)
+    impls = _prng_impls(location.folder)
     strings = _read_json(path / "_strings.json") if _has_strings(entries) else {}
     store = path.as_posix()
     tree: dict[Key, Leaf] = {}
@@ -144,9 +146,10 @@ def _has_strings(entries: Iterable[tuple[Key, str]]) -> bool:
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise DamagedCheckpoint(f"`{path}` is missing") from error
+        text = read_if_there(path)
+        if text is None:
+            raise DamagedCheckpoint(f"`{path}` is missing")
+        return json.loads(text)
     except ValueError as error:
         raise DamagedCheckpoint(f"`{path}` is not JSON: {error}") from error
 
@@ -206,13 +209,13 @@ def _parsed(zarr_format: int, text: bytes) -> ArrayFormat:
     return parse_format(zarr_format, json.loads(text))
 
 
-def _prng_impls(path: epath.Path) -> dict[str, str]:
+def _prng_impls(item: Folder) -> dict[str, str]:
     """The implementation of each typed PRNG key; Orbax keeps it nowhere else."""
-    folder = path / "array_metadatas"
     impls: dict[str, str] = {}
-    if not folder.exists():
+    if "array_metadatas" not in item.folders:
         return impls
-    for file in folder.iterdir():
+    folder = open_folder(item.path / "array_metadatas")
+    for file in (folder.path / name for name in sorted(folder.files)):
         try:
             for entry in _read_json(file).get("array_metadatas", []):
                 metadata = entry["array_metadata"]

@@ -133,11 +133,10 @@ COMMITTED = "commit_success.txt"
 """The last object that Orbax writes into an item or a step on gs://."""
 
 
-def move_tree(source: epath.Path, target: epath.Path) -> None:
-    """Moves a checkpoint; what is below `target` is complete only when its last mark is there."""
+def copy_tree(source: epath.Path, target: epath.Path) -> None:
+    """Copies a checkpoint; what is below `target` is complete only when its last mark is there."""
     files = files_below(source)
     marks = sorted(filter(is_mark, files), key=lambda name: -name.count("/"))
     copy_files((source / name, target / name) for name in files if not is_mark(name))
     for name in marks:  # inner ones first
         copy_file(source / name, target / name)
-    remove_tree(source)

@@ -16,9 +16,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nnxconv.keys import Key
-from nnxconv.storage.commit import nothing_left_on_failure, stand_in, temporary_path_class
+from nnxconv.storage.commit import nothing_left_on_failure, temporary_path_class
 from nnxconv.storage.leaves import Run, leaf_of, nested_tree, plain_value, registry
 from nnxconv.storage.locate import Location, absolute
+from nnxconv.storage.remote import COMMITTED, copy_files, files_below, is_remote
 from nnxconv.storage.writer import NewArray, Work, Writer
 from nnxconv.views import Literal
 
@@ -77,7 +78,7 @@ def save(
         [*((a.key, leaf_of(a)) for a in arrays), *((k, plain_value(v)) for k, v in literals)]
     )
     args: Any = ocp.args.PyTreeSave(tree, custom_metadata=custom_metadata or None)
-    with _quiet_orbax(), nothing_left_on_failure(target.path):
+    with _quiet_orbax(), nothing_left_on_failure(target.path) as place:
         handler: Any = ocp.PyTreeCheckpointHandler(
             use_ocdbt=use_ocdbt, use_zarr3=use_zarr3, type_handler_registry=registry(run)
         )
@@ -87,7 +88,7 @@ def save(
             handler, temporary_path_class=temporary_path_class(target.path)
         ) as checkpointer:
             checkpointer.save(
-                stand_in(target.path),
+                place,
                 args=args,
                 custom_metadata=dict(target.custom_metadata) or None,
             )
@@ -118,10 +119,13 @@ def _in_step(target: Target, handler: Any, args: Any) -> tuple[Any, Any]:
 
 @contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Keeps Orbax's remarks about handlers that we left out on purpose off the user's screen."""
+    """Keeps off the screen what Orbax says of handlers that we left out on purpose, and of errors.
+
+    It prints the traceback of an error in one of its threads, and raises the error too.
+    """
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -152,12 +156,19 @@ class _CopyHandler(ocp.CheckpointHandler):
 
 
 def _copy_tree(source: epath.Path, target: epath.Path) -> None:
-    """Copies files and folders, but not their permissions: a source may be read-only."""
+    """Copies files and folders, but not their permissions: a source may be read-only.
+
+    The mark that the item is complete stays behind; in a bucket Orbax writes it when it is.
+    """
+    if is_remote(source) or is_remote(target):
+        names = [name for name in files_below(source) if name != COMMITTED]
+        copy_files((source / name, target / name) for name in names)
+        return
     target.mkdir(parents=True, exist_ok=True)
     for child in source.iterdir():
         if child.is_dir():
             _copy_tree(child, target / child.name)
-        else:
+        elif child.name != COMMITTED:
             child.copy(target / child.name)
 
 

@@ -93,6 +93,14 @@ def told_plainly() -> Iterator[None]:
         ) from error
 
 
+def plain_reason(error: Exception) -> str:
+    """What an error of a server means, and what the server said, in one line."""
+    told = _told(error)
+    if told is None:
+        return _first_line(error)
+    return f"{told.message}: {told.said}" if told.said else told.message
+
+
 def _told(error: Exception) -> _Told | None:
     """What an error of a server means; None for errors of other kinds."""
     if isinstance(error, ServerError):

@@ -9,7 +9,8 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import tensorstore as ts
@@ -27,10 +28,11 @@ from nnxconv.storage.arrays import (
 from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
 from nnxconv.storage.ocdbt import Contents, read_contents
-from nnxconv.storage.remote import copy_file, is_remote
+from nnxconv.storage.remote import REQUESTS_AT_ONCE, copy_file, copy_files, is_remote
 from nnxconv.tasks import together
 
 FILES_AT_ONCE = 8
+"""Files that go through this process; servers copy more at once."""
 
 
 @dataclass
@@ -64,10 +66,12 @@ class Carrier:
         self._transfer: Transfer = transfer
         self._moved = moved
         self._saying = threading.Lock()
+        ends = [is_remote(item.path), is_remote(target)]
+        self._is_remote, self._is_served = any(ends), all(ends)
 
     async def carry(self, freight: Freight, tell: Tell) -> None:
         """Gives the target what the freight names: files first, then what refers to them."""
-        await self._take_files(freight.files, tell)
+        await self._take_files(freight, tell)
         contents = self._item.contents
         if contents is not None:
             await self._refer(freight.references, contents)
@@ -78,9 +82,7 @@ class Carrier:
         if not keys:
             return
         nodes = [file for file in contents.node_files if not (self._target / file).exists()]
-        for file in nodes:
-            (self._target / file).parent.mkdir(parents=True, exist_ok=True)
-            (self._item.path / file).copy(self._target / file)
+        await asyncio.to_thread(self._take_nodes, nodes)
         target = new_kvstore_spec(self._target, use_ocdbt=True)
         manifest = directory_spec(self._item.path)
         source = {"driver": "ocdbt", "base": target["base"], "manifest": manifest}
@@ -101,6 +103,16 @@ class Carrier:
         for file in nodes:
             if file not in still_needed:
                 (self._target / file).unlink()
+
+    def _take_nodes(self, nodes: Sequence[str]) -> None:
+        """Copies files that hold the source's nodes."""
+        pairs = [(self._item.path / file, self._target / file) for file in nodes]
+        if self._is_remote:
+            copy_files(pairs)
+            return
+        for source, target in pairs:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.copy(target)
 
     async def _copy_values(self, freight: Freight, tell: Tell) -> None:
         """Encoded values, read and written as they are, a window to a commit."""
@@ -124,45 +136,51 @@ class Carrier:
             self._moved.nbytes += nbytes
             tell(nbytes)
 
-    async def _take_files(self, files: Mapping[str, str], tell: Tell) -> None:
+    async def _take_files(self, freight: Freight, tell: Tell) -> None:
         """Links or copies files of the item into the target, several at once."""
-
-        at_once = asyncio.Semaphore(FILES_AT_ONCE)
+        at_once = REQUESTS_AT_ONCE if self._is_served else FILES_AT_ONCE
         is_stopped = False
 
-        async def take(old: str, new: str) -> None:
+        def take(old: str, new: str) -> bool | None:
+            return None if is_stopped else self._take_file(old, new)
+
+        async def took(old: str, new: str) -> None:
             nonlocal is_stopped
-            async with at_once:
-                if is_stopped:
-                    return
-                try:
-                    was_linked, nbytes = await asyncio.to_thread(self._take_file, old, new)
+            try:
+                was_linked = await loop.run_in_executor(pool, take, old, new)
+                if was_linked is not None:
+                    nbytes = freight.file_lengths[old]
                     self._moved.nbytes += nbytes
                     self._moved.linked_files += was_linked
                     self._moved.copied_files += not was_linked
                     tell(nbytes)
-                except BaseException:
-                    is_stopped = True
-                    raise
+            except BaseException:
+                is_stopped = True
+                raise
 
-        await together(take(old, new) for old, new in files.items())
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(at_once) as pool:
+            await together(took(old, new) for old, new in freight.files.items())
 
-    def _take_file(self, old: str, new: str) -> tuple[bool, int]:
-        """Whether a file was linked, and its length; a copy is on disk when this returns."""
+    def _take_file(self, old: str, new: str) -> bool:
+        """Whether a file was linked; a copy is on disk when this returns."""
         source, target = self._item.path / old, self._target / new
-        if is_remote(source) or is_remote(target):
-            return False, self._take_object(source, target)
+        if self._is_remote:
+            if self._transfer == "link":
+                who = "the server copied the files" if self._is_served else "files were copied"
+                self._copy_from_now_on(f"{who}: there are no links to files on gs://")
+            copy_file(source, target)
+            return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        nbytes = source.stat().length
         if self._transfer == "link":
             try:
                 os.link(source, target)
-                return True, nbytes
+                return True
             except OSError as error:
                 reason = error.strerror or str(error)
                 self._copy_from_now_on(f"files were copied, because links failed: {reason}")
         _copy_file(source, target)
-        return False, nbytes
+        return False
 
     def _copy_from_now_on(self, why: str) -> None:
         """Says once, however many threads find out, that there are no links."""
@@ -170,16 +188,6 @@ class Carrier:
             if self._transfer == "link":
                 self._transfer = "copy"
                 self._moved.notes.append(why)
-
-    def _take_object(self, source: epath.Path, target: epath.Path) -> int:
-        """Copies a file from or to a bucket, and gives its length."""
-        nbytes = source.stat().length
-        is_served = is_remote(source) and is_remote(target)
-        if self._transfer == "link":
-            who = "the server copied the files" if is_served else "files were copied"
-            self._copy_from_now_on(f"{who}: there are no links to files on gs://")
-        copy_file(source, target)
-        return nbytes
 
 
 def _copy_file(source: epath.Path, target: epath.Path) -> None:
