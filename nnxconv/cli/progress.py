@@ -8,12 +8,29 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from nnxconv.events import Event, Watcher, ignore
+from nnxconv.storage.patience import repeated_requests
+
+
+class RepetitionsColumn(ProgressColumn):
+    """How many requests a server has made this command repeat; nothing while there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before = repeated_requests()
+
+    def render(self, task: Task) -> Text:
+        """Looks again each time the bar is drawn, also while every request waits."""
+        count = repeated_requests() - self._before
+        return Text(f"{count:,} requests tried again" if count else "", style="yellow")
 
 
 @contextmanager
@@ -29,6 +46,7 @@ def progress() -> Iterator[Watcher]:
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
+        RepetitionsColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, arrays="0")

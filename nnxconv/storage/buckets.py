@@ -16,12 +16,7 @@ import aiohttp
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError, is_retriable
 
-from nnxconv.storage.patience import (
-    CONNECT_SECONDS,
-    SILENCE_SECONDS,
-    count_repetition,
-    pauses,
-)
+from nnxconv.storage.patience import count_repetition, pauses, timeout_seconds
 from nnxconv.storage.server_errors import Forbidden, ServerError
 
 _request_once: Any = GCSFileSystem._request.__wrapped__  # type: ignore[attr-defined]
@@ -31,9 +26,8 @@ class Buckets(GCSFileSystem):
     """The file system of gs:// paths."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        limits = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
-        )
+        seconds = timeout_seconds()
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
         super().__init__(*args, **{"requests_timeout": limits, **options})
 
     async def _request(self, method: str, path: str, *args: Any, **options: Any) -> Any:
@@ -64,7 +58,9 @@ class Buckets(GCSFileSystem):
 async def _wait_or_raise(error: Exception, pause: float | None, place: str) -> None:
     is_transient = is_retriable(error) or isinstance(error, TimeoutError)
     if not is_transient or pause is None:
-        code, said = None, str(error) or "no answer"
+        code, said = None, str(error) or "no answer came in time"
+        if isinstance(error, aiohttp.ClientPayloadError):
+            said = "the answer ended before it was complete"
         if isinstance(error, HttpError) and error.code is not None:
             code, said = int(error.code), said.removesuffix(f", {error.code}")
         raise ServerError(code, said, place) from error

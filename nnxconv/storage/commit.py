@@ -57,16 +57,29 @@ def _no_objects_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
         yield place
     except BaseException as error:
         try:
-            remove_tree(place)
+            _remove_objects(place)
         except Exception as trouble:
             raise StorageError(
                 f"`{place}` is not complete, and could not be removed",
-                details=str(error).splitlines()[:1],
+                details=[plain_reason(error)],
                 hint=f"`gcloud storage rm -r {place}` removes it",
             ) from trouble
         raise
     if place == beside:
         _replace(path, beside)
+
+
+def _remove_objects(path: epath.Path) -> None:
+    """Removes what is below a path, and what writes that were under way still bring there."""
+    quiet = 0
+    for _ in range(_LOOKS):
+        quiet = 0 if remove_tree(path) else quiet + 1
+        if quiet == _QUIET_LOOKS:
+            return
+        time.sleep(_BETWEEN_LOOKS_SECONDS)
+
+
+_LOOKS, _QUIET_LOOKS, _BETWEEN_LOOKS_SECONDS = 50, 3, 0.1
 
 
 def _replace(old: epath.Path, new: epath.Path) -> None:

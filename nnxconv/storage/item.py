@@ -183,6 +183,7 @@ def read_formats(
     }
     formats: dict[str, ArrayFormat] = {}
     problems: list[str] = []
+    cause: Exception | None = None
     for name, key in keys.items():
         try:
             text = known[key].inline if key in known and not known[key].file else None
@@ -194,12 +195,13 @@ def read_formats(
             formats[name] = _parsed(3 if use_zarr3 else 2, text)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             problems.append(f"{name}: {str(error).split(' [')[0]}")
+            cause = error
     if problems:
         raise DamagedCheckpoint(
             f"{len(problems):,} of {len(keys):,} arrays cannot be read",
             where=str(path),
             details=problems,
-        )
+        ) from cause
     return formats
 
 

@@ -1,6 +1,7 @@
 """How long a server is asked again: a number of tries, with growing pauses between them.
 
-`NNXCONV_GCS_RETRIES` says how often a request is repeated; 8 by default, which is 40 seconds.
+`NNXCONV_GCS_RETRIES` says how often a request is repeated: 8 times by default, which takes 40
+seconds. `NNXCONV_GCS_TIMEOUT` says after how many seconds without a byte one is lost: 60.
 """
 
 import os
@@ -15,20 +16,32 @@ _DEFAULT_RETRIES = 8
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 16.0
 
-CONNECT_SECONDS = 30
-SILENCE_SECONDS = 60
-"""After so long without a byte, a request counts as lost."""
+TIMEOUT = "NNXCONV_GCS_TIMEOUT"
+_DEFAULT_TIMEOUT_SECONDS = 60
 
 
 def retries() -> int:
     """How often a request is repeated.
 
     Raises:
-      BadInput: the variable of the environment is no number.
+      BadInput: the variable of the environment is no whole number.
     """
-    text = os.environ.get(RETRIES, str(_DEFAULT_RETRIES))
-    if not text.isdecimal():
-        raise BadInput(f"`{RETRIES}` is `{text}`, not a number of repetitions")
+    return _whole_number(RETRIES, _DEFAULT_RETRIES)
+
+
+def timeout_seconds() -> int:
+    """After how long without a byte a request is lost.
+
+    Raises:
+      BadInput: the variable of the environment is no whole number.
+    """
+    return _whole_number(TIMEOUT, _DEFAULT_TIMEOUT_SECONDS)
+
+
+def _whole_number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not (text.isascii() and text.isdecimal()):
+        raise BadInput(f"`{variable}` is `{text}`, which is no whole number")
     return int(text)
 
 

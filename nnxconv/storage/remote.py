@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from nnxconv.storage.patience import CONNECT_SECONDS, SILENCE_SECONDS
+from nnxconv.storage.patience import timeout_seconds
 
 SCHEME = "gs://"
 REQUESTS_AT_ONCE = 32
@@ -39,8 +39,8 @@ def prepare() -> None:
     options: dict[str, Any] = {"use_listings_cache": False}
     # Hierarchical buckets are looked for with a call that many accounts may not make.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(CONNECT_SECONDS))
-    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(SILENCE_SECONDS))
+    for limit in ("CONNECT_TIMEOUT_SECONDS", "LOW_SPEED_TIME_SECONDS"):
+        os.environ.setdefault(f"TENSORSTORE_CURL_{limit}", str(timeout_seconds()))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     if emulator:
@@ -118,8 +118,11 @@ def is_mark(name: str) -> bool:
     return name.rpartition("/")[2] == COMMITTED
 
 
-def remove_tree(path: epath.Path) -> None:
-    """Removes every object below a path, the marks that it is complete first."""
+def remove_tree(path: epath.Path) -> bool:
+    """Removes every object below a path, the marks that it is complete first.
+
+    Returns whether there were any.
+    """
     files = files_below(path)
     root = path.as_posix().rstrip("/")
     for are_marks in (True, False):
@@ -127,6 +130,7 @@ def remove_tree(path: epath.Path) -> None:
         if names:
             with suppress(FileNotFoundError):  # the answer to an earlier try was lost
                 filesystem().rm(names)
+    return bool(files)
 
 
 COMMITTED = "commit_success.txt"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nnxconv.errors import NnxconvError, StorageError
+from nnxconv.errors import DamagedCheckpoint, NnxconvError, StorageError
 from nnxconv.storage.remote import SCHEME
 
 
@@ -37,10 +37,7 @@ _ADVICE = {
         "the server refused access",
         "ask for `storage.objects.get`, `list`, `create` and `delete` on the bucket",
     ),
-    404: (
-        "there is no such bucket or object",
-        "`gcloud storage ls gs://BUCKET` lists what is there",
-    ),
+    404: ("there is no such bucket or object", "`gcloud storage ls {bucket}` lists what is there"),
     412: ("somebody else wrote the object at the same time", "run the command again"),
     429: ("the server asked to slow down, again and again", "try later, or with fewer processes"),
 }
@@ -65,6 +62,7 @@ class _Told:
     hint: str
     said: str = ""
     place: str = ""
+    code: int | None = None
 
 
 @contextmanager
@@ -78,10 +76,14 @@ def told_plainly() -> Iterator[None]:
         yield
     except NnxconvError as error:
         cause = error.__cause__
-        told = _told(cause) if isinstance(cause, Exception) else None
-        if told is not None and not error.hint:
-            error.hint = told.hint
-            error.args = (error.render(prefix=""),)
+        told = None if cause is None else _told(cause)
+        if told is None or error.hint:
+            raise
+        if isinstance(error, DamagedCheckpoint) and told.code != 404:
+            place, said = told.place or error.where, told.said if told.place else error.message
+            raise StorageError(told.message, where=place, details=[said], hint=told.hint) from cause
+        error.hint = told.hint
+        error.args = (error.render(prefix=""),)
         raise
     except Exception as error:
         told = _told(error)
@@ -93,7 +95,7 @@ def told_plainly() -> Iterator[None]:
         ) from error
 
 
-def plain_reason(error: Exception) -> str:
+def plain_reason(error: BaseException) -> str:
     """What an error of a server means, and what the server said, in one line."""
     told = _told(error)
     if told is None:
@@ -101,7 +103,7 @@ def plain_reason(error: Exception) -> str:
     return f"{told.message}: {told.said}" if told.said else told.message
 
 
-def _told(error: Exception) -> _Told | None:
+def _told(error: BaseException) -> _Told | None:
     """What an error of a server means; None for errors of other kinds."""
     if isinstance(error, ServerError):
         return _answer(error.code, error.said, error.place)
@@ -135,7 +137,8 @@ def _answer(code: int | None, said: str, place: str) -> _Told:
     message, hint = _ADVICE.get(code or 0, _UNREACHABLE)
     if code == 401 and "nonymous" in said:
         message = _NO_CREDENTIALS
-    return _Told(message, hint, said, place)
+    bucket = SCHEME + place.removeprefix(SCHEME).partition("/")[0]
+    return _Told(message, hint.format(bucket=bucket), said, place, code)
 
 
 def _first_sentence(text: str) -> str:
@@ -143,5 +146,5 @@ def _first_sentence(text: str) -> str:
     return text.split(" [")[0].splitlines()[0] if text else ""
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
