@@ -114,6 +114,7 @@ def convert(
     Raises:
       NnxconvError: the input cannot be converted as asked; source and target are as they were.
     """
+    from nnxconv.storage.files import read_text
     from nnxconv.storage.save import target_for
 
     started = time.monotonic()
@@ -130,7 +131,7 @@ def convert(
         params_only,
         dtype,
     )
-    rules = asked_rules(rename, rename_back)
+    rules = asked_rules(rename, rename_back, read_text)
     location, item, source = open_checkpoint(
         source_path, step, options, allow_uncommitted=allow_uncommitted
     )
@@ -204,10 +205,11 @@ def compare(
       NnxconvError: one of the two cannot be read, or they cannot be compared.
     """
     from nnxconv.comparison import compare_values as run
+    from nnxconv.storage.files import read_text
 
     started = time.monotonic()
     share_one_heap()
-    rules = asked_rules(rename, rename_back)
+    rules = asked_rules(rename, rename_back, read_text)
     open_side = partial(
         open_checkpoint,
         step=None,

@@ -75,7 +75,10 @@ class Storage:
         return f"gs://{self.bucket}/{name}".rstrip("/")
 
     def put(self, directory: Path, name: str, *, is_committed: bool = True) -> str:
-        """Uploads a directory as Orbax would have written it here; its gs:// path."""
+        """Uploads a directory as Orbax would have written it here, or a file; its gs:// path."""
+        if directory.is_file():
+            self.write(name, directory.read_bytes())
+            return self.path(name)
         for file in sorted(directory.rglob("*")):
             if file.is_file() and file.name != COMMITTED:
                 inside = file.relative_to(directory).as_posix()
@@ -164,11 +167,18 @@ class Storage:
 
 
 @contextmanager
-def emulated() -> Iterator[Storage]:
-    """Google Cloud Storage, for this process, is an empty bucket on loopback."""
-    with server() as url, Proxy(url) as proxy, used_by_this_process(proxy.url):
+def started() -> Iterator[Storage]:
+    """An empty bucket on loopback, behind a proxy."""
+    with server() as url, Proxy(url) as proxy:
         storage = Storage(proxy, url)
         storage.create_bucket()
+        yield storage
+
+
+@contextmanager
+def emulated() -> Iterator[Storage]:
+    """Google Cloud Storage, for this process, is an empty bucket on loopback."""
+    with started() as storage, used_by_this_process(storage.proxy.url):
         yield storage
 
 

@@ -45,6 +45,7 @@ def _no_objects_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
     An old target is replaced when the new one, beside it, is complete.
     """
     beside = path.parent / f"{path.name}.nnxconv-new"
+    place = beside if files_below(path) else path
     if COMMITTED in files_below(beside):
         raise BadInput(
             f"`{beside}` is a complete checkpoint, which an interrupted `--overwrite` left",
@@ -52,7 +53,6 @@ def _no_objects_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
             " removes it",
         )
     remove_tree(beside)
-    place = beside if files_below(path) else path
     try:
         yield place
     except BaseException as error:

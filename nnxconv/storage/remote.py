@@ -69,7 +69,7 @@ def read_if_there(path: epath.Path) -> bytes | None:
     """A small file; None when there is none. One request in a bucket."""
     try:
         return filesystem().cat_file(path.as_posix()) if is_remote(path) else path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
 
 

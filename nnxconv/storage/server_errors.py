@@ -80,7 +80,9 @@ def told_plainly() -> Iterator[None]:
         if told is None or error.hint:
             raise
         if isinstance(error, DamagedCheckpoint) and told.code != 404:
-            place, said = told.place or error.where, told.said if told.place else error.message
+            place, said = told.place, told.said
+            if not place:  # TensorStore did not say what it was reading
+                place, said = error.where, (*error.details, error.message)[0]
             raise StorageError(told.message, where=place, details=[said], hint=told.hint) from cause
         error.hint = told.hint
         error.args = (error.render(prefix=""),)
