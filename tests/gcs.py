@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from tests.gcs_proxy import Proxy
+from tests.gcs_proxy import Elsewhere, Proxy
 
 FLAT_BUCKETS = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
 os.environ.setdefault(FLAT_BUCKETS, "false")  # gcsfs reads it once, when it is imported
@@ -66,7 +66,7 @@ class Storage:
     Names are those of objects, without the bucket: `run/1/items`.
     """
 
-    proxy: Proxy
+    proxy: Proxy | Elsewhere
     server_url: str
     bucket: str = BUCKET
 

@@ -76,6 +76,14 @@ class Traffic:
             (sum(b.started <= a.started < b.ended for b in chosen) for a in chosen), default=0
         )
 
+    def seconds_of(self, *kinds: Kind) -> float:
+        """For how long at least one of these requests was under way."""
+        total, until = 0.0, 0.0
+        for request in sorted(self.of(*kinds), key=lambda request: request.started):
+            total += max(0.0, request.ended - max(request.started, until))
+            until = max(until, request.ended)
+        return total
+
     @property
     def uploaded_bytes(self) -> int:
         return sum(request.uploaded_bytes for request in self.requests)

@@ -113,5 +113,5 @@ class Stream:
 
     async def close(self) -> None:
         self._writer.close()
-        with suppress(OSError):
+        with suppress(OSError, asyncio.CancelledError):
             await self._writer.wait_closed()

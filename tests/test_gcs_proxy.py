@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.gcs_proxy import Delay, Proxy, Reset, Status, Truncate, in_its_own_process
-from tests.gcs_requests import describe
+from tests.gcs_requests import Request, Traffic, describe
 
 BODY = bytes(range(256)) * 4000
 READ = "/storage/v1/b/data/o/run%2Fa?alt=media"
@@ -231,6 +231,14 @@ def test_requests_at_the_same_time_are_counted(proxy):
     assert traffic.most_at_once("upload") == 0
 
 
+def test_seconds_at_the_same_time_count_once():
+    spans = [(1.0, 3.0), (2.0, 2.5), (2.0, 4.0), (6.0, 7.0)]
+    traffic = Traffic(
+        [Request("POST", "", "copy", "", started=start, ended=end) for start, end in spans]
+    )
+    assert traffic.seconds_of("copy") == 4.0
+
+
 def test_requests_can_be_watched(proxy):
     seen = []
     with proxy.watching(lambda request: seen.append(request.name)):
@@ -251,6 +259,7 @@ def test_a_proxy_in_its_own_process_says_what_went_through_it(server):
         ask(proxy.url, UPLOAD, method="POST", body=b"1234")
         assert proxy.traffic() == {
             "requests": {"read": 1, "upload": 1},
+            "copy_seconds": 0,
             "uploaded_bytes": 4,
             "downloaded_bytes": len(BODY),
         }

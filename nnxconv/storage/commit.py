@@ -46,13 +46,15 @@ def _no_objects_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
     """
     beside = path.parent / f"{path.name}.nnxconv-new"
     place = beside if files_below(path) else path
-    if COMMITTED in files_below(beside):
+    left = files_below(beside)
+    if COMMITTED in left:
         raise BadInput(
             f"`{beside}` is a complete checkpoint, which an interrupted `--overwrite` left",
             hint=f"`gcloud storage mv {beside} ...` keeps it, `gcloud storage rm -r {beside}`"
             " removes it",
         )
-    remove_tree(beside)
+    if left:
+        remove_tree(beside)
     try:
         yield place
     except BaseException as error:

@@ -6,7 +6,7 @@ Listings and small files go through etils over gcsfs, arrays through TensorStore
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -118,18 +118,24 @@ def is_mark(name: str) -> bool:
     return name.rpartition("/")[2] == COMMITTED
 
 
+def remove_files(files: Sequence[epath.Path]) -> None:
+    """Removes files, local or on gs://."""
+    if not any(map(is_remote, files)):
+        for file in files:
+            file.unlink()
+        return
+    with suppress(FileNotFoundError):  # the answer to an earlier try was lost
+        filesystem().rm([file.as_posix() for file in files])
+
+
 def remove_tree(path: epath.Path) -> bool:
     """Removes every object below a path, the marks that it is complete first.
 
     Returns whether there were any.
     """
     files = files_below(path)
-    root = path.as_posix().rstrip("/")
     for are_marks in (True, False):
-        names = [f"{root}/{name}" for name in files if is_mark(name) == are_marks]
-        if names:
-            with suppress(FileNotFoundError):  # the answer to an earlier try was lost
-                filesystem().rm(names)
+        remove_files([path / name for name in files if is_mark(name) == are_marks])
     return bool(files)
 
 

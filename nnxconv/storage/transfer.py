@@ -9,7 +9,7 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -28,7 +28,7 @@ from nnxconv.storage.arrays import (
 from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
 from nnxconv.storage.ocdbt import Contents, read_contents
-from nnxconv.storage.remote import REQUESTS_AT_ONCE, copy_file, copy_files, is_remote
+from nnxconv.storage.remote import REQUESTS_AT_ONCE, copy_file, copy_files, is_remote, remove_files
 from nnxconv.tasks import together
 
 FILES_AT_ONCE = 8
@@ -74,14 +74,14 @@ class Carrier:
         await self._take_files(freight, tell)
         contents = self._item.contents
         if contents is not None:
-            await self._refer(freight.references, contents)
+            await self._refer(freight, contents)
             await self._copy_values(freight, tell)
 
-    async def _refer(self, keys: Mapping[str, str], contents: Contents) -> None:
+    async def _refer(self, freight: Freight, contents: Contents) -> None:
         """References in the target's database to values in data files that it has now."""
-        if not keys:
+        if not freight.references:
             return
-        nodes = [file for file in contents.node_files if not (self._target / file).exists()]
+        nodes = contents.node_files - set(freight.files.values())
         await asyncio.to_thread(self._take_nodes, nodes)
         target = new_kvstore_spec(self._target, use_ocdbt=True)
         manifest = directory_spec(self._item.path)
@@ -93,18 +93,17 @@ class Carrier:
         one_key = ts.KvStore.KeyRange("", "\0")
         copies = [
             (old_store + old).experimental_copy_range_to(into + new, source_range=one_key)
-            for old, new in keys.items()
+            for old, new in freight.references.items()
         ]
         await all_done(copies)
         for copy in copies:
             copy.result()
         await transaction.commit_async()
         still_needed = read_contents(self._target).files()
-        for file in nodes:
-            if file not in still_needed:
-                (self._target / file).unlink()
+        needless = [self._target / file for file in nodes - still_needed]
+        await asyncio.to_thread(remove_files, needless)
 
-    def _take_nodes(self, nodes: Sequence[str]) -> None:
+    def _take_nodes(self, nodes: Iterable[str]) -> None:
         """Copies files that hold the source's nodes."""
         pairs = [(self._item.path / file, self._target / file) for file in nodes]
         if self._is_remote:
