@@ -29,7 +29,10 @@ def is_remote(path: object) -> bool:
 
 @cache
 def prepare() -> None:
-    """Settings that both libraries read when they are used for the first time."""
+    """Settings that both libraries read when they are used for the first time.
+
+    From then on fsspec gives everybody in this process our `Buckets` for gs:// paths.
+    """
     import fsspec
     from fsspec.config import conf
 
