@@ -67,7 +67,7 @@ def test_whatever_object_cannot_be_written_nothing_is_left(source, options, stor
         if injected.hits:
             refused(outcome)
             assert storage.names("out") == [], f"after write {skip}: {outcome.stderr}"
-            skip += 6
+            skip += 8
     assert skip > 10
     assert is_finished(target)
 
@@ -120,7 +120,7 @@ def test_whatever_fails_while_overwriting_a_whole_checkpoint_stays(storage, sour
                 places = {path.split("/")[0] for path in storage.names("out")} - {str(skip)}
                 message = refused(outcome)
                 assert any(storage.path(f"out/{place}") in message for place in places), message
-            skip += 3
+            skip += 4
     assert skip > 20
     assert everywhere(storage) == {"new"}
 

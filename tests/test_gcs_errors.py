@@ -216,18 +216,18 @@ def test_what_lasts_is_told_in_one_message(
     assert everywhere(storage) == {"old"}
 
 
-@pytest.mark.parametrize("fault", ["403", "503"])
 @pytest.mark.parametrize(
-    ("command", "kind", "name"),
+    ("fault", "command", "kind", "name"),
     [
-        ("compare", "read", "*/manifest.ocdbt"),
-        ("compare", "read", "*/d/*"),
-        ("compare plain", "read", "*/.zarray"),
-        ("compare plain", "read", "*/0.0"),
-        ("convert down", "read", "*/d/*"),
-        ("rewrite plain", "read", "*/0.0"),
-        ("rewrite plain", "upload", "*/0.0.0"),
-        ("rewrite", "upload", "*/d/*"),
+        ("403", "compare", "read", "*/manifest.ocdbt"),
+        ("403", "compare", "read", "*/d/*"),
+        ("403", "compare plain", "read", "*/.zarray"),
+        ("503", "compare plain", "read", "*/0.0"),
+        ("503", "convert down", "read", "*/d/*"),
+        ("403", "rewrite plain", "read", "*/0.0"),
+        ("403", "rewrite plain", "upload", "*/0.0.0"),
+        ("503", "rewrite plain", "upload", "*/0.0.0"),
+        ("403", "rewrite", "upload", "*/d/*"),
     ],
 )
 def test_what_lasts_while_arrays_move_is_told_in_one_message(

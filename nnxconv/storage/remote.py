@@ -18,8 +18,8 @@ from nnxconv.storage.patience import timeout_seconds
 
 SCHEME = "gs://"
 REQUESTS_AT_ONCE = 32
-_PIECE_BYTES = 2**22
-"""What is held of each file that goes up or comes down, at most twice."""
+_UPLOAD_BYTES, _DOWNLOAD_BYTES = 2**24, 2**22
+"""How much of a file one request carries; each waits for the one before it when files go up."""
 
 
 def is_remote(path: object) -> bool:
@@ -96,14 +96,14 @@ def copy_file(source: epath.Path, target: epath.Path) -> None:
     if is_remote(source) and is_remote(target):
         filesystem().cp_file(source.as_posix(), target.as_posix())
     elif is_remote(target):
-        filesystem().put_file(os.fspath(source), target.as_posix(), chunksize=_PIECE_BYTES)
+        filesystem().put_file(os.fspath(source), target.as_posix(), chunksize=_UPLOAD_BYTES)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         filesystem().get_file(
             source.as_posix(),
             os.fspath(target),
-            chunk_size=_PIECE_BYTES,
-            max_prefetch_size=2 * _PIECE_BYTES,
+            chunk_size=_DOWNLOAD_BYTES,
+            max_prefetch_size=2 * _DOWNLOAD_BYTES,
         )
         with open(target, "rb+") as copied:  # noqa: PTH123
             os.fsync(copied.fileno())
