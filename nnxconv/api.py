@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
 from nnxconv.checksums import Check, Manifest, check
+from nnxconv.codecs import ITEMS
 from nnxconv.conversion import (
     Direction,
     Options,
@@ -132,20 +133,28 @@ def convert(
     location, item, source = _understand(
         source_path, step, options, allow_uncommitted=allow_uncommitted
     )
-    items = {item.path.as_posix(): item}
+    items = item.stores
     template = None
     if like is not None:
         _, like_item, template = _understand(like, None, Options(layer_group=options.layer_group))
-        items[like_item.path.as_posix()] = like_item
+        items |= like_item.stores
     source, template = follow(source, rules, template, options)
     conversion = convert_tree(source, options, template)
     custom = location.custom_metadata
     if conversion.scan_layers is not None:
         custom["scan_layers"] = conversion.scan_layers
-    target = target_for(target_path, location, custom)
+    target = target_for(target_path, location, custom, is_split=conversion.layout in ITEMS)
     return carry_out(
         conversion,
-        Places(source_path, location, items, target_path, target, item.container),
+        Places(
+            source_path,
+            location,
+            items,
+            target_path,
+            target,
+            item.container,
+            len(item.stores),
+        ),
         Way(max_memory, overwrite, dry_run, verify, transfer, watch),
         custom_metadata=item.custom_metadata,
         started=started,
@@ -228,7 +237,7 @@ def compare(
     tolerance = Tolerance(atol, rtol, equal_nan)
     values = None
     if compare_values:
-        items = {item.path.as_posix(): item for item in (item_a, item_b)}
+        items = item_a.stores | item_b.stores
         pairs = join_layers(common, (*a.groups, *b.groups))
         values = run(pairs, items, tolerance, parse_bytes(max_memory), watch)
         findings += value_findings(common, values.statistics, values.scalars)

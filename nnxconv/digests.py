@@ -68,7 +68,7 @@ async def _digest(
     joined: Sequence[Pair], item: Item, max_memory: int, watch: Watcher
 ) -> dict[Key, str]:
     """Reads every view in rows, in order, and feeds each leaf's hash."""
-    reader = Reader({item.path.as_posix(): item})
+    reader = Reader(item.stores)
     hashers = {key: xxhash.xxh3_128() for pair in joined for key in pair.keys}
     total = sum(size_bytes(pair.a) for pair in joined)
     done = 0

@@ -30,7 +30,10 @@ OWN = (
     "nnx-pure",
     "nnx-optimizer",
     "nnx-rl",
+    "tunix",
 )
+TUNIX_ITEMS = ("model_params", "optimizer_state")
+"""The items of a step of Tunix, which together are one state; the second may be missing."""
 
 
 def layouts() -> tuple[str, ...]:

@@ -51,7 +51,9 @@ def _with_zeros(values: np.ndarray, region: tuple[slice, ...]) -> np.ndarray:
 def read_numbers(item: Item, source: Source) -> list[int]:
     """The values of a stored scalar or of a short array of integers."""
     region = tuple(slice(0, size) for size in source.shape)
-    values = asyncio.run(Reader({source.store: item}).read(source, region))
+    values = asyncio.run(
+        Reader({source.store: item.stores.get(source.store, item)}).read(source, region)
+    )
     return [int(value) for value in values.reshape(-1)]
 
 
