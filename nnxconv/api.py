@@ -85,7 +85,7 @@ def convert(
       source_path: an item directory, a step, or a root of steps; it is only read.
       target_path: is written in the same structure, and committed when it is complete.
       direction: `auto` goes to the other family; `linen_to_nnx` and `nnx_to_linen` state it.
-      to: the target's layout: `linen`, `nnx`, `nnx-state`, `nnx-pure` or `maxtext`.
+      to: the target's layout: `linen`, `nnx`, `maxtext`, or another one of `nnxconv.layouts`.
       from_: the source's layout, where it cannot be recognised.
       scan_layers: True stacks layers, False unstacks them. By default they are stacked on the
         way from Linen to NNX, unstacked on the way back, and left as they are when `to` or
