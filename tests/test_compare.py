@@ -801,8 +801,8 @@ def test_json_holds_everything_and_spells_infinities(tmp_path):
     assert found == {
         "match": False,
         "exit_code": 1,
-        "a": {"path": str(a), "layout": "linen"},
-        "b": {"path": str(b), "layout": "linen"},
+        "a": {"path": str(a), "layout": "linen-variables"},
+        "b": {"path": str(b), "layout": "linen-variables"},
         "arrays": 3,
         "compared_values": True,
         "tolerance": {"atol": 1e-5, "rtol": 1e-5, "equal_nan": True},
