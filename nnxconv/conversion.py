@@ -461,13 +461,13 @@ def nothing_lost(conversion: Conversion) -> None:
     lost = [
         spell(key)
         for key, leaf in conversion.source.tree.items()
-        if isinstance(leaf, Source) and leaf.name not in known
+        if isinstance(leaf, Source) and (leaf.store, leaf.name) not in known
     ]
     if lost:
         raise CannotHold("these arrays would be lost", details=lost)
 
 
-def _sources(leaves: Iterable[Leaf]) -> set[str]:
-    """Names of all stored arrays that the leaves are made of."""
+def _sources(leaves: Iterable[Leaf]) -> set[tuple[str, str]]:
+    """Stores and names of all stored arrays that the leaves are made of."""
     views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
-    return {piece.source.name for view in views for piece in pieces(view)}
+    return {(p.source.store, p.source.name) for view in views for p in pieces(view)}

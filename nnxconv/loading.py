@@ -115,7 +115,7 @@ def load(
         for key, view in fitted.views.items()
     ]
     filled = dict(template.leaves)
-    for index, arrays in fetch(wanted, {item.path.as_posix(): item}, budget, watch):
+    for index, arrays in fetch(wanted, item.stores, budget, watch):
         key, regions = wanted[index].key, wanted[index].regions
         filled[key] = place(template.leaves[key], sources[key], regions, arrays)
     for text in fitted.notes:

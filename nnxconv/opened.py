@@ -171,8 +171,7 @@ class LazyArray:
         """The values at integers and slices, as numpy has it; reads the chunks they lie in."""
         region, rest = _split(index, self.shape, spell(self.key))
         wanted = [Wanted(self.key, self._view, (region,))]
-        items = {self._item.path.as_posix(): self._item}
-        [(_, [values])] = fetch(wanted, items, self._max_memory)
+        [(_, [values])] = fetch(wanted, self._item.stores, self._max_memory)
         return values[rest]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -128,11 +128,13 @@ class Record:
 class Reading:
     """Why a tree is, or is not, of a layout; it is when nothing speaks against it.
 
-    `others` names further layouts that it could be of as well, with the same meaning.
+    `is_bare` is true where any names may stand at the root: such a reading gives way to one that
+    knows them. `others` names further layouts that it could be of as well, with the same meaning.
     """
 
     evidence: tuple[str, ...] = ()
     objections: tuple[str, ...] = ()
+    is_bare: bool = False
     others: tuple[str, ...] = ()
 
 
