@@ -197,6 +197,24 @@ def test_an_item_is_converted_to_a_step(tmp_path):
     assert nnxconv.compare(str(item), str(tmp_path / "step"), compare_values=True).is_match
 
 
+@pytest.mark.parametrize("kind", ["plain", "within"])
+@pytest.mark.parametrize("is_within", [False, True])
+def test_a_step_is_loaded_into_a_live_model_with_the_adapter_or_without(is_within, kind, tunix):
+    model, optimizer = trained(seed=1, is_within=is_within)
+    nnxconv.load_into(model, str(tunix / kind), optimizer=optimizer)
+    expected = leaves(*trained(is_within=is_within))
+    loaded = leaves(model, optimizer)
+    assert all(same_bits(loaded[path], expected[path]) for path in expected)
+
+
+def test_a_step_is_opened_as_one_state(tunix):
+    tree = nnxconv.open(str(tunix / "within"))
+    assert (tree.layout, tree.path) == ("tunix", str(tunix / "within/3"))
+    [mu] = (np.asarray(tree[key]) for key in tree if key.endswith("mu.head.kernel"))
+    expected = values(tunix / "within/3/optimizer_state")
+    assert same_bits(mu, expected[("opt_state", "0", "mu", "base", "head", "kernel", "value")])
+
+
 def test_like_gives_the_adapter_and_the_rngs(tunix, tmp_path):
     nnxconv.convert(str(tunix / "plain"), str(tmp_path / "linen"), to="linen")
     result = nnxconv.convert(
@@ -238,6 +256,7 @@ def test_what_is_shown_of_a_step(tunix, tmp_path):
         f"  target    {tmp_path}/out/3/default\n"
         "  known by  items of Tunix, everything wrapped in `value`\n"
     )
+    assert "step      optimizer_state/step/value u32[] -> optimizer/step u32[]\n" in outcome.stdout
     shown = run("inspect", tunix / "within", "--tree")
     assert shown.exit_code == 0
     assert "the model stands under `base`" in shown.stdout

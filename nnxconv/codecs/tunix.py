@@ -18,12 +18,12 @@ from dataclasses import replace
 
 from nnxconv.codecs import nnx_parts as parts
 from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
-from nnxconv.codecs.parts import is_wrapped, refuse_misfits, unwrapped
+from nnxconv.codecs.parts import ADAPTER, is_wrapped, refuse_misfits, unwrapped, within
 from nnxconv.keys import Key
 from nnxconv.layers import Spelling
 from nnxconv.layouts import TUNIX_ITEMS
-from nnxconv.optimizer import drop_level, parameter_trees, with_level
-from nnxconv.state import TrainState, Tree, below, children, under
+from nnxconv.optimizer import drop_level, parameter_trees
+from nnxconv.state import TrainState, Tree, below, children
 from nnxconv.views import Leaf
 
 name = "tunix"
@@ -33,7 +33,6 @@ spelling: Spelling = "index"
 _MODEL, _OPTIMIZER = ((item,) for item in TUNIX_ITEMS)
 _ROOTS: dict[Key, Key] = {_MODEL: parts.MODEL, _OPTIMIZER: ("optimizer",)}
 _BACK = {new: old for old, new in _ROOTS.items()}
-_WRAPPER = "base"
 
 
 def recognise(tree: Tree) -> Reading:
@@ -58,7 +57,7 @@ def recognise(tree: Tree) -> Reading:
 def decode(tree: Tree, record: Record) -> Decoded:
     """The meaning of the two items."""
     moved = parts.moved_roots(tree, _ROOTS)
-    wrapper = _WRAPPER if _is_within(below(tree, _MODEL)) else ""
+    wrapper = ADAPTER if _is_within(below(tree, _MODEL)) else ""
     if wrapper:
         moved = _without_wrapper(moved)
     decoded = parts.decode_mapped(moved, record, is_wrapped=True)
@@ -67,7 +66,7 @@ def decode(tree: Tree, record: Record) -> Decoded:
 
 def _is_within(model: Tree) -> bool:
     """True for a model that is the attribute `base` of another module."""
-    return children(model) == [_WRAPPER] and all(len(key) > 2 for key in model)
+    return children(model) == [ADAPTER] and all(len(key) > 2 for key in model)
 
 
 def _without_wrapper(tree: Tree) -> dict[Key, Leaf]:
@@ -93,15 +92,6 @@ def misfits(state: TrainState, form: Form) -> list[Key]:
 def encode(state: TrainState, form: Form) -> Encoded:
     """The state as the two items."""
     refuse_misfits(name, state, misfits(state, form))
-    within = _within(state, form.wrapper) if form.wrapper else state
-    encoded = parts.encode_mapped(within, replace(form, has_root=True), is_wrapped=True)
+    placed = within(state, form.wrapper) if form.wrapper else state
+    encoded = parts.encode_mapped(placed, replace(form, has_root=True), is_wrapped=True)
     return Encoded(parts.moved_roots(encoded.tree, _BACK), form, encoded.assumed)
-
-
-def _within(state: TrainState, wrapper: str) -> TrainState:
-    """The state of the module that wraps the model."""
-    opt_state = state.opt_state
-    if opt_state is not None:
-        opt_state = with_level(opt_state, parameter_trees(opt_state, state.params), wrapper)
-    aux = {(key[0], wrapper, *key[1:]): leaf for key, leaf in state.aux.items()}
-    return replace(state, params=under((wrapper,), state.params), opt_state=opt_state, aux=aux)
