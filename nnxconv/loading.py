@@ -21,6 +21,8 @@ from nnxconv.live import (
     variables,
 )
 from nnxconv.opening import open_checkpoint
+from nnxconv.renames import follow, renamed
+from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
 from nnxconv.views import Source
 
@@ -41,6 +43,8 @@ def load(
     path: str | os.PathLike[str],
     *,
     like: Like,
+    rename: str | Rules | None = None,
+    rename_back: str | Rules | None = None,
     without: Iterable[str] = (),
     cast: bool = False,
     from_: str | None = None,
@@ -67,6 +71,10 @@ def load(
       path: an item directory, a step, or a root of steps; it is only read.
       like: an `nnx.State`, `nnx.Module`, flax `TrainState` or mapping of variables, whose leaves
         are arrays, numbers or `jax.ShapeDtypeStruct`s, with or without shardings.
+      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
+        are called, and how their arrays are cut, in `like`; without it, a set of nnxconv is used
+        where it alone leads to the names of `like`, and `note` is told.
+      rename_back: the same, from right to left.
       without: parts that are not loaded, so that `like` keeps its own: `aux`, `aux.rngs`,
         `opt_state`, `step`.
       cast: read floats in the float types of `like`, and integers in its integer types; otherwise
@@ -97,28 +105,35 @@ def load(
         without=tuple(without),
     )
     budget = parse_bytes(max_memory)
+    rules = asked_rules(rename, rename_back)
     template = template_of(like)
     sources = {key: leaf for key, leaf in template.tree.items() if isinstance(leaf, Source)}
     refuse_wide(template.leaves, sources)
     _, item, found = open_checkpoint(
         os.fspath(path), step, options, allow_uncommitted=allow_uncommitted
     )
+    wanted = understand(template.tree, custom_metadata={}, layer_axis=layer_axis, where="`like`")
+    if rules is None:
+        found, wanted = follow(found, None, wanted, options)
+        chosen = found.renamed
+    else:
+        found, chosen = renamed(found, rules, options), ()
     fitted = fit(
         found,
-        understand(template.tree, custom_metadata={}, layer_axis=layer_axis, where="`like`"),
+        wanted,
         without=options.without,
         casts=cast,
         abstract={sources[key].name for key in sources if is_abstract(template.leaves[key])},
     )
-    wanted = [
+    arrays = [
         Wanted(key, view, regions_of(template.leaves[key], sources[key]))
         for key, view in fitted.views.items()
     ]
     filled = dict(template.leaves)
-    for index, arrays in fetch(wanted, item.stores, budget, watch):
-        key, regions = wanted[index].key, wanted[index].regions
-        filled[key] = place(template.leaves[key], sources[key], regions, arrays)
-    for text in fitted.notes:
+    for index, parts in fetch(arrays, item.stores, budget, watch):
+        key, regions = arrays[index].key, arrays[index].regions
+        filled[key] = place(template.leaves[key], sources[key], regions, parts)
+    for text in (*chosen, *fitted.notes):
         note(text)
     return template.rebuild(filled)
 
@@ -129,6 +144,8 @@ def load_into(
     path: str | os.PathLike[str],
     *,
     optimizer: "nnx.Optimizer[Any] | None" = None,
+    rename: str | Rules | None = None,
+    rename_back: str | Rules | None = None,
     without: Iterable[str] = (),
     cast: bool = False,
     from_: str | None = None,
@@ -153,6 +170,10 @@ def load_into(
       model: its variables are updated.
       path: an item directory, a step, or a root of steps; it is only read.
       optimizer: is updated too, its step included.
+      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
+        are called, and how their arrays are cut, in the model; without it, a set of nnxconv is
+        used where it alone leads to the names of the model, and `note` is told.
+      rename_back: the same, from right to left.
       without: parts that are not loaded, so that model and optimizer keep their own: `aux`,
         `aux.rngs`, `opt_state`, `step`.
       cast: read floats in the float types of the model, and integers in its integer types;
@@ -180,6 +201,8 @@ def load_into(
     loaded = load(
         path,
         like={name: variables(one) for name, one in live.items()},
+        rename=rename,
+        rename_back=rename_back,
         without=without,
         cast=cast,
         from_=from_,

@@ -17,6 +17,8 @@ from nnxconv.keys import Key, in_order, spell
 from nnxconv.opening import open_checkpoint
 from nnxconv.pairing import matches
 from nnxconv.pieces import Region
+from nnxconv.renames import renamed
+from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
 from nnxconv.views import Literal, View, dtype_of, item_bytes, notation, prng_impl_of
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 def open(  # noqa: A001
     path: str | os.PathLike[str],
     *,
+    rename: str | Rules | None = None,
+    rename_back: str | Rules | None = None,
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
@@ -47,6 +51,9 @@ def open(  # noqa: A001
 
     Args:
       path: an item directory, a step, or a root of steps; it is only read.
+      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
+        are called, and how their arrays are cut, in what is opened.
+      rename_back: the same, from right to left.
       from_: the checkpoint's layout, where it cannot be recognised.
       layer_axis: where stacks have their layers whose shapes do not tell.
       layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
@@ -58,10 +65,13 @@ def open(  # noqa: A001
     Raises:
       NnxconvError: there is no checkpoint there, or its layout is not known.
     """
+    rules = asked_rules(rename, rename_back)
     options = Options(from_=from_, layer_axis=layer_axis, layer_group=tuple(layer_group))
     _, item, found = open_checkpoint(
         os.fspath(path), step, options, allow_uncommitted=allow_uncommitted
     )
+    if rules is not None:
+        found = renamed(found, rules, options)
     leaves = found.state.leaves()
     budget = parse_bytes(max_memory)
     arrays = {
