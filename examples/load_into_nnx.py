@@ -61,7 +61,7 @@ class NnxModel(nnx.Module):
 def main(checkpoint: Path) -> None:
     """Five steps in Linen, then five in both."""
     linen = LinenModel()
-    params = linen.init(jax.random.key(0), batch(0))
+    params = jax.jit(linen.init)(jax.random.key(0), batch(0))
     state = TrainState.create(apply_fn=linen.apply, params=params, tx=TX)
     for step in range(5):
         state, loss = linen_step(state, batch(step))

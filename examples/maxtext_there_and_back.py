@@ -120,6 +120,7 @@ class NnxModel(nnx.Module):
         return self.decoder(self.token_embedder(tokens))
 
 
+@jax.jit
 def new_linen() -> TrainState:
     """A Linen run that starts."""
     model = LinenModel()

@@ -60,7 +60,7 @@ def wrong_moments(path: Path) -> tuple[list[str], int]:
 def main(directory: Path) -> None:
     """Fills, saves, converts there and back, and looks after each step."""
     model = Transformer()
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
     with ocp.StandardCheckpointer() as checkpointer:
