@@ -2,15 +2,17 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nnxconv.bare_optimizer import is_bare_optimizer, surround, with_parameters_of
 from nnxconv.boundary import plainly
 from nnxconv.bundles import Wanted
-from nnxconv.conversion import Options, understand
+from nnxconv.conversion import Options, Understood, understand
 from nnxconv.events import Watcher, ignore
 from nnxconv.fetch import fetch
 from nnxconv.fitting import fit
+from nnxconv.keys import Key
 from nnxconv.live import (
     is_abstract,
     place,
@@ -21,9 +23,10 @@ from nnxconv.live import (
     variables,
 )
 from nnxconv.opening import open_checkpoint
-from nnxconv.renames import follow, renamed
+from nnxconv.renames import renamed, towards
 from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
+from nnxconv.state import Tree
 from nnxconv.views import Source
 
 if TYPE_CHECKING:
@@ -69,8 +72,9 @@ def load(
 
     Args:
       path: an item directory, a step, or a root of steps; it is only read.
-      like: an `nnx.State`, `nnx.Module`, flax `TrainState` or mapping of variables, whose leaves
-        are arrays, numbers or `jax.ShapeDtypeStruct`s, with or without shardings.
+      like: an `nnx.State`, `nnx.Module`, `nnx.Optimizer`, flax `TrainState`, optax state or mapping
+        of variables, whose leaves are arrays, numbers or `jax.ShapeDtypeStruct`s, with or without
+        shardings.
       rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
         are called, and how their arrays are cut, in `like`; without it, a set of nnxconv is used
         where it alone leads to the names of `like`, and `note` is told.
@@ -112,12 +116,7 @@ def load(
     _, item, found = open_checkpoint(
         os.fspath(path), step, options, allow_uncommitted=allow_uncommitted
     )
-    wanted = understand(template.tree, custom_metadata={}, layer_axis=layer_axis, where="`like`")
-    if rules is None:
-        found, wanted = follow(found, None, wanted, options)
-        chosen = found.renamed
-    else:
-        found, chosen = renamed(found, rules, options), ()
+    found, wanted, own = _sides(like, template.tree, found, rules, options)
     fitted = fit(
         found,
         wanted,
@@ -126,16 +125,32 @@ def load(
         abstract={sources[key].name for key in sources if is_abstract(template.leaves[key])},
     )
     arrays = [
-        Wanted(key, view, regions_of(template.leaves[key], sources[key]))
+        Wanted(own[key], view, regions_of(template.leaves[own[key]], sources[own[key]]))
         for key, view in fitted.views.items()
+        if key in own
     ]
     filled = dict(template.leaves)
     for index, parts in fetch(arrays, item.stores, budget, watch):
         key, regions = arrays[index].key, arrays[index].regions
         filled[key] = place(template.leaves[key], sources[key], regions, parts)
-    for text in (*chosen, *fitted.notes):
+    for text in (*(found.renamed if rules is None else ()), *fitted.notes):
         note(text)
     return template.rebuild(filled)
+
+
+def _sides(
+    like: Any, tree: Tree, found: Understood, rules: Rules | None, options: Options
+) -> tuple[Understood, Understood, Mapping[Key, Key]]:
+    """The checkpoint under the names of `like`, and `like`, with the keys that its leaves have."""
+    if rules is not None:
+        found = renamed(found, rules, options)
+    if isinstance(like, tuple) or is_bare_optimizer(tree):
+        around = surround(tree, found, options.layer_axis)
+        return with_parameters_of(found, around.understood), around.understood, around.own
+    wanted = understand(tree, custom_metadata={}, layer_axis=options.layer_axis, where="`like`")
+    if rules is None:
+        found, wanted = towards(found, wanted, options)
+    return found, wanted, {key: key for key in tree}
 
 
 @plainly

@@ -347,6 +347,24 @@ def test_like_chooses_the_rules_of_gemma4(before, after, count, name, tmp_path):
     same(like, tmp_path / "b")
 
 
+def test_loading_chooses_the_rules_and_says_so(tmp_path):
+    source = save_item(tmp_path / "a", gemma4("linen"))
+    like, said = gemma4("apart"), []
+    loaded = nnxconv.load(source, like={**like, "step": np.int32(0)}, note=said.append)
+    assert said[-1].startswith("inverse of gemma4-blocks-linen is chosen")
+    layer = loaded["params"]["params"]["decoder"]["layers_13"]["mlp"]["wi"]
+    assert same_bits(layer, gemma4_layer(13)["mlp"]["wi"])
+
+
+@pytest.mark.parametrize("rules", ["gemma4-blocks", "gemma4-blocks-linen"])
+def test_what_is_opened_has_the_names_that_rules_give(rules, tmp_path):
+    tree = nnxconv.open(save_item(tmp_path / "a", gemma4("apart")), rename=rules)
+    key = "params.decoder.scanned_blocks[1].local_layers[2].mlp.wi"
+    assert same_bits(tree[key].read(), gemma4_layer(8)["mlp"]["wi"])
+    back = nnxconv.open(save_item(tmp_path / "b", gemma4("nnx")), rename_back="gemma4-nnx")
+    assert back.keys() >= {"params.decoder.Gemma4DecoderLayerToLinen_0.mlp.wi"}
+
+
 @pytest.mark.parametrize("rules", ["gemma4-blocks", "gemma4-blocks-linen"])
 def test_gemma4_without_a_remainder_needs_no_rule_for_it(rules, tmp_path):
     source = save_item(tmp_path / "a", gemma4("apart", 12))
