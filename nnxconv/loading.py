@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnxconv.bare_optimizer import is_bare_optimizer, surround, with_parameters_of
-from nnxconv.boundary import plainly
+from nnxconv.boundary import as_arguments, in_python
 from nnxconv.bundles import Wanted
 from nnxconv.conversion import Options, Understood, understand
 from nnxconv.events import Watcher, ignore
@@ -41,7 +41,7 @@ def log(text: str) -> None:
     logging.getLogger("nnxconv").warning(text)
 
 
-@plainly
+@in_python
 def load(
     path: str | os.PathLike[str],
     *,
@@ -134,7 +134,7 @@ def load(
         key, regions = arrays[index].key, arrays[index].regions
         filled[key] = place(template.leaves[key], sources[key], regions, parts)
     for text in (*(found.renamed if rules is None else ()), *fitted.notes):
-        note(text)
+        note(as_arguments(text))
     return template.rebuild(filled)
 
 
@@ -153,7 +153,7 @@ def _sides(
     return found, wanted, {key: key for key in tree}
 
 
-@plainly
+@in_python
 def load_into(
     model: "nnx.Module",
     path: str | os.PathLike[str],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnxconv.boundary import plainly
+from nnxconv.boundary import in_python
 from nnxconv.bundles import Wanted
 from nnxconv.conversion import Options
 from nnxconv.errors import BadInput
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nnxconv.storage.item import Item
 
 
-@plainly
+@in_python
 def open(  # noqa: A001
     path: str | os.PathLike[str],
     *,
@@ -176,7 +176,7 @@ class LazyArray:
         """
         return self[...]
 
-    @plainly
+    @in_python
     def __getitem__(self, index: Any) -> np.ndarray:
         """The values at integers and slices, as numpy has it; reads the chunks they lie in."""
         region, rest = _split(index, self.shape, spell(self.key))

@@ -507,6 +507,26 @@ def test_options_are_named_as_those_of_convert_and_have_the_same_defaults():
             assert options[name].default == convert[name].default, name
 
 
+# what is asked for, and the last line of the message
+IN_WORDS_OF_PYTHON = {
+    "which step": ({}, "hint: choose one with `step=N`"),
+    "more memory": ({"step": 3, "max_memory": 100}, 'hint: `max_memory="1MiB"`'),
+    "rules for one direction": (
+        {"rename": "a", "rename_back": "b"},
+        "`rename` and `rename_back` are both given: give one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "last"), IN_WORDS_OF_PYTHON.values(), ids=IN_WORDS_OF_PYTHON)
+def test_messages_name_arguments_and_no_options(options, last, tmp_path):
+    tree = checkpoints.linen()
+    root = checkpoints.save_root(tmp_path / "root", dict.fromkeys((3, 4), tree))
+    with pytest.raises(nnxconv.NnxconvError) as refused:
+        nnxconv.load(root, like=tree, **options)
+    assert str(refused.value).splitlines()[-1] == last
+
+
 def test_one_of_several_steps_is_loaded(tmp_path):
     steps = {step: checkpoints.linen(step=step) for step in (3, 4)}
     root = checkpoints.save_root(tmp_path / "root", steps)
