@@ -39,6 +39,7 @@ def in_python(function: Callable[P, T]) -> Callable[P, T]:
 
 
 _OPTION = re.compile(r"`--([a-z_]+)(?: ([^`]+))?`")
+_BARE = re.compile(r"(?<=\s)--(?=[a-z])")
 _FLAGS = ("allow_uncommitted",)
 
 
@@ -56,4 +57,4 @@ def as_arguments(text: str) -> str:
             value = f'"{value}"'
         return f"`{name}={value}`" if value else f"`{name}`"
 
-    return _OPTION.sub(argument, text)
+    return _BARE.sub("", _OPTION.sub(argument, text))

@@ -525,6 +525,7 @@ def test_messages_name_arguments_and_no_options(options, last, tmp_path):
     with pytest.raises(nnxconv.NnxconvError) as refused:
         nnxconv.load(root, like=tree, **options)
     assert str(refused.value).splitlines()[-1] == last
+    assert "--" not in str(refused.value)
 
 
 def test_one_of_several_steps_is_loaded(tmp_path):
