@@ -14,6 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import nnxconv
+from nnxconv.codecs import CODECS
 from tests import checkpoints, models
 from tests.models import save, tokens, train_linen, train_nnx
 from tests.test_training import (
@@ -492,6 +493,42 @@ def test_keys_of_another_implementation_are_a_mismatch(tmp_path):
     rng["key"] = rng["key"].replace(keys)
     with pytest.raises(nnxconv.NnxconvError, match=r"u32\[4\] \(rbg key\)"):
         nnxconv.load(source, like=state)
+
+
+# Every layout
+
+
+WITHOUT_OPTIMIZER = ("linen-variables", "nnx-rl")
+
+
+@pytest.fixture(scope="module")
+def in_layout(tmp_path_factory):
+    """One state in every layout."""
+    root = tmp_path_factory.mktemp("layouts")
+    source = str(checkpoints.save_item(root / "source", checkpoints.linen()))
+
+    @cache
+    def written(layout: str) -> str:
+        is_bare = layout in WITHOUT_OPTIMIZER
+        nnxconv.convert(source, str(root / layout), to=layout, params_only=is_bare)
+        return str(root / layout)
+
+    return written
+
+
+@pytest.mark.parametrize("like", [checkpoints.linen, checkpoints.nnx_pure, checkpoints.nnx_state])
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("layout", CODECS)
+def test_every_layout_is_loaded_as_a_program_has_it(layout, axis, like, in_layout):
+    is_bare = layout in WITHOUT_OPTIMIZER
+    zeros = jax.tree.map(np.zeros_like, like(axis=axis))
+    left = ["opt_state", "step"] if is_bare else []
+    loaded = nnxconv.load(in_layout(layout), like=zeros, without=left)
+    name = "model" if "model" in zeros else "params"
+    expected = like(axis=axis)
+    expected = zeros | {name: expected[name]} if is_bare else expected
+    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+    assert all(map(np.array_equal, jax.tree.leaves(loaded), jax.tree.leaves(expected)))
 
 
 # Options

@@ -15,7 +15,7 @@ from flax import nnx
 
 import nnxconv
 from nnxconv.errors import BadInput
-from tests import checkpoints, models
+from tests import checkpoints, models, pax
 from tests.command import run
 from tests.trees import entries, same_bits, values
 
@@ -105,11 +105,14 @@ def tunix(tmp_path_factory):
     return root
 
 
-LAYOUTS = ["linen", "maxtext", "nnx", "nnx-state", "nnx-pure", "nnx-optimizer"]
+# whether the model stands in an adapter, and the layout that is gone to
+CASES = [
+    *(("plain", layout) for layout in ("linen", "maxtext", "nnx", "nnx-optimizer")),
+    *(("within", layout) for layout in ("linen", "nnx-state", "nnx-pure")),
+]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["plain", "within"])
+@pytest.mark.parametrize(("kind", "layout"), CASES)
 def test_a_step_becomes_one_item_and_comes_back(kind, layout, tunix, tmp_path):
     there = nnxconv.convert(str(tunix / kind), str(tmp_path / "there"), to=layout, verify=True)
     assert Path(there.target_path) == tmp_path / "there/3/default"
@@ -147,6 +150,17 @@ def test_a_linen_run_becomes_a_step_of_tunix(tmp_path):
         ("step", "value"),
     }
     report = nnxconv.compare(source, target, compare_values=True, compare_only="all")
+    assert report.is_match, report.render()
+
+
+def test_a_gpt3_of_pax_becomes_a_step_of_tunix(tmp_path):
+    source = str(pax.write(tmp_path / "pax", pax.leaves()))
+    for layout in ("tunix", "linen"):
+        nnxconv.gpt3_from_paxml(source, str(tmp_path / layout), to=layout, verify=True)
+    assert {path.name for path in (tmp_path / "tunix/5").iterdir() if path.is_dir()} == {*ITEMS}
+    report = nnxconv.compare(
+        str(tmp_path / "tunix"), str(tmp_path / "linen"), compare_values=True, compare_only="all"
+    )
     assert report.is_match, report.render()
 
 
