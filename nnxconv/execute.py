@@ -1,5 +1,6 @@
 """Run a plan inside an Orbax save: a window of blocks at a time, each window one commit."""
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,6 +53,7 @@ def execute(
     reader = Reader(items)
     written: dict[str, Writer] = {}
     tally = _Tally(shares, watch)
+    turn = asyncio.Lock()  # Orbax saves items at once; the plan's memory is that of one of them
     with deferred_interrupts() as check_interrupt:
 
         def new_item(share: Share) -> NewItem:
@@ -59,8 +61,9 @@ def execute(
             run = _Run(share.plan, reader, new_arrays, tally.of(share), check_interrupt)
 
             async def work(writer: Writer) -> None:
-                await run.rename(writer, share.source, share.freight, transfer, moved)
-                await run.rewrite(writer)
+                async with turn:
+                    await run.rename(writer, share.source, share.freight, transfer, moved)
+                    await run.rewrite(writer)
                 written[share.name] = writer
                 if proof is not None and len(written) == len(shares):
                     await proof(writer if not share.name else Writers(target.path, written))
