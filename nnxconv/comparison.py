@@ -18,7 +18,7 @@ from nnxconv.pieces import Piece, Region, pieces
 from nnxconv.storage.encoded import EncodedChunks
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
-from nnxconv.tasks import together
+from nnxconv.tasks import run, together
 from nnxconv.views import Shape, View, dtype_of, item_bytes, size_bytes
 
 BLOCK_BYTES = 16 * 2**20
@@ -59,7 +59,7 @@ def compare_values(
       DamagedCheckpoint: an array cannot be read.
       PlanError: one block does not fit in `max_memory`.
     """
-    return asyncio.run(compare_pairs(pairs, items, tolerance, max_memory, watch))
+    return run(compare_pairs(pairs, items, tolerance, max_memory, watch))
 
 
 async def compare_pairs(

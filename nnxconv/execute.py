@@ -1,7 +1,8 @@
 """Run a plan inside an Orbax save: a window of blocks at a time, each window one commit."""
 
+import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,28 +23,25 @@ from nnxconv.storage.formats import Container, target_metadata
 from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
-from nnxconv.storage.save import Target, save
+from nnxconv.storage.save import NewItem, Target, save
+from nnxconv.storage.shares import Share
 from nnxconv.storage.transfer import Carrier, Moved
-from nnxconv.storage.writer import NewArray, Work, Writer
+from nnxconv.storage.writer import NewArray, Proof, Writer, Writers
 from nnxconv.tasks import deferred_interrupts, together
 from nnxconv.views import dtype_of, first_source, item_bytes, size_bytes
 
 
 def execute(
-    plan: Plan,
+    shares: Sequence[Share],
     items: Mapping[str, Item],
     target: Target,
     *,
-    container: Container,
-    freight: Freight,
     custom_metadata: dict[str, Any],
     transfer: Transfer = "copy",
-    proof: Work | None = None,
+    proof: Proof | None = None,
     watch: Watcher = ignore,
 ) -> Moved:
-    """Writes the plan's arrays to the target and commits it, unless the proof fails.
-
-    Renamed arrays are those of the first item.
+    """Writes the shares' arrays to the target and commits it, unless the proof fails.
 
     Returns what was moved without being decoded.
 
@@ -51,29 +49,58 @@ def execute(
       DamagedCheckpoint: a stored array cannot be read.
       BadInput: a cast would change an integer's value.
     """
-    new_arrays = {array.key: _new_array(array, items, container) for array in plan.arrays}
     moved = Moved()
-    source = next(iter(items.values()))
+    reader = Reader(items)
+    written: dict[str, Writer] = {}
+    tally = _Tally(shares, watch)
+    turn = asyncio.Lock()  # Orbax saves items at once; the plan's memory is that of one of them
     with deferred_interrupts() as check_interrupt:
-        run = _Run(plan, Reader(items), new_arrays, watch, check_interrupt)
 
-        async def work(writer: Writer) -> None:
-            await run.rename(writer, source, freight, transfer, moved)
-            await run.rewrite(writer)
-            if proof is not None:
-                await proof(writer)
-            check_interrupt()
+        def new_item(share: Share) -> NewItem:
+            new_arrays = {a.key: _new_array(a, items, share.container) for a in share.plan.arrays}
+            run = _Run(share.plan, reader, new_arrays, tally.of(share), check_interrupt)
 
-        save(
-            target,
-            new_arrays.values(),
-            plan.literals,
-            use_ocdbt=container.use_ocdbt,
-            use_zarr3=container.use_zarr3,
-            custom_metadata=custom_metadata,
-            work=work,
-        )
+            async def work(writer: Writer) -> None:
+                async with turn:
+                    await run.rename(writer, share.source, share.freight, transfer, moved)
+                    await run.rewrite(writer)
+                written[share.name] = writer
+                if proof is not None and len(written) == len(shares):
+                    await proof(writer if not share.name else Writers(target.path, written))
+                check_interrupt()
+
+            return NewItem(
+                share.name or target.item_name,
+                new_arrays.values(),
+                share.plan.literals,
+                use_ocdbt=share.container.use_ocdbt,
+                use_zarr3=share.container.use_zarr3,
+                work=work,
+            )
+
+        save(target, [new_item(share) for share in shares], custom_metadata=custom_metadata)
     return moved
+
+
+class _Tally:
+    """How far all shares are, told by each of them."""
+
+    def __init__(self, shares: Sequence[Share], watch: Watcher) -> None:
+        self._watch = watch
+        self._total_arrays = sum(len(share.plan.arrays) for share in shares)
+        self._total_bytes = sum(share.plan.total_bytes for share in shares)
+        self._done: dict[str, Event] = {}
+
+    def of(self, share: Share) -> Watcher:
+        """What one share tells."""
+
+        def watch(event: Event) -> None:
+            self._done[share.name] = event
+            arrays = sum(done.arrays for done in self._done.values())
+            nbytes = sum(done.done_bytes for done in self._done.values())
+            self._watch(Event(arrays, self._total_arrays, nbytes, self._total_bytes))
+
+        return watch
 
 
 def _new_array(array: TargetArray, items: Mapping[str, Item], container: Container) -> NewArray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nnxconv.allocator import peak_memory_bytes
 from nnxconv.conversion import RECORD, Conversion, nothing_lost
 from nnxconv.events import Watcher, ignore
-from nnxconv.plan import Plan, Transfer, make_plan
+from nnxconv.plan import Plan, Transfer
 from nnxconv.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Places:
       target_path: as the user gave it.
       target: the item that is written.
       container: how it keeps its arrays.
+      source_items: how many of the items are the source's.
     """
 
     source_path: str
@@ -87,6 +88,13 @@ class Places:
     target_path: str
     target: "Target"
     container: "Container"
+    source_items: int = 1
+
+    @property
+    def source_name(self) -> str:
+        """The item that is read; the step, where it is several of its items."""
+        item = next(iter(self.items.values()))
+        return str(item.path if self.source_items == 1 else item.path.parent)
 
 
 def carry_out(
@@ -111,21 +119,30 @@ def carry_out(
     """
     from nnxconv.execute import execute
     from nnxconv.storage.companions import companions
-    from nnxconv.storage.freight import plan_freight
     from nnxconv.storage.places import check_places, check_space, full_disks_told, needed_bytes
+    from nnxconv.storage.shares import divide, whole_freight, whole_plan
     from nnxconv.verification import verifier
 
     nothing_lost(conversion)
     max_memory = parse_bytes(way.max_memory)
     target, items = places.target, places.items
-    source = next(iter(items.values()))
-    plan = make_plan(conversion.tree.items(), max_memory, places.container.store)
-    check_places(places.source_path, places.location, places.target_path, target, way.overwrite)
+    sources = list(items.values())[: places.source_items]
+    shares = divide(
+        conversion.tree,
+        sources,
+        target.item_path,
+        is_split=target.is_split,
+        container=places.container,
+        transfer=way.transfer,
+        max_memory=max_memory,
+    )
+    is_step = target.is_split and places.location.given_as == "item"
+    location = replace(places.location, given_as="step") if is_step else places.location
+    check_places(places.source_path, location, places.target_path, target, way.overwrite)
     beside = companions(places.location, target)
     beside.refuse_others(way.overwrite)
     target = replace(target, files=beside.inside)
-    freight = plan_freight(plan, source, target.path, way.transfer, max_memory)
-    needed = needed_bytes(plan, freight, source)
+    needed = sum(needed_bytes(share.plan, share.freight, share.source) for share in shares)
     moved = None
     if not way.dry_run:
         check_space(needed, target)
@@ -135,20 +152,19 @@ def carry_out(
             proof = verifier(conversion, items, max_memory)
         with full_disks_told(needed, target):
             moved = execute(
-                plan,
+                shares,
                 items,
                 target,
-                container=places.container,
-                freight=freight,
                 custom_metadata=record,
                 transfer=way.transfer,
                 proof=proof,
                 watch=way.watch,
             )
             beside.write_beside()
+    plan, freight = whole_plan(shares), whole_freight(shares)
     return Result(
-        str(source.path),
-        str(target.path / target.item_name),
+        places.source_name,
+        str(target.item_path),
         conversion,
         plan,
         freight,

@@ -53,6 +53,7 @@ CONVERSIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "like": ("item", {"like": "template"}),
     "verify": ("item", {"verify": True}),
     "a step": ("step", {"to": "nnx-pure"}),
+    "a step of two items": ("step", {"to": "tunix"}),
     "a root": ("lone", {}),
     "a root and a step": ("root", {"step": 2}),
 }

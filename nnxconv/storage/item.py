@@ -44,6 +44,7 @@ class Item:
     """An Orbax item: its tree, with every array as a `Source`, and how the arrays are stored.
 
     `contents` says where the values of an OCDBT database are; None where each has its own file.
+    `parts` are the items that this one is joined from, by the first name in its keys.
     """
 
     path: epath.Path
@@ -54,6 +55,12 @@ class Item:
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     value_types: Mapping[Key, str] = field(default_factory=dict)
     contents: Contents | None = None
+    parts: Mapping[str, "Item"] = field(default_factory=dict)
+
+    @property
+    def stores(self) -> dict[str, "Item"]:
+        """The items that hold the arrays, by path: its parts, or the item itself."""
+        return {item.path.as_posix(): item for item in self.parts.values() or (self,)}
 
     @property
     def container(self) -> Container:
@@ -67,14 +74,42 @@ class Item:
         return _open_kvstore(self.path, self.use_ocdbt)
 
 
+def joined_items(path: epath.Path, parts: Mapping[str, Item]) -> Item:
+    """The items of one step as one: each one's keys start with its name."""
+    first = next(iter(parts.values()))
+    return Item(
+        path,
+        {(name, *key): leaf for name, item in parts.items() for key, leaf in item.tree.items()},
+        {f"{name}.{array}": f for name, item in parts.items() for array, f in item.formats.items()},
+        first.use_ocdbt,
+        first.use_zarr3,
+        first.custom_metadata,
+        {(name, *k): kind for name, item in parts.items() for k, kind in item.value_types.items()},
+        parts=parts,
+    )
+
+
 def open_item(location: Location) -> Item:
+    """Opens the item that was located, or the items that are one tree.
+
+    Raises:
+      NotACheckpoint: `_METADATA` is not what Orbax writes.
+      DamagedCheckpoint: an array that the tree names is not there.
+    """
+    if not location.joined:
+        return _open_item(location.folder)
+    parts = {folder.path.name: _open_item(folder) for folder in location.joined}
+    return joined_items(location.item.parent, parts)
+
+
+def _open_item(folder: Folder) -> Item:
     """Reads an item's metadata: tree, shapes, types and chunks of all arrays.
 
     Raises:
       NotACheckpoint: `_METADATA` is not what Orbax writes.
       DamagedCheckpoint: an array that the tree names is not there.
     """
-    path = location.item
+    path = folder.path
     metadata = _read_json(path / TREE_METADATA)
     try:
         entries = [_entry(entry) for entry in metadata["tree_metadata"].values()]
@@ -84,12 +119,12 @@ def open_item(location: Location) -> Item:
         ) from error
     use_ocdbt = metadata.get("use_ocdbt")
     if use_ocdbt is None:
-        use_ocdbt = "manifest.ocdbt" in location.folder.files
+        use_ocdbt = "manifest.ocdbt" in folder.files
     use_zarr3 = bool(metadata.get("use_zarr3"))
     names = {key: array_name(key) for key, kind in entries if kind in _ARRAY_TYPES}
     contents = read_contents(path) if use_ocdbt else None
     formats = read_formats(path, contents, use_zarr3, names.values())
-    impls = _prng_impls(location.folder)
+    impls = _prng_impls(folder)
     strings = _read_json(path / "_strings.json") if _has_strings(entries) else {}
     store = path.as_posix()
     tree: dict[Key, Leaf] = {}

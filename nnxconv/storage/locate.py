@@ -18,6 +18,7 @@ from typing import Literal as OneOf
 from etils import epath
 
 from nnxconv.errors import BadInput, NotACheckpoint
+from nnxconv.layouts import TUNIX_ITEMS
 from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.remote import COMMITTED, is_remote, prepare, read_if_there
 
@@ -37,6 +38,8 @@ class Location:
       step_name: name of the step directory, unless the item was given.
       other_items: names of the step's other directories, which are carried over as they are.
       step_metadata: contents of the nearest `_CHECKPOINT_METADATA`.
+      joined: the step's items that together are one tree, `folder` the first of them; empty where
+        that is the whole tree.
     """
 
     folder: Folder
@@ -44,6 +47,7 @@ class Location:
     step_name: str = ""
     other_items: tuple[str, ...] = ()
     step_metadata: dict[str, Any] | None = None
+    joined: tuple[Folder, ...] = ()
 
     @property
     def item(self) -> epath.Path:
@@ -136,15 +140,23 @@ def _in_step(
     if not items:
         raise NotACheckpoint(f"step `{path}` has no item with arrays", hint=_looks_like(step))
     usual = [item for item in items if item.path.name in USUAL_ITEMS]
+    joined = [item for name in TUNIX_ITEMS for item in items if item.path.name == name]
+    if joined and joined[0].path.name == TUNIX_ITEMS[0] and not usual:
+        usual = joined[:1]
+    else:
+        joined = []
     if len(items) > 1 and len(usual) != 1:
         raise BadInput(
             f"`{path}` holds {len(items)} items with arrays: {', '.join(names)}",
             hint=f"name one of them, for example `{path / names[0]}`",
         )
     item = usual[0] if usual else items[0]
-    others = {name for name in step.folders if UNFINISHED not in name} - {item.path.name}
-    _refuse_uncommitted(allow_uncommitted, item, step)
-    return Location(item, given_as, path.name, tuple(sorted(others)), _read_step_metadata(path))
+    own = joined or [item]
+    others = {name for name in step.folders if UNFINISHED not in name}
+    others -= {one.path.name for one in own}
+    _refuse_uncommitted(allow_uncommitted, *own, step)
+    metadata = _read_step_metadata(path)
+    return Location(item, given_as, path.name, tuple(sorted(others)), metadata, tuple(joined))
 
 
 def _items(step: Folder) -> list[Folder]:
