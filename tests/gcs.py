@@ -34,6 +34,8 @@ os.environ.setdefault(FLAT_BUCKETS, "false")  # gcsfs reads it once, when it is 
 
 import gcsfs  # noqa: E402
 
+from nnxconv.storage.remote import prepare  # noqa: E402
+
 BUCKET = "nnxconv-test"
 COMMITTED = "commit_success.txt"
 
@@ -242,6 +244,7 @@ def used_by_this_process(url: str) -> Iterator[None]:
     assert gcsfs.GCSFileSystem.__module__ == "gcsfs.core", f"gcsfs was there before {FLAT_BUCKETS}"
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
+    prepare()
     forget()
     try:
         yield

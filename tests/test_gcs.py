@@ -53,7 +53,6 @@ CONVERSIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "like": ("item", {"like": "template"}),
     "verify": ("item", {"verify": True}),
     "a step": ("step", {"to": "nnx-pure"}),
-    "a step of two items": ("step", {"to": "tunix"}),
     "a root": ("lone", {}),
     "a root and a step": ("root", {"step": 2}),
 }
@@ -122,6 +121,19 @@ def test_from_local_to_gs(name, storage, local, expected, tmp_path):
     nnxconv.convert(str(local / source), storage.path("out/x"), **options)
     check_same(storage.get("out/x", tmp_path / "x"), expected(name))
     assert is_finished(storage.path("out/x"))
+
+
+def test_a_step_of_two_items_comes_and_goes(storage, sources, local, tmp_path):
+    there, back = storage.path("out/x"), tmp_path / "back"
+    nnxconv.convert(sources["step"], there, to="tunix")
+    nnxconv.convert(str(local / "step"), str(tmp_path / "here"), to="tunix")
+    for item in ("model_params", "optimizer_state"):
+        assert is_finished(f"{there}/{item}")
+        check_same(storage.get(f"out/x/{item}", tmp_path / item), tmp_path / "here" / item)
+    assert is_finished(there)
+    nnxconv.convert(there, str(back), to="linen")
+    report = nnxconv.compare(str(local / "step"), str(back), compare_values=True)
+    assert report.is_match
 
 
 def test_sources_are_only_read(storage, sources):

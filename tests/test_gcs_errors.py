@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import tensorstore as ts
+from gcsfs.retry import HttpError
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from rich.progress import Task, TaskID
 
@@ -297,6 +298,14 @@ def test_settings_are_whole_numbers(variable, monkeypatch):
             RefreshError("invalid_grant: Token has been expired or revoked."),
             "no credentials were found, or they have expired\n"
             f"  invalid_grant: Token has been expired or revoked.\n\nhint: {LOG_IN}",
+        ),
+        (
+            OSError("Forbidden: http://127.0.0.1/b/x/o/y\nno access"),
+            f"{REFUSED}\n  no access\n\nhint: {PERMISSIONS}",
+        ),
+        (
+            HttpError({"code": 503, "message": "unavailable"}),
+            f"{UNREACHABLE}\n  unavailable, 503\n\nhint: try again later",
         ),
         (
             ValueError("RESOURCE_EXHAUSTED: Error writing gs://b/x/d/1: quota [a='b']"),

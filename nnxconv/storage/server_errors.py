@@ -106,16 +106,23 @@ def plain_reason(error: BaseException) -> str:
 
 
 def _told(error: BaseException) -> _Told | None:
-    """What an error of a server means; None for errors of other kinds."""
+    """What an error of a server means; None for errors of other kinds.
+
+    Where a program has used gs:// paths of etils before, errors are those of gcsfs itself.
+    """
     if isinstance(error, ServerError):
         return _answer(error.code, error.said, error.place)
     if isinstance(error, (FileNotFoundError, FileExistsError)):
         place = str(error.filename)
         code = 404 if isinstance(error, FileNotFoundError) else 412
         return _answer(code, "", place) if place.startswith(SCHEME) else None
+    if str(error).startswith("Forbidden: "):
+        return _answer(403, str(error).splitlines()[-1], "")
     module = type(error).__module__
     if module.startswith("google.auth"):
         return _Told(_NO_CREDENTIALS, LOG_IN, _first_line(error))
+    if module.startswith("gcsfs") and getattr(error, "code", None) is not None:
+        return _answer(int(getattr(error, "code", 0)), _first_line(error), "")
     if module.partition(".")[0] in ("gcsfs", "aiohttp", "requests", "urllib3"):
         return _Told(*_UNREACHABLE, _first_line(error))
     return _of_tensorstore(str(error)) if isinstance(error, (ValueError, OSError)) else None
