@@ -1,14 +1,18 @@
-"""Run a plan inside an Orbax save: a window of blocks at a time, each window one commit."""
+"""Run a plan inside an Orbax save: a window of blocks at a time, each window one commit.
 
-import math
+Several processes each do their share of it. The first one alone names the target, and commits it
+when all have written theirs.
+"""
+
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from nnxconv.assemble import converted, read_region
 from nnxconv.events import Event, Watcher, ignore
-from nnxconv.keys import Key, spell
+from nnxconv.keys import spell
 from nnxconv.pieces import Region
 from nnxconv.plan import (
     Gather,
@@ -18,15 +22,17 @@ from nnxconv.plan import (
     TargetArray,
     Transfer,
 )
+from nnxconv.shares import Share, share_of
 from nnxconv.storage.formats import Container, target_metadata
 from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.storage.save import Target, save
-from nnxconv.storage.transfer import Carrier, Moved
-from nnxconv.storage.writer import NewArray, Work, Writer
-from nnxconv.tasks import deferred_interrupts, together
-from nnxconv.views import dtype_of, first_source, item_bytes, size_bytes
+from nnxconv.storage.transfer import Carrier, Moved, moved_by_all
+from nnxconv.storage.writer import NewArray, Work, Writer, join
+from nnxconv.tasks import deferred_interrupts, run, together
+from nnxconv.team import ALONE, Team
+from nnxconv.views import dtype_of, first_source, item_bytes
 
 
 def execute(
@@ -39,41 +45,73 @@ def execute(
     custom_metadata: dict[str, Any],
     transfer: Transfer = "copy",
     proof: Work | None = None,
+    team: Team = ALONE,
     watch: Watcher = ignore,
 ) -> Moved:
     """Writes the plan's arrays to the target and commits it, unless the proof fails.
 
-    Renamed arrays are those of the first item.
+    Renamed arrays are those of the first item. Every process of the team does its share; the first
+    one alone names and commits the target.
 
-    Returns what was moved without being decoded.
+    Returns what was moved without being decoded, by all processes together.
 
     Raises:
       DamagedCheckpoint: a stored array cannot be read.
       BadInput: a cast would change an integer's value.
     """
     new_arrays = {array.key: _new_array(array, items, container) for array in plan.arrays}
-    moved = Moved()
+    share = share_of(plan, freight, team.number, team.count)
     source = next(iter(items.values()))
+    moved = Moved()
     with deferred_interrupts() as check_interrupt:
-        run = _Run(plan, Reader(items), new_arrays, watch, check_interrupt)
+
+        def check() -> None:
+            check_interrupt()
+            team.check()
+
+        mine = _Run(plan, share, Reader(items), team.watching(watch), check)
 
         async def work(writer: Writer) -> None:
-            await run.rename(writer, source, freight, transfer, moved)
-            await run.rewrite(writer)
+            await writer.create(new_arrays.values())
+            carrier = Carrier(source, writer, transfer, moved)
+            await mine.rename(carrier)
+            await mine.rewrite(writer)
+            team.gather("written", check=check)
+            if team.number == 0:
+                await carrier.refer(share.freight.references)
+                await writer.merge(team.count)
             if proof is not None:
+                team.gather("merged", check=check)
                 await proof(writer)
-            check_interrupt()
+            team.gather("done", check=check)
+            check()
 
-        save(
-            target,
-            new_arrays.values(),
-            plan.literals,
-            use_ocdbt=container.use_ocdbt,
-            use_zarr3=container.use_zarr3,
-            custom_metadata=custom_metadata,
-            work=work,
-        )
-    return moved
+        async def lead(writer: Writer) -> None:
+            try:
+                team.gather("directory", writer.directory.as_posix(), check)
+                await work(writer)
+            except BaseException as error:
+                team.fail(error)  # the others stop, before what they have written is removed
+                raise
+
+        async def follow() -> None:
+            [directory, *_] = team.gather("directory", check=check)
+            await work(join(directory, container.use_ocdbt, team.number))
+
+        if team.number == 0:
+            save(
+                target,
+                new_arrays.values(),
+                plan.literals,
+                use_ocdbt=container.use_ocdbt,
+                use_zarr3=container.use_zarr3,
+                custom_metadata=custom_metadata,
+                work=lead,
+            )
+        else:
+            run(follow())
+        every = team.gather("committed", asdict(moved), check)
+    return moved_by_all([Moved(**one) for one in every])
 
 
 def _new_array(array: TargetArray, items: Mapping[str, Item], container: Container) -> NewArray:
@@ -95,31 +133,28 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
+        share: Share,
         reader: Reader,
-        new_arrays: Mapping[Key, NewArray],
         watch: Watcher,
-        check_interrupt: Callable[[], None],
+        check: Callable[[], None],
     ) -> None:
-        self._check_interrupt = check_interrupt
+        self._check = check
         self._plan = plan
+        self._share = share
         self._reader = reader
-        self._new_arrays = new_arrays
         self._watch = watch
-        self._left = {array.key: math.prod(array.view.shape) for array in plan.arrays}
+        self._left = dict.fromkeys((array.key for array in plan.renamed), 1)
+        self._left |= share.elements
         self._done_bytes = 0
 
-    async def rename(
-        self, writer: Writer, item: Item, freight: Freight, transfer: Transfer, moved: Moved
-    ) -> None:
+    async def rename(self, carrier: Carrier) -> None:
         """Takes encoded chunks over as they are."""
         if not self._plan.renamed:
             return
-        await writer.describe(self._new_arrays[array.key] for array in self._plan.renamed)
-        carrier = Carrier(item, writer.directory, transfer, moved)
-        await carrier.carry(freight, self._tell_moved)
+        await carrier.carry(self._share.freight, self._tell_moved)
         for array in self._plan.renamed:
             self._left[array.key] = 0
-        self._done_bytes = sum(size_bytes(array.view) for array in self._plan.renamed)
+        self._done_bytes = self._share.renamed_bytes
         self._tell()
 
     def _tell_moved(self, nbytes: int) -> None:
@@ -128,19 +163,10 @@ class _Run:
 
     async def rewrite(self, writer: Writer) -> None:
         """Decodes, rearranges and encodes every other block, window by window."""
-        await self._create_empty(writer)
-        for window in self._plan.windows():
+        for window in self._plan.windows(self._share.jobs):
             async with writer.commit() as transaction:
                 await together(self._move(job, writer, transaction) for job in window)
             self._tell()
-
-    async def _create_empty(self, writer: Writer) -> None:
-        """Arrays without elements have no blocks, but are there all the same."""
-        empty = [a.key for a in self._plan.rewritten if not math.prod(a.view.shape)]
-        if empty:
-            async with writer.commit() as transaction:
-                for key in empty:
-                    await writer.open(self._new_arrays[key], transaction)
 
     async def _move(self, job: Job, writer: Writer, transaction: Any) -> None:
         match job:
@@ -163,12 +189,13 @@ class _Run:
         writer: Writer,
         transaction: Any,
     ) -> None:
-        store = await writer.open(self._new_arrays[array.key], transaction)
+        store = await writer.open(array.key, transaction)
         await store[region].write(converted(values, array.view, spell(array.key)))
         self._left[array.key] -= values.size
         self._done_bytes += values.size * item_bytes(dtype_of(array.view))
 
     def _tell(self) -> None:
-        self._check_interrupt()
-        done = sum(not left for left in self._left.values())
-        self._watch(Event(done, len(self._left), self._done_bytes, self._plan.total_bytes))
+        self._check()
+        counted = self._share.counted
+        done = sum(not self._left.get(key, 0) for key in counted)
+        self._watch(Event(done, len(counted), self._done_bytes, self._share.total_bytes))

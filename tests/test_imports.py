@@ -11,14 +11,14 @@ PACKAGE = Path(__file__).parent.parent / "nnxconv"
 
 LEVELS = [
     ["errors", "keys", "events", "tasks", "allocator", "difference"],
-    ["views", "sizes", "layouts"],
+    ["views", "sizes", "layouts", "team"],
     ["pieces", "state", "checksums", "report_text"],
     ["optimizer", "blocks", "report"],
     ["renaming"],
     ["plan"],
     ["layers", "bundles"],
     ["codecs", "likeness", "live", "rules", "storage"],
-    ["conversion", "assemble"],
+    ["conversion", "assemble", "shares"],
     ["pairing", "execute", "fetch", "inspection", "matching", "opening", "renames"],
     ["comparison", "digests", "mismatch"],
     ["fitting", "verification", "boundary"],
