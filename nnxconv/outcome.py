@@ -1,5 +1,6 @@
 """From a converted tree to a committed checkpoint: plan, check, execute, and say what was done."""
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from nnxconv.allocator import peak_memory_bytes
 from nnxconv.conversion import RECORD, Conversion, nothing_lost
+from nnxconv.errors import BadInput
 from nnxconv.events import Watcher, ignore
 from nnxconv.plan import Plan, Transfer, make_plan
 from nnxconv.sizes import parse_bytes
+from nnxconv.team import ALONE, Team
 
 if TYPE_CHECKING:
     from nnxconv.storage.formats import Container
@@ -36,6 +39,8 @@ class Result:
       is_verified: True when the target was read back and compared before it was committed.
       moved: the files and chunks that were taken over undecoded; None for a dry run.
       companions: names of files beside the source that travel with it.
+      process: which of the processes that did it this one is.
+      processes: how many there were.
     """
 
     source_path: str
@@ -49,6 +54,8 @@ class Result:
     is_verified: bool
     moved: "Moved | None"
     companions: tuple[str, ...] = ()
+    process: int = 0
+    processes: int = 1
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -66,6 +73,7 @@ class Way:
     verify: bool = False
     transfer: Transfer = "copy"
     watch: Watcher = ignore
+    team: Team = ALONE
 
 
 @dataclass(frozen=True)
@@ -126,13 +134,14 @@ def carry_out(
     target = replace(target, files=beside.inside)
     freight = plan_freight(plan, source, target.path, way.transfer, max_memory)
     needed = needed_bytes(plan, freight, source)
+    _agree(way.team, plan, freight)
     moved = None
     if not way.dry_run:
         check_space(needed, target)
         record = {**custom_metadata, RECORD: conversion.record.to_json()}
         proof = None
         if way.verify:
-            proof = verifier(conversion, items, max_memory)
+            proof = verifier(conversion, items, max_memory, way.team)
         with full_disks_told(needed, target):
             moved = execute(
                 plan,
@@ -143,9 +152,11 @@ def carry_out(
                 custom_metadata=record,
                 transfer=way.transfer,
                 proof=proof,
+                team=way.team,
                 watch=way.watch,
             )
-            beside.write_beside()
+            if way.team.number == 0:
+                beside.write_beside()
     return Result(
         str(source.path),
         str(target.path / target.item_name),
@@ -158,4 +169,22 @@ def carry_out(
         way.verify and not way.dry_run,
         moved,
         tuple(beside.names),
+        way.team.number,
+        way.team.count,
     )
+
+
+def _agree(team: Team, plan: Plan, freight: "Freight") -> None:
+    """Makes sure that all processes have made the same plan, before any of them writes.
+
+    Raises:
+      BadInput: they have not.
+    """
+    told = hashlib.sha256(repr((plan, freight)).encode()).hexdigest()
+    every = team.gather("plan", told)
+    others = [number for number, other in enumerate(every) if other != every[0]]
+    if others:
+        raise BadInput(
+            f"processes 0 and {others[0]} see different checkpoints, or were started differently",
+            hint="every process needs the same command, the same version, and SRC where all see it",
+        )

@@ -21,7 +21,7 @@ LEVELS = [
     ["conversion", "assemble", "shares"],
     ["pairing", "execute", "fetch", "inspection", "matching", "opening", "renames"],
     ["comparison", "digests", "mismatch"],
-    ["fitting", "verification", "boundary"],
+    ["fitting", "verification", "boundary", "cluster"],
     ["outcome"],
     ["api", "importing", "loading", "opened"],
     ["__init__"],

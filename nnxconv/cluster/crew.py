@@ -1,0 +1,178 @@
+"""One process among several: it tells the others that it is there, and hears how they are.
+
+```
+beat/2       how often process 2 has told that it is there, and how far it is
+failed       why the first process that failed did
+said/5/2     what process 2 says when all are asked for the fifth time
+heard/5      what all have said then, once process 0 has heard everybody
+left/2       process 2 writes no more
+```
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import astuple
+from typing import Any
+
+from nnxconv.cluster.failure import Failure, failure_of, lost
+from nnxconv.cluster.store import ContactLost, Store
+from nnxconv.events import Event, Watcher
+from nnxconv.team import go_on, total
+
+BEAT_SECONDS = 1.0
+LOST_SECONDS = 20.0
+"""A process of which nothing is heard for so long is given up."""
+
+PATIENCE_SECONDS = 30.0
+"""How long process 0 waits until the others have stopped."""
+
+PARTING_SECONDS = 1.0
+"""How long the store is kept after the others have left: JAX aborts who is still in contact."""
+
+POLL_SECONDS = 0.25
+
+
+class Crew:
+    """A team whose processes talk through a store."""
+
+    def __init__(self, number: int, count: int, store: Store) -> None:
+        self.number = number
+        self.count = count
+        self._store = store
+        self._round = 0
+        self._failure: Failure | None = None
+        self._watch: Watcher | None = None
+        self._events = {other: Event(0, 0, 0, 0) for other in range(count)}
+        self._beats = dict.fromkeys(range(count), 0)
+        self._heard_at = dict.fromkeys(range(count), time.monotonic())
+        self._is_over = threading.Event()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def gather(self, what: str, value: Any = None, check: Callable[[], None] = go_on) -> list[Any]:
+        """What every process says, in the order of their numbers; all wait for all.
+
+        Raises:
+          TeamError: another process has failed, or is lost.
+        """
+        self._round += 1
+        said, heard = f"said/{self._round}", f"heard/{self._round}"
+        try:
+            self._store.put(f"{said}/{self.number}", [what, value, self._progress()])
+            if self.number == 0:
+                every = [self._await(f"{said}/{other}", check) for other in range(self.count)]
+                self._store.put(heard, every)
+            else:
+                every = self._await(heard, check)
+        except ContactLost as error:
+            raise lost(0).error() from error
+        assert {asked for asked, _, _ in every} == {what}, "the processes do not do the same"
+        for other, (_, _, event) in enumerate(every):
+            self._events[other] = Event(*event)
+        self._tell()
+        return [answer for _, answer, _ in every]
+
+    def check(self) -> None:
+        """Goes on, unless another process has failed or is lost."""
+        if self._failure is None and self._is_silent(0):
+            self._failure = lost(0)
+        if self._failure is not None:
+            raise self._failure.error()
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others why this process cannot go on; process 0 waits until they have stopped.
+
+        When several fail, what the first one said is true for all of them.
+        """
+        with suppress(ContactLost):
+            if self._failure is None:
+                self._store.put_first("failed", failure_of(error, self.number).to_json())
+                self._failure = Failure.from_json(self._store.get("failed"))
+            self._await_others()
+
+    def first_failure(self) -> BaseException | None:
+        """What another process has failed of; None where none has, or this one was the first."""
+        if self._failure is None or self._failure.process == self.number:
+            return None
+        return self._failure.error()
+
+    def leave(self) -> None:
+        """Tells nothing any more; process 0, which keeps the store, waits for the others."""
+        with suppress(ContactLost):
+            if self.number:
+                self._store.put(f"left/{self.number}", True)
+            self._await_others()
+        self._is_over.set()
+        self._listener.join()
+        if self.number == 0 and self.count > 1:
+            time.sleep(PARTING_SECONDS)
+
+    def watching(self, watch: Watcher) -> Watcher:
+        """Keeps how far this process is; that of all is told to the watcher of process 0."""
+        if self.number == 0:
+            self._watch = watch
+
+        def keep(event: Event) -> None:
+            self._events[self.number] = event
+            self._tell()
+
+        return keep
+
+    def _tell(self) -> None:
+        if self._watch is not None:
+            self._watch(total([self._events[other] for other in range(self.count)]))
+
+    def _progress(self) -> tuple[int, ...]:
+        return astuple(self._events[self.number])
+
+    def _await(self, key: str, check: Callable[[], None]) -> Any:
+        """A value that another process will keep, unless one fails before."""
+        while (value := self._store.wait(key, POLL_SECONDS)) is None:
+            check()
+            self.check()
+            self._tell()
+        return value
+
+    def _await_others(self) -> None:
+        """Waits, on process 0, until all others have left or are lost."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        for other in range(1, self.count) if self.number == 0 else ():
+            while not self._is_silent(other) and time.monotonic() < until:
+                if self._store.wait(f"left/{other}", POLL_SECONDS):
+                    break
+
+    def _is_silent(self, other: int) -> bool:
+        return time.monotonic() - self._heard_at[other] > LOST_SECONDS
+
+    def _listen(self) -> None:
+        """Tells that this process is there, and hears of the others, until the end."""
+        beats = 0
+        while True:
+            beats += 1
+            with suppress(ContactLost):
+                self._store.put(f"beat/{self.number}", [beats, self._progress()])
+                self._hear()
+            if self._is_over.wait(BEAT_SECONDS):
+                return
+
+    def _hear(self) -> None:
+        told = self._store.below("beat") if self.number == 0 else {"0": self._store.get("beat/0")}
+        for name, beat in told.items():
+            other = int(name)
+            if beat is not None and beat[0] != self._beats[other]:
+                self._beats[other] = beat[0]
+                self._heard_at[other] = time.monotonic()
+                if other != self.number:
+                    self._events[other] = Event(*beat[1])
+        silent = [other for other in range(1, self.count) if self._is_silent(other)]
+        if self.number == 0 and silent and self._failure is None:
+            gone = self._store.below("left")
+            for other in silent:
+                if str(other) not in gone:
+                    self._store.put_first("failed", lost(other).to_json())
+        if self._failure is None:
+            told_failure = self._store.get("failed")
+            if told_failure is not None:
+                self._failure = Failure.from_json(told_failure)
