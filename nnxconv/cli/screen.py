@@ -21,6 +21,8 @@ def one_screen(distributed: bool) -> Iterator[None]:
     if not distributed:
         yield
         return
+    from nnxconv.cluster import part
+
     shown = os.dup(2)
     before = sys.stderr
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -30,7 +32,10 @@ def one_screen(distributed: bool) -> Iterator[None]:
     try:
         with open(shown, "w", buffering=1, closefd=False) as stream, _abort_told(shown):
             sys.stderr = stream
-            yield
+            try:
+                yield
+            finally:
+                part()
     finally:
         sys.stderr = before
         os.dup2(shown, 2)

@@ -5,5 +5,6 @@ the few texts that they tell each other. JAX is imported when a process joins, n
 """
 
 from nnxconv.cluster.join import joined
+from nnxconv.cluster.service import part
 
-__all__ = ["joined"]
+__all__ = ["joined", "part"]

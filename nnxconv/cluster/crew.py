@@ -25,11 +25,11 @@ BEAT_SECONDS = 1.0
 LOST_SECONDS = 20.0
 """A process of which nothing is heard for so long is given up."""
 
+START_SECONDS = 300.0
+"""The same before anything is heard: processes do not all start at once."""
+
 PATIENCE_SECONDS = 30.0
 """How long process 0 waits until the others have stopped."""
-
-PARTING_SECONDS = 1.0
-"""How long the store is kept after the others have left: JAX aborts who is still in contact."""
 
 POLL_SECONDS = 0.25
 
@@ -46,7 +46,7 @@ class Crew:
         self._watch: Watcher | None = None
         self._events = {other: Event(0, 0, 0, 0) for other in range(count)}
         self._beats = dict.fromkeys(range(count), 0)
-        self._heard_at = dict.fromkeys(range(count), time.monotonic())
+        self._silent_at = dict.fromkeys(range(count), time.monotonic() + START_SECONDS)
         self._is_over = threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -99,15 +99,11 @@ class Crew:
         return self._failure.error()
 
     def leave(self) -> None:
-        """Tells nothing any more; process 0, which keeps the store, waits for the others."""
+        """Tells the others that this process writes no more, and then nothing."""
         with suppress(ContactLost):
-            if self.number:
-                self._store.put(f"left/{self.number}", True)
-            self._await_others()
+            self._store.put(f"left/{self.number}", True)
         self._is_over.set()
         self._listener.join()
-        if self.number == 0 and self.count > 1:
-            time.sleep(PARTING_SECONDS)
 
     def watching(self, watch: Watcher) -> Watcher:
         """Keeps how far this process is; that of all is told to the watcher of process 0."""
@@ -144,7 +140,7 @@ class Crew:
                     break
 
     def _is_silent(self, other: int) -> bool:
-        return time.monotonic() - self._heard_at[other] > LOST_SECONDS
+        return time.monotonic() > self._silent_at[other]
 
     def _listen(self) -> None:
         """Tells that this process is there, and hears of the others, until the end."""
@@ -163,7 +159,7 @@ class Crew:
             other = int(name)
             if beat is not None and beat[0] != self._beats[other]:
                 self._beats[other] = beat[0]
-                self._heard_at[other] = time.monotonic()
+                self._silent_at[other] = time.monotonic() + LOST_SECONDS
                 if other != self.number:
                     self._events[other] = Event(*beat[1])
         silent = [other for other in range(1, self.count) if self._is_silent(other)]
