@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nnxconv.errors import NnxconvError
-
 
 @contextmanager
 def one_screen(distributed: bool) -> Iterator[None]:
@@ -45,15 +43,12 @@ def one_screen(distributed: bool) -> Iterator[None]:
 @contextmanager
 def _abort_told(shown: int) -> Iterator[None]:
     """Ends an aborted process with our message; Python's own handlers would come too late."""
-    from nnxconv.cluster.failure import lost
-
-    told = lost(0).error()
-    assert isinstance(told, NnxconvError)
-    message = (told.render() + "\n").encode()
+    from nnxconv.cluster import why_aborted
 
     def end(signum: int) -> None:
-        os.write(shown, message)
-        os._exit(told.exit_code)
+        reason = why_aborted()
+        os.write(shown, (reason.render() + "\n").encode())
+        os._exit(reason.exit_code)
 
     set_handler = ctypes.CDLL(None).signal
     set_handler.argtypes = [ctypes.c_int, ctypes.c_void_p]

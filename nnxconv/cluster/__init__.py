@@ -5,6 +5,6 @@ the few texts that they tell each other. JAX is imported when a process joins, n
 """
 
 from nnxconv.cluster.join import joined
-from nnxconv.cluster.service import part
+from nnxconv.cluster.service import part, why_aborted
 
-__all__ = ["joined", "part"]
+__all__ = ["joined", "part", "why_aborted"]

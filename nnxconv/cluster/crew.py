@@ -92,11 +92,12 @@ class Crew:
                 self._failure = Failure.from_json(self._store.get("failed"))
             self._await_others()
 
-    def first_failure(self) -> BaseException | None:
-        """What another process has failed of; None where none has, or this one was the first."""
-        if self._failure is None or self._failure.process == self.number:
-            return None
-        return self._failure.error()
+    def first_failure(self, error: BaseException) -> BaseException:
+        """What all processes fail of: the error itself, where it says what the first one said."""
+        first = self._failure
+        if first is None or failure_of(error, first.process) == first:
+            return error
+        return first.error()
 
     def leave(self) -> None:
         """Tells the others that this process writes no more, and then nothing."""
@@ -104,6 +105,10 @@ class Crew:
             self._store.put(f"left/{self.number}", True)
         self._is_over.set()
         self._listener.join()
+
+    def silent(self) -> set[int]:
+        """The processes that are given up."""
+        return {other for other in range(self.count) if self._is_silent(other)}
 
     def watching(self, watch: Watcher) -> Watcher:
         """Keeps how far this process is; that of all is told to the watcher of process 0."""
@@ -162,10 +167,10 @@ class Crew:
                 self._silent_at[other] = time.monotonic() + LOST_SECONDS
                 if other != self.number:
                     self._events[other] = Event(*beat[1])
-        silent = [other for other in range(1, self.count) if self._is_silent(other)]
+        silent = self.silent() - {0}
         if self.number == 0 and silent and self._failure is None:
             gone = self._store.below("left")
-            for other in silent:
+            for other in sorted(silent):
                 if str(other) not in gone:
                     self._store.put_first("failed", lost(other).to_json())
         if self._failure is None:

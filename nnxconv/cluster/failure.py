@@ -43,6 +43,10 @@ class Failure:
             return Terminated()
         if self.exit_code == INTERRUPTED:
             return KeyboardInterrupt()
+        return self.as_error()
+
+    def as_error(self) -> TeamError:
+        """The same, but for signals."""
         whose = () if self.is_lost else (f"in process {self.process}",)
         details = (*self.details, *whose)
         error = TeamError(self.message, where=self.where, details=details, hint=self.hint)

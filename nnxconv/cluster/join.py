@@ -45,12 +45,13 @@ def joined(
             yield crew
     except BaseException as error:
         crew.fail(error)
-        first = crew.first_failure()
-        if first is None or isinstance(error, TeamError):
+        first = crew.first_failure(error)
+        if first is error or isinstance(error, TeamError):
             raise
         raise first from error
     finally:
         crew.leave()
+        found.gone |= crew.silent()
 
 
 def _refuse_addresses(
@@ -75,7 +76,7 @@ def _address(
     """What is given, or what the environment has instead.
 
     Raises:
-      BadInput: a number is none, or the process is not one of them.
+      BadInput: the address or a number is none, or the process is not one of them.
     """
     address = Address(
         coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS") or None,
@@ -83,6 +84,9 @@ def _address(
         _number(process_id, "JAX_PROCESS_ID"),
     )
     count, number = address.count, address.number
+    host, _, port = (address.coordinator or "localhost:0").rpartition(":")
+    if not host or not port.isdecimal():
+        raise BadInput(f"the coordinator's address is `{address.coordinator}`, not HOST:PORT")
     if count is not None and count < 1:
         raise BadInput(f"{count} is not a number of processes")
     if count is not None and number is not None and not 0 <= number < count:

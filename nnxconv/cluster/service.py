@@ -5,13 +5,16 @@ alone, and no device is asked for. It stays until the process ends, for further 
 """
 
 import atexit
+import os
+import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from nnxconv.cluster.failure import lost
 from nnxconv.cluster.store import ClientStore, ContactLost
-from nnxconv.errors import BadInput
+from nnxconv.errors import BadInput, NnxconvError
 
 JOIN_SECONDS = 300
 """How long processes wait for each other at the beginning: machines do not start at once."""
@@ -43,13 +46,23 @@ class Address:
 
 @dataclass
 class Service:
-    """A process that has found all others."""
+    """A process that has found all others.
+
+    Attributes:
+      number: of this process.
+      count: how many there are.
+      address: by which they have found each other.
+      state: JAX's.
+      runs: how often they have worked together.
+      gone: processes that were lost.
+    """
 
     number: int
     count: int
     address: Address
     state: Any
     runs: int = 0
+    gone: set[int] = field(default_factory=set)
 
     def store(self, folder: str) -> ClientStore:
         """Texts of all processes in a folder of their own."""
@@ -86,13 +99,14 @@ def part() -> None:
             if found.number:
                 store.put(str(found.number), True)
             else:
-                _await_others(store, found.count)
+                _await(store, set(range(1, found.count)) - found.gone)
         found.state.shutdown()
 
 
-def _await_others(store: ClientStore, count: int) -> None:
+def _await(store: ClientStore, others: set[int]) -> None:
+    """Waits until others have parted."""
     until = time.monotonic() + PATIENCE_SECONDS
-    for other in range(1, count):
+    for other in others:
         while not store.wait(str(other), 0.25) and time.monotonic() < until:
             pass
     time.sleep(LAST_SECONDS)
@@ -102,6 +116,8 @@ def _joined(address: Address) -> Service:
     import jax
     from jax._src import distributed
 
+    if address.number == 0 and address.coordinator is not None:
+        _refuse_taken_port(address.coordinator)
     state = distributed.State()
     given = (address.coordinator, address.count, address.number)
     # JAX ends all processes where one fails, unless that may recover; and would take SIGTERM.
@@ -125,6 +141,25 @@ def _joined(address: Address) -> Service:
     return Service(state.process_id, state.num_processes, address, state)
 
 
+def _refuse_taken_port(coordinator: str) -> None:
+    """Refuses a port that somebody else has: JAX would crash.
+
+    Raises:
+      BadInput: it is taken.
+    """
+    port = int(coordinator.rpartition(":")[2])
+    has_both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if has_both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=has_both).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise BadInput(
+            f"process 0 cannot have the port {port} of `{coordinator}`: {reason}",
+            hint="give all processes an address with a port that is free",
+        ) from error
+
+
 def _not_found(error: Exception, address: Address) -> BadInput:
     """Why the processes do not find each other."""
     told = {
@@ -142,9 +177,19 @@ def _not_found(error: Exception, address: Address) -> BadInput:
             " JAX_PROCESS_ID",
         )
     return BadInput(
-        f"process {address.number} of {address.count} did not find the others at"
+        f"process {address.number} of {address.count} cannot join the others at"
         f" `{address.coordinator}`",
         details=[reason],
-        hint=f"start all of them within {JOIN_SECONDS} seconds, each with its own number, and with"
-        " the address of process 0",
+        hint="give all processes the one address of process 0",
+    )
+
+
+def why_aborted() -> NnxconvError:
+    """Why JAX aborts a process, as it does where the coordinator does not answer any more."""
+    if _services:
+        return lost(0).as_error()
+    return BadInput(
+        f"the processes did not find each other within {JOIN_SECONDS} seconds",
+        hint="start all of them, each with its own number, and with an address of process 0 that"
+        " all can reach",
     )
