@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +60,7 @@ class Values:
         ]
 
     @staticmethod
-    def sum(every: Sequence[list[Any]], keys: Sequence[Key]) -> "Values":
+    def sum(every: Iterable[list[Any]], keys: Sequence[Key]) -> "Values":
         """What several processes found in leaves of these keys, as `to_json` gave it."""
         found = Values({key: Difference() for key in keys})
         for statistics, scalars, read_bytes, equal_chunk_bytes in every:
@@ -170,8 +170,11 @@ class _Comparison:
         """What all processes have found together."""
         if self._team.count == 1:
             return self._found
-        every = self._team.gather("values", self._found.to_json())
-        return Values.sum(every, list(self._found.statistics))
+        keys = list(self._found.statistics)
+        told = self._team.combine(
+            "values", self._found.to_json(), lambda every: Values.sum(every, keys).to_json()
+        )
+        return Values.sum([told], keys)
 
     def _blocks(self) -> Iterator[_Block]:
         for pair in self._pairs:

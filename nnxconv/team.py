@@ -1,10 +1,12 @@
 """The processes that do one piece of work together, as each of them sees it; or one alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nnxconv.events import Event, Watcher
+
+Fold = Callable[[Iterator[Any]], Any]
 
 
 def go_on() -> None:
@@ -32,6 +34,10 @@ class Team(Protocol):
         Raises:
           TeamError: another process has failed, or is lost.
         """
+        ...
+
+    def combine(self, what: str, value: Any, fold: Fold, check: Callable[[], None] = go_on) -> Any:
+        """The same, made into one JSON value by process 0, which takes them one after the other."""
         ...
 
     def check(self) -> None:
@@ -62,6 +68,11 @@ class Alone:
         """What this process says."""
         del what, check
         return [value]
+
+    def combine(self, what: str, value: Any, fold: Fold, check: Callable[[], None] = go_on) -> Any:
+        """What this process says, made into one value."""
+        del what, check
+        return fold(iter([value]))
 
     def check(self) -> None:
         """Goes on."""

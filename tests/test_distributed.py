@@ -365,6 +365,16 @@ def test_what_is_missing_or_wrong_is_told(options, environment, message, monkeyp
     assert (outcome.stdout, outcome.stderr, outcome.exit_code) == ("", message, 2)
 
 
+def test_a_program_that_has_joined_others_itself_is_told(monkeypatch):
+    monkeypatch.setattr("jax._src.distributed.global_state.client", object())
+    outcome = run("compare", "a", "b", "--distributed")
+    assert (outcome.stderr, outcome.exit_code) == (
+        "error: this program has called `jax.distributed.initialize` itself\n"
+        "\nhint: share the work in processes of its own: `nnxconv ... --distributed`\n",
+        2,
+    )
+
+
 def test_a_port_that_somebody_else_has_is_told(monkeypatch):
     with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
         port = taken.getsockname()[1]

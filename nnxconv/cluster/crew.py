@@ -11,7 +11,7 @@ left/2       process 2 writes no more
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import astuple
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from nnxconv.cluster.failure import Failure, failure_of, lost
 from nnxconv.cluster.store import ContactLost, Store
 from nnxconv.events import Event, Watcher
-from nnxconv.team import go_on, total
+from nnxconv.team import Fold, go_on, total
 
 BEAT_SECONDS = 1.0
 LOST_SECONDS = 20.0
@@ -57,22 +57,30 @@ class Crew:
         Raises:
           TeamError: another process has failed, or is lost.
         """
+        return self.combine(what, value, list, check)
+
+    def combine(self, what: str, value: Any, fold: Fold, check: Callable[[], None] = go_on) -> Any:
+        """The same, made into one JSON value by process 0, which takes them one after the other."""
         self._round += 1
         said, heard = f"said/{self._round}", f"heard/{self._round}"
         try:
             self._store.put(f"{said}/{self.number}", [what, value, self._progress()])
-            if self.number == 0:
-                every = [self._await(f"{said}/{other}", check) for other in range(self.count)]
-                self._store.put(heard, every)
-            else:
-                every = self._await(heard, check)
+            if self.number:
+                return self._await(heard, check)
+            combined = fold(self._answers(said, what, check))
+            self._store.put(heard, combined)
         except ContactLost as error:
             raise lost(0).error() from error
-        assert {asked for asked, _, _ in every} == {what}, "the processes do not do the same"
-        for other, (_, _, event) in enumerate(every):
+        return combined
+
+    def _answers(self, said: str, what: str, check: Callable[[], None]) -> Iterator[Any]:
+        """What each process says, as soon as it does."""
+        for other in range(self.count):
+            asked, answer, event = self._await(f"{said}/{other}", check)
+            assert asked == what, f"process {other} is asked for {asked}, not {what}"
             self._events[other] = Event(*event)
-        self._tell()
-        return [answer for _, answer, _ in every]
+            self._tell()
+            yield answer
 
     def check(self) -> None:
         """Goes on, unless another process has failed or is lost."""

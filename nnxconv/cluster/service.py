@@ -76,7 +76,8 @@ def service(address: Address) -> Service:
     """The service that this process has joined, or now joins.
 
     Raises:
-      BadInput: the processes do not find each other; or this one belongs to others already.
+      BadInput: the processes do not find each other; or this one belongs to others already, or
+        to a program that has its own.
     """
     if not _services:
         _services.append(_joined(address))
@@ -116,6 +117,11 @@ def _joined(address: Address) -> Service:
     import jax
     from jax._src import distributed
 
+    if distributed.is_initialized():
+        raise BadInput(
+            "this program has called `jax.distributed.initialize` itself",
+            hint="share the work in processes of its own: `nnxconv ... --distributed`",
+        )
     if address.number == 0 and address.coordinator is not None:
         _refuse_taken_port(address.coordinator)
     state = distributed.State()
