@@ -93,8 +93,7 @@ def service(address: Address) -> Service:
 
 def part() -> None:
     """Leaves the others for good; process 0, which keeps the coordinator, is the last to go."""
-    while _services:
-        found = _services.pop()
+    for found in list(_services):
         store = found.store("parted")
         with suppress(ContactLost):
             if found.number:
@@ -102,6 +101,7 @@ def part() -> None:
             else:
                 _await(store, set(range(1, found.count)) - found.gone)
         found.state.shutdown()
+    _services.clear()
 
 
 def _await(store: ClientStore, others: set[int]) -> None:
@@ -125,25 +125,21 @@ def _joined(address: Address) -> Service:
     if address.number == 0 and address.coordinator is not None:
         _refuse_taken_port(address.coordinator)
     state = distributed.State()
+    state.initialize_preemption_sync_manager = lambda: None  # it would take SIGTERM
     given = (address.coordinator, address.count, address.number)
-    # JAX ends all processes where one fails, unless that may recover; and would take SIGTERM.
-    settings = {"jax_enable_recoverability": True, "jax_enable_preemption_service": False}
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
+    before = jax.config.read("jax_enable_recoverability")  # without, one that fails ends all others
+    jax.config.update("jax_enable_recoverability", True)
     try:
         state.initialize(
             *given,
             cluster_detection_method=None if None in given else "deactivate",
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=UNHEARD_SECONDS,
-            shutdown_timeout_seconds=10,
         )
     except (ValueError, RuntimeError) as error:
         raise _not_found(error, address) from error
     finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
+        jax.config.update("jax_enable_recoverability", before)
     return Service(state.process_id, state.num_processes, address, state)
 
 
