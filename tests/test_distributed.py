@@ -168,8 +168,8 @@ def begun(source, target, count):
     options = ["--to", "linen", "--no-scan_layers", "--max_memory", "16MiB"]
     started = processes.start("convert", source, target, *options, count=count)
     unfinished = target.parent / (target.name + UNFINISHED)
-    until = time.monotonic() + 60
-    while not list(unfinished.glob("ocdbt.process_1/d/*")) and time.monotonic() < until:
+    while not list(unfinished.glob("ocdbt.process_1/d/*")):
+        assert all(process.poll() is None for process in started.started), started.ended()
         time.sleep(0.01)
     return started
 

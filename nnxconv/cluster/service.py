@@ -25,6 +25,9 @@ UNHEARD_SECONDS = 3600
 PATIENCE_SECONDS = 30.0
 """How long process 0 waits at the end, until the others have parted."""
 
+_RECOVERABLE = "jax_enable_recoverability"
+"""JAX's setting without which the coordinator would abort all processes where one is lost."""
+
 LAST_SECONDS = 1.0
 """How long the coordinator stays after that: JAX aborts whoever is still in contact."""
 
@@ -127,8 +130,8 @@ def _joined(address: Address) -> Service:
     state = distributed.State()
     state.initialize_preemption_sync_manager = lambda: None  # it would take SIGTERM
     given = (address.coordinator, address.count, address.number)
-    before = jax.config.read("jax_enable_recoverability")  # without, one that fails ends all others
-    jax.config.update("jax_enable_recoverability", True)
+    before = getattr(jax.config, _RECOVERABLE)
+    jax.config.update(_RECOVERABLE, True)
     try:
         state.initialize(
             *given,
@@ -139,7 +142,7 @@ def _joined(address: Address) -> Service:
     except (ValueError, RuntimeError) as error:
         raise _not_found(error, address) from error
     finally:
-        jax.config.update("jax_enable_recoverability", before)
+        jax.config.update(_RECOVERABLE, before)
     return Service(state.process_id, state.num_processes, address, state)
 
 
