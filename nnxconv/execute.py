@@ -63,6 +63,7 @@ def execute(
     share = share_of(plan, freight, team.number, team.count)
     source = next(iter(items.values()))
     moved = Moved()
+    every: list[Any] = []
     with deferred_interrupts() as check_interrupt:
 
         def check() -> None:
@@ -83,19 +84,20 @@ def execute(
             if proof is not None:
                 team.gather("merged", check=check)
                 await proof(writer)
-            team.gather("done", check=check)
             check()
+            every[:] = team.gather("done", asdict(moved), check)
 
         async def lead(writer: Writer) -> None:
             try:
-                team.gather("directory", writer.directory.as_posix(), check)
+                team.ask_first(writer.directory.as_posix())
                 await work(writer)
+                team.settle()
             except BaseException as error:
                 team.fail(error)  # the others stop, before what they have written is removed
                 raise
 
         async def follow() -> None:
-            [directory, *_] = team.gather("directory", check=check)
+            directory = team.ask_first(check=check)
             await work(join(directory, container.use_ocdbt, team.number))
 
         if team.number == 0:
@@ -110,7 +112,7 @@ def execute(
             )
         else:
             run(follow())
-        every = team.gather("committed", asdict(moved), check)
+        team.ask_first()  # whether the target was committed; an interrupt comes too late by now
     return moved_by_all([Moved(**one) for one in every])
 
 

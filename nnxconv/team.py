@@ -40,6 +40,14 @@ class Team(Protocol):
         """The same, made into one JSON value by process 0, which takes them one after the other."""
         ...
 
+    def ask_first(self, value: Any = None, check: Callable[[], None] = go_on) -> Any:
+        """What process 0 says, which does not wait for the others."""
+        ...
+
+    def settle(self) -> None:
+        """From now on process 0 does not need the others: none of them can fail any more."""
+        ...
+
     def check(self) -> None:
         """Goes on, unless another process has failed.
 
@@ -73,6 +81,14 @@ class Alone:
         """What this process says, made into one value."""
         del what, check
         return fold(iter([value]))
+
+    def ask_first(self, value: Any = None, check: Callable[[], None] = go_on) -> Any:
+        """What this process says."""
+        del check
+        return value
+
+    def settle(self) -> None:
+        """Needs nobody."""
 
     def check(self) -> None:
         """Goes on."""

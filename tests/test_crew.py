@@ -99,6 +99,23 @@ def test_what_is_said_is_made_into_one_value_by_the_first(crew):
     assert by_all(members, lambda one: one.combine("sum", one.number, sum)) == [3, 3, 3]
 
 
+def test_the_first_one_says_what_it_has_to_say_without_waiting(crew):
+    first, second = crew(2)
+    assert first.ask_first("a") == "a"
+    assert second.ask_first() == "a"
+
+
+def test_nobody_is_given_up_once_the_first_one_needs_nobody(crew, monkeypatch):
+    monkeypatch.setattr(crews, "LOST_SECONDS", 0.1)
+    members = crew(3)
+    by_all(members, lambda one: one.gather("here"))
+    time.sleep(0.1)
+    members[0].settle()
+    members[2]._is_over.set()  # as if it were killed
+    time.sleep(0.4)
+    assert by_all(members[:2], lambda one: one.ask_first("committed")) == ["committed"] * 2
+
+
 def test_the_watcher_of_the_first_is_told_how_far_all_are(crew):
     members = crew(2)
     events = []

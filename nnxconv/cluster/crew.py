@@ -47,6 +47,7 @@ class Crew:
         self._events = {other: Event(0, 0, 0, 0) for other in range(count)}
         self._beats = dict.fromkeys(range(count), 0)
         self._silent_at = dict.fromkeys(range(count), time.monotonic() + START_SECONDS)
+        self._is_settled = False
         self._is_over = threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -72,6 +73,23 @@ class Crew:
         except ContactLost as error:
             raise lost(0).error() from error
         return combined
+
+    def ask_first(self, value: Any = None, check: Callable[[], None] = go_on) -> Any:
+        """What process 0 says, which does not wait for the others."""
+        self._round += 1
+        heard = f"heard/{self._round}"
+        try:
+            if self.number:
+                [value] = self._await(heard, check)
+            else:
+                self._store.put(heard, [value])
+        except ContactLost as error:
+            raise lost(0).error() from error
+        return value
+
+    def settle(self) -> None:
+        """From now on nobody is given up: process 0 does not need the others any more."""
+        self._is_settled = True
 
     def _answers(self, said: str, what: str, check: Callable[[], None]) -> Iterator[Any]:
         """What each process says, as soon as it does."""
@@ -176,7 +194,7 @@ class Crew:
                 if other != self.number:
                     self._events[other] = Event(*beat[1])
         silent = self.silent() - {0}
-        if self.number == 0 and silent and self._failure is None:
+        if self.number == 0 and silent and self._failure is None and not self._is_settled:
             gone = self._store.below("left")
             for other in sorted(silent):
                 if str(other) not in gone:
