@@ -11,6 +11,7 @@ from typing import Any
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
 from nnxconv.checksums import Check, Manifest, check
+from nnxconv.codecs import ITEMS
 from nnxconv.conversion import (
     Direction,
     Options,
@@ -90,7 +91,7 @@ def convert(
       source_path: an item directory, a step, or a root of steps; it is only read.
       target_path: is written in the same structure, and committed when it is complete.
       direction: `auto` goes to the other family; `linen_to_nnx` and `nnx_to_linen` state it.
-      to: the target's layout: `linen`, `nnx`, `nnx-state`, `nnx-pure` or `maxtext`.
+      to: the target's layout: `linen`, `nnx`, `maxtext`, or another one of `nnxconv.layouts`.
       from_: the source's layout, where it cannot be recognised.
       scan_layers: True stacks layers, False unstacks them. By default they are stacked on the
         way from Linen to NNX, unstacked on the way back, and left as they are when `to` or
@@ -146,22 +147,30 @@ def convert(
         location, item, source = open_checkpoint(
             source_path, step, options, allow_uncommitted=allow_uncommitted
         )
-        items = {item.path.as_posix(): item}
+        items = item.stores
         template = None
         if like is not None:
             _, like_item, template = open_checkpoint(
                 like, None, Options(layer_group=options.layer_group)
             )
-            items[like_item.path.as_posix()] = like_item
+            items |= like_item.stores
         source, template = follow(source, rules, template, options)
         conversion = convert_tree(source, options, template)
         custom = location.custom_metadata
         if conversion.scan_layers is not None:
             custom["scan_layers"] = conversion.scan_layers
-        target = target_for(target_path, location, custom)
+        target = target_for(target_path, location, custom, is_split=conversion.layout in ITEMS)
         return carry_out(
             conversion,
-            Places(source_path, location, items, target_path, target, item.container),
+            Places(
+                source_path,
+                location,
+                items,
+                target_path,
+                target,
+                item.container,
+                len(item.stores),
+            ),
             Way(max_memory, overwrite, dry_run, verify, transfer, watch, team),
             custom_metadata=item.custom_metadata,
             started=started,
@@ -226,7 +235,7 @@ def compare(
       NnxconvError: one of the two cannot be read, or they cannot be compared.
     """
     from nnxconv.cluster import joined
-    from nnxconv.comparison import compare_values as run
+    from nnxconv.comparison import compare_values as read_both
 
     started = time.monotonic()
     share_one_heap()
@@ -258,9 +267,9 @@ def compare(
         tolerance = Tolerance(atol, rtol, equal_nan)
         values = None
         if compare_values:
-            items = {item.path.as_posix(): item for item in (item_a, item_b)}
+            items = item_a.stores | item_b.stores
             pairs = join_layers(common, (*a.groups, *b.groups))
-            values = run(pairs, items, tolerance, parse_bytes(max_memory), team, watch)
+            values = read_both(pairs, items, tolerance, parse_bytes(max_memory), team, watch)
             findings += value_findings(common, values.statistics, values.scalars)
         return Report(
             Side(str(item_a.path), a.codec.name),

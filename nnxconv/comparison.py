@@ -16,11 +16,11 @@ from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key
 from nnxconv.pairing import Pair
 from nnxconv.pieces import Piece, Region, pieces
-from nnxconv.shares import spread
+from nnxconv.portions import spread
 from nnxconv.storage.encoded import EncodedChunks
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
-from nnxconv.tasks import together
+from nnxconv.tasks import run, together
 from nnxconv.team import ALONE, Team
 from nnxconv.views import Shape, View, dtype_of, item_bytes, size_bytes
 
@@ -89,7 +89,7 @@ def compare_values(
       DamagedCheckpoint: an array cannot be read.
       PlanError: one block does not fit in `max_memory`.
     """
-    return asyncio.run(compare_pairs(pairs, items, tolerance, max_memory, team, watch))
+    return run(compare_pairs(pairs, items, tolerance, max_memory, team, watch))
 
 
 async def compare_pairs(

@@ -22,7 +22,7 @@ error: `b` exists
 hint: add `--overwrite` to replace it
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 __all__ = [
     "BadInput",
@@ -67,6 +67,11 @@ class NnxconvError(Exception):
         if self.hint:
             lines += ["", f"hint: {self.hint}"]
         return "\n".join(lines)
+
+    def reworded(self, say: Callable[[str], str]) -> "NnxconvError":
+        """The same error in other words."""
+        details = [say(detail) for detail in self.details]
+        return type(self)(say(self.message), where=self.where, details=details, hint=say(self.hint))
 
 
 class BadInput(NnxconvError):

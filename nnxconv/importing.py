@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
-from nnxconv.codecs import CODECS, Form, Record, paxml
+from nnxconv.codecs import CODECS, ITEMS, Form, Record, paxml
 from nnxconv.conversion import Options, Understood, convert_tree
 from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.events import Watcher, ignore
@@ -57,7 +57,7 @@ def gpt3_from_paxml(
     Args:
       source_path: the directory of the leaves, their step, or a root of steps; it is only read.
       target_path: a root, as `CheckpointManager` has it; `<step>/items` is written in it.
-      to: the target's layout: `linen`, `nnx`, `nnx-state`, `nnx-pure` or `maxtext`.
+      to: the target's layout: `linen`, `maxtext`, or another one of `nnxconv.layouts`.
       fused_qkv: one array for query, key and value, or three.
       scan_layers: stack the layers, or write them apart.
       layer_axis: where stacked arrays have their layers.
@@ -129,10 +129,12 @@ def gpt3_from_paxml(
             dtype=dtype,
         )
         conversion = convert_tree(source, options, None)
+        is_split = conversion.layout in ITEMS
         target = Target(
             absolute(target_path) / str(step_number),
-            ITEM,
+            "" if is_split else ITEM,
             custom_metadata={"scan_layers": scan_layers},
+            is_split=is_split,
         )
         return carry_out(
             conversion,

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from nnxconv.allocator import peak_memory_bytes
 from nnxconv.conversion import RECORD, Conversion, nothing_lost
 from nnxconv.errors import BadInput
 from nnxconv.events import Watcher, ignore
-from nnxconv.plan import Plan, Transfer, make_plan
+from nnxconv.plan import Plan, Transfer
 from nnxconv.sizes import parse_bytes
 from nnxconv.team import ALONE, Team
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nnxconv.storage.item import Item
     from nnxconv.storage.locate import Location
     from nnxconv.storage.save import Target
+    from nnxconv.storage.shares import Share
     from nnxconv.storage.transfer import Moved
 
 
@@ -87,6 +88,7 @@ class Places:
       target_path: as the user gave it.
       target: the item that is written.
       container: how it keeps its arrays.
+      source_items: how many of the items are the source's.
     """
 
     source_path: str
@@ -95,6 +97,13 @@ class Places:
     target_path: str
     target: "Target"
     container: "Container"
+    source_items: int = 1
+
+    @property
+    def source_name(self) -> str:
+        """The item that is read; the step, where it is several of its items."""
+        item = next(iter(self.items.values()))
+        return str(item.path if self.source_items == 1 else item.path.parent)
 
 
 def carry_out(
@@ -119,22 +128,31 @@ def carry_out(
     """
     from nnxconv.execute import execute
     from nnxconv.storage.companions import companions
-    from nnxconv.storage.freight import plan_freight
     from nnxconv.storage.places import check_places, check_space, full_disks_told, needed_bytes
+    from nnxconv.storage.shares import divide, whole_freight, whole_plan
     from nnxconv.verification import verifier
 
     nothing_lost(conversion)
     max_memory = parse_bytes(way.max_memory)
     target, items = places.target, places.items
-    source = next(iter(items.values()))
-    plan = make_plan(conversion.tree.items(), max_memory, places.container.store)
-    check_places(places.source_path, places.location, places.target_path, target, way.overwrite)
+    sources = list(items.values())[: places.source_items]
+    shares = divide(
+        conversion.tree,
+        sources,
+        target.item_path,
+        is_split=target.is_split,
+        container=places.container,
+        transfer=way.transfer,
+        max_memory=max_memory,
+    )
+    is_step = target.is_split and places.location.given_as == "item"
+    location = replace(places.location, given_as="step") if is_step else places.location
+    check_places(places.source_path, location, places.target_path, target, way.overwrite)
     beside = companions(places.location, target)
     beside.refuse_others(way.overwrite)
     target = replace(target, files=beside.inside)
-    freight = plan_freight(plan, source, target.path, way.transfer, max_memory)
-    needed = needed_bytes(plan, freight, source)
-    _agree(way.team, plan, freight)
+    needed = sum(needed_bytes(share.plan, share.freight, share.source) for share in shares)
+    _agree(way.team, shares)
     moved = None
     if not way.dry_run:
         check_space(needed, target)
@@ -144,11 +162,9 @@ def carry_out(
             proof = verifier(conversion, items, max_memory, way.team)
         with full_disks_told(needed, target):
             moved = execute(
-                plan,
+                shares,
                 items,
                 target,
-                container=places.container,
-                freight=freight,
                 custom_metadata=record,
                 transfer=way.transfer,
                 proof=proof,
@@ -157,9 +173,10 @@ def carry_out(
             )
             if way.team.number == 0:
                 beside.write_beside()
+    plan, freight = whole_plan(shares), whole_freight(shares)
     return Result(
-        str(source.path),
-        str(target.path / target.item_name),
+        places.source_name,
+        str(target.item_path),
         conversion,
         plan,
         freight,
@@ -174,13 +191,14 @@ def carry_out(
     )
 
 
-def _agree(team: Team, plan: Plan, freight: "Freight") -> None:
+def _agree(team: Team, shares: Sequence["Share"]) -> None:
     """Makes sure that all processes have made the same plan, before any of them writes.
 
     Raises:
       BadInput: they have not.
     """
-    told = hashlib.sha256(repr((plan, freight)).encode()).hexdigest()
+    plans = [(share.name, share.plan, share.freight, share.container) for share in shares]
+    told = hashlib.sha256(repr(plans).encode()).hexdigest()
     every = team.gather("plan", told)
     others = [number for number, other in enumerate(every) if other != every[0]]
     if others:

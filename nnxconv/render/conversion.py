@@ -1,7 +1,7 @@
 """The result of `convert`, for people and for programs."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from nnxconv.conversion import Conversion
@@ -10,16 +10,19 @@ from nnxconv.layers import Apart, Arrangement, Blocks, LayerGroup
 from nnxconv.optimizer import parameter_trees
 from nnxconv.outcome import Result
 from nnxconv.sizes import counted, format_bytes
+from nnxconv.state import Tree
 from nnxconv.storage.transfer import Moved
 from nnxconv.views import (
     Cast,
     Concat,
+    Literal,
     Part,
     Scaled,
     Slot,
     Source,
     Stack,
     View,
+    first_source,
     notation,
     size_bytes,
 )
@@ -200,12 +203,17 @@ def _moments(conversion: Conversion) -> list[str]:
 def _step(conversion: Conversion) -> str:
     """Where the step was and is, when it has moved or changed its type."""
 
-    def found(tree: Mapping[Key, Any]) -> str | None:
-        keys = (("step",), ("optimizer", "step"), ("optimizer", "step", "value"))
-        key = next((key for key in keys if key in tree), None)
-        return None if key is None else f"{'/'.join(map(str, key))} {notation(tree[key])}"
+    def found(step: View | None, tree: Tree) -> str | None:
+        same = (
+            key
+            for key, leaf in tree.items()
+            if step and not isinstance(leaf, Literal) and first_source(leaf) == first_source(step)
+        )
+        key: Key = next(same, ("step",))
+        return f"{'/'.join(map(str, key))} {notation(tree[key])}" if key in tree else None
 
-    before, after = found(conversion.source.tree), found(conversion.tree)
+    before = found(conversion.source.state.step, conversion.source.tree)
+    after = found(conversion.state.step, conversion.tree)
     return "" if before == after else f"{before or 'none'} -> {after or 'none'}"
 
 

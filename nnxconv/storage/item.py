@@ -42,6 +42,7 @@ class Item:
     """An Orbax item: its tree, with every array as a `Source`, and how the arrays are stored.
 
     `contents` says where the values of an OCDBT database are; None where each has its own file.
+    `parts` are the items that this one is joined from, by the first name in its keys.
     """
 
     path: epath.Path
@@ -52,6 +53,12 @@ class Item:
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     value_types: Mapping[Key, str] = field(default_factory=dict)
     contents: Contents | None = None
+    parts: Mapping[str, "Item"] = field(default_factory=dict)
+
+    @property
+    def stores(self) -> dict[str, "Item"]:
+        """The items that hold the arrays, by path: its parts, or the item itself."""
+        return {item.path.as_posix(): item for item in self.parts.values() or (self,)}
 
     @property
     def container(self) -> Container:
@@ -65,14 +72,41 @@ class Item:
         return _open_kvstore(self.path, self.use_ocdbt)
 
 
+def joined_items(path: epath.Path, parts: Mapping[str, Item]) -> Item:
+    """The items of one step as one: each one's keys start with its name."""
+    first = next(iter(parts.values()))
+    return Item(
+        path,
+        {(name, *key): leaf for name, item in parts.items() for key, leaf in item.tree.items()},
+        {f"{name}.{array}": f for name, item in parts.items() for array, f in item.formats.items()},
+        first.use_ocdbt,
+        first.use_zarr3,
+        first.custom_metadata,
+        {(name, *k): kind for name, item in parts.items() for k, kind in item.value_types.items()},
+        parts=parts,
+    )
+
+
 def open_item(location: Location) -> Item:
+    """Opens the item that was located, or the items that are one tree.
+
+    Raises:
+      NotACheckpoint: `_METADATA` is not what Orbax writes.
+      DamagedCheckpoint: an array that the tree names is not there.
+    """
+    if not location.joined:
+        return _open_item(location.item)
+    step = location.item.parent
+    return joined_items(step, {name: _open_item(step / name) for name in location.joined})
+
+
+def _open_item(path: epath.Path) -> Item:
     """Reads an item's metadata: tree, shapes, types and chunks of all arrays.
 
     Raises:
       NotACheckpoint: `_METADATA` is not what Orbax writes.
       DamagedCheckpoint: an array that the tree names is not there.
     """
-    path = location.item
     metadata = _read_json(path / TREE_METADATA)
     try:
         entries = [_entry(entry) for entry in metadata["tree_metadata"].values()]

@@ -18,6 +18,7 @@ from typing import Literal as OneOf
 from etils import epath
 
 from nnxconv.errors import BadInput, NotACheckpoint
+from nnxconv.layouts import TUNIX_ITEMS
 from nnxconv.storage.remote import COMMITTED, is_remote, prepare
 
 TREE_METADATA = "_METADATA"
@@ -36,6 +37,8 @@ class Location:
       step_name: name of the step directory, unless the item was given.
       other_items: names of the step's other directories, which are carried over as they are.
       step_metadata: contents of the nearest `_CHECKPOINT_METADATA`.
+      joined: names of the step's items that together are one tree, `item` the first of them;
+        empty where `item` is the whole tree.
     """
 
     item: epath.Path
@@ -43,6 +46,7 @@ class Location:
     step_name: str = ""
     other_items: tuple[str, ...] = ()
     step_metadata: dict[str, Any] | None = None
+    joined: tuple[str, ...] = ()
 
     @property
     def custom_metadata(self) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def _refuse_uncommitted(location: Location) -> None:
     """
     if not is_remote(location.item):
         return
-    folders = [location.item]
+    folders = [location.item.parent / name for name in location.joined] or [location.item]
     if location.given_as != "item":
         folders.append(location.item.parent)
     for folder in folders:
@@ -134,6 +138,11 @@ def _in_step(path: epath.Path, given_as: OneOf["step", "root"]) -> Location:
     if not items:
         raise NotACheckpoint(f"step `{path}` has no item with arrays", hint=_looks_like(path))
     usual = [name for name in USUAL_ITEMS if name in items]
+    joined = tuple(name for name in TUNIX_ITEMS if name in items)
+    if joined[:1] == TUNIX_ITEMS[:1] and not usual:
+        usual = list(joined[:1])
+    else:
+        joined = ()
     if len(items) > 1 and len(usual) != 1:
         raise BadInput(
             f"`{path}` holds {len(items)} items with arrays: {', '.join(sorted(items))}",
@@ -141,7 +150,8 @@ def _in_step(path: epath.Path, given_as: OneOf["step", "root"]) -> Location:
         )
     item = usual[0] if usual else items[0]
     others = tuple(sorted(child.name for child in path.iterdir() if _is_other(child, item)))
-    return Location(path / item, given_as, path.name, others, _read_step_metadata(path))
+    others = tuple(name for name in others if name not in joined)
+    return Location(path / item, given_as, path.name, others, _read_step_metadata(path), joined)
 
 
 def _is_other(child: epath.Path, item: str) -> bool:

@@ -1,6 +1,5 @@
 """Read regions of stored arrays."""
 
-import asyncio
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,6 +7,7 @@ import tensorstore as ts
 
 from nnxconv.storage.arrays import array_spec, context, damaged
 from nnxconv.storage.item import Item
+from nnxconv.tasks import run
 from nnxconv.views import Source, View, first_source
 
 
@@ -51,7 +51,7 @@ def _with_zeros(values: np.ndarray, region: tuple[slice, ...]) -> np.ndarray:
 def read_numbers(item: Item, source: Source) -> list[int]:
     """The values of a stored scalar or of a short array of integers."""
     region = tuple(slice(0, size) for size in source.shape)
-    values = asyncio.run(Reader({source.store: item}).read(source, region))
+    values = run(Reader(item.stores).read(source, region))
     return [int(value) for value in values.reshape(-1)]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import nnxconv
 from nnxconv.blocks import MIB
 from nnxconv.plan import make_plan, written
-from nnxconv.shares import share_of, split_up, spread
+from nnxconv.portions import portion_of, split_up, spread
 from nnxconv.storage.freight import Freight
 from nnxconv.views import Source, cast, moved, part, slot, stack
 from tests import pax
@@ -44,7 +44,7 @@ def cut_off(draw):
 @given(st.one_of(targets(), cut_off()), st.integers(2, 4))
 def test_every_block_is_in_one_share_and_every_chunk_is_written_in_one(leaves, count):
     plan = replace(make_plan(leaves, PLENTY), merge_bytes=1)  # blocks of one chunk
-    shares = [share_of(plan, Freight(), number, count) for number in range(count)]
+    shares = [portion_of(plan, Freight(), number, count) for number in range(count)]
     jobs = list(plan.jobs())
     assert sorted(job for share in shares for job in share.jobs) == list(range(len(jobs)))
     writers: dict[tuple, set[int]] = {}
@@ -69,7 +69,7 @@ def _product(bounds):
 @given(targets(), counts)
 def test_shares_count_every_element_array_and_byte_once(leaves, count):
     plan = make_plan(leaves, PLENTY)
-    shares = [share_of(plan, Freight(), number, count) for number in range(count)]
+    shares = [portion_of(plan, Freight(), number, count) for number in range(count)]
     elements = sum((Counter(share.elements) for share in shares), Counter())
     wanted = {array.key: math.prod(array.view.shape) for array in plan.rewritten}
     assert elements == Counter({key: size for key, size in wanted.items() if size})
@@ -88,7 +88,7 @@ def test_files_and_values_are_shared_and_references_stay_with_the_first():
         file_sizes=sizes,
         value_bytes={"x/0": 10},
     )
-    first, second = (share_of(make_plan([], PLENTY), freight, n, 2).freight for n in range(2))
+    first, second = (portion_of(make_plan([], PLENTY), freight, n, 2).freight for n in range(2))
     assert (first.file_sizes, first.values) == ({"a": 40}, {"x/0": "y/0"})
     assert (second.file_sizes, second.values) == ({"b": 30, "c": 20}, {})
     assert (first.references, second.references) == ({"w/0": "v/0"}, {})
@@ -136,9 +136,9 @@ def test_the_model_of_175_billion_parameters_is_shared_evenly_by_64_processes(op
     assert max(loads) <= 1.05 * sum(loads) / 64
 
 
-def test_everything_is_the_share_of_one_process_alone():
+def test_everything_is_the_portion_of_one_process_alone():
     plan = make_plan(embedding_and_layers(), 2048 * MIB)
-    share = share_of(plan, Freight(), 0, 1)
+    share = portion_of(plan, Freight(), 0, 1)
     assert share.jobs is None
     assert share.total_bytes == plan.total_bytes
     assert share.freight == Freight()
