@@ -11,7 +11,8 @@ NnxconvError               exit code 2
 ├── Mismatch               the converted tree is not the tree of `--like`
 ├── PlanError              a plan that would break a promise (memory, space)
 ├── DamagedCheckpoint      bytes that cannot be read as the array they claim to be
-└── StorageError           a server that does not do what it was asked
+├── StorageError           a server that does not do what it was asked
+└── TeamError              another process of a run on many, which has failed or is lost
 ```
 
 >>> print(BadInput("`b` exists", where="b", hint="add `--overwrite` to replace it").render())
@@ -34,6 +35,7 @@ __all__ = [
     "PlanError",
     "RuleError",
     "StorageError",
+    "TeamError",
     "UnknownLayout",
 ]
 
@@ -110,3 +112,7 @@ class DamagedCheckpoint(NnxconvError):
 
 class StorageError(NnxconvError):
     """A server that does not do what it was asked, after several tries where that helps."""
+
+
+class TeamError(NnxconvError):
+    """What another process of a run on many has failed of; or that it is lost."""

@@ -1,15 +1,19 @@
-"""Run a plan inside an Orbax save: a window of blocks at a time, each window one commit."""
+"""Run a plan inside an Orbax save: a window of blocks at a time, each window one commit.
+
+Several processes each do their share of it. The first one alone names the target, and commits it
+when all have written theirs.
+"""
 
 import asyncio
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from nnxconv.assemble import converted, read_region
 from nnxconv.events import Event, Watcher, ignore
-from nnxconv.keys import Key, spell
+from nnxconv.keys import spell
 from nnxconv.pieces import Region
 from nnxconv.plan import (
     Gather,
@@ -19,16 +23,17 @@ from nnxconv.plan import (
     TargetArray,
     Transfer,
 )
+from nnxconv.portions import Portion, portion_of
 from nnxconv.storage.formats import Container, target_metadata
-from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.storage.save import NewItem, Target, save
 from nnxconv.storage.shares import Share
-from nnxconv.storage.transfer import Carrier, Moved
-from nnxconv.storage.writer import NewArray, Proof, Writer, Writers
-from nnxconv.tasks import deferred_interrupts, together
-from nnxconv.views import dtype_of, first_source, item_bytes, size_bytes
+from nnxconv.storage.transfer import Carrier, Moved, moved_by_all
+from nnxconv.storage.writer import NewArray, Proof, Work, Writer, Writers, join
+from nnxconv.tasks import deferred_interrupts, run, together
+from nnxconv.team import ALONE, Team, total
+from nnxconv.views import dtype_of, first_source, item_bytes
 
 
 def execute(
@@ -39,66 +44,138 @@ def execute(
     custom_metadata: dict[str, Any],
     transfer: Transfer = "copy",
     proof: Proof | None = None,
+    team: Team = ALONE,
     watch: Watcher = ignore,
 ) -> Moved:
     """Writes the shares' arrays to the target and commits it, unless the proof fails.
 
-    Returns what was moved without being decoded.
+    Every process of the team does its portion of each share; the first one alone names and commits
+    the target.
+
+    Returns what was moved without being decoded, by all processes together.
 
     Raises:
       DamagedCheckpoint: a stored array cannot be read.
       BadInput: a cast would change an integer's value.
     """
     moved = Moved()
+    every: list[Any] = []
     reader = Reader(items)
     written: dict[str, Writer] = {}
-    tally = _Tally(shares, watch)
-    turn = asyncio.Lock()  # Orbax saves items at once; the plan's memory is that of one of them
+    portions = {
+        share.name: portion_of(share.plan, share.freight, team.number, team.count)
+        for share in shares
+    }
+    tally = _Tally(shares, portions, team.watching(watch))
+    new_arrays = {
+        share.name: [_new_array(array, items, share.container) for array in share.plan.arrays]
+        for share in shares
+    }
     with deferred_interrupts() as check_interrupt:
 
-        def new_item(share: Share) -> NewItem:
-            new_arrays = {a.key: _new_array(a, items, share.container) for a in share.plan.arrays}
-            run = _Run(share.plan, reader, new_arrays, tally.of(share), check_interrupt)
+        def check() -> None:
+            check_interrupt()
+            team.check()
 
-            async def work(writer: Writer) -> None:
-                async with turn:
-                    await run.rename(writer, share.source, share.freight, transfer, moved)
-                    await run.rewrite(writer)
-                written[share.name] = writer
-                if proof is not None and len(written) == len(shares):
-                    await proof(writer if not share.name else Writers(target.path, written))
-                check_interrupt()
+        async def work(share: Share, writer: Writer) -> None:
+            portion = portions[share.name]
+            mine = _Run(share.plan, portion, reader, tally.of(share), check)
+            await writer.create(new_arrays[share.name])
+            carrier = Carrier(share.source, writer, transfer, moved)
+            await mine.rename(carrier)
+            await mine.rewrite(writer)
+            team.gather("written", check=check)
+            if team.number == 0:
+                await carrier.refer(share.freight)
+                await writer.merge(team.count)
+            written[share.name] = writer
+            if len(written) < len(shares):
+                return
+            if proof is not None:
+                team.gather("merged", check=check)
+                await proof(writer if not share.name else Writers(target.path, written))
+            check()
+            every[:] = team.gather("done", asdict(moved), check)
 
-            return NewItem(
-                share.name or target.item_name,
-                new_arrays.values(),
-                share.plan.literals,
-                use_ocdbt=share.container.use_ocdbt,
-                use_zarr3=share.container.use_zarr3,
-                work=work,
-            )
+        if team.number == 0:
+            lead = _Lead(team, work, len(shares))
+            new_items = [
+                NewItem(
+                    share.name or target.item_name,
+                    new_arrays[share.name],
+                    share.plan.literals,
+                    use_ocdbt=share.container.use_ocdbt,
+                    use_zarr3=share.container.use_zarr3,
+                    work=lead.of(share),
+                )
+                for share in shares
+            ]
+            save(target, new_items, custom_metadata=custom_metadata)
+        else:
+            run(_follow(team, work, shares, check))
+        team.ask_first()  # whether the target was committed; an interrupt comes too late by now
+    return moved_by_all([Moved(**one) for one in every])
 
-        save(target, [new_item(share) for share in shares], custom_metadata=custom_metadata)
-    return moved
+
+ShareWork = Callable[[Share, Writer], Coroutine[Any, Any, None]]
+
+
+class _Lead:
+    """The work of the process that names the target, within Orbax's save."""
+
+    def __init__(self, team: Team, work: ShareWork, count: int) -> None:
+        self._team = team
+        self._work = work
+        self._left = count
+        self._turn = asyncio.Lock()  # Orbax saves items at once; the memory is that of one of them
+
+    def of(self, share: Share) -> Work:
+        """The work of one share, which the others are told of."""
+
+        async def lead(writer: Writer) -> None:
+            try:
+                async with self._turn:
+                    self._team.ask_first([share.name, writer.directory.as_posix()])
+                    await self._work(share, writer)
+                    self._left -= 1
+                    if not self._left:
+                        self._team.settle()
+            except BaseException as error:
+                self._team.fail(error)  # the others stop, before what they wrote is removed
+                raise
+
+        return lead
+
+
+async def _follow(
+    team: Team, work: ShareWork, shares: Sequence[Share], check: Callable[[], None]
+) -> None:
+    """The work of every other process, on one share after the other."""
+    by_name = {share.name: share for share in shares}
+    for _ in shares:
+        name, directory = team.ask_first(check=check)
+        share = by_name[name]
+        await work(share, join(directory, share.container.use_ocdbt, team.number))
 
 
 class _Tally:
     """How far all shares are, told by each of them."""
 
-    def __init__(self, shares: Sequence[Share], watch: Watcher) -> None:
+    def __init__(self, shares: Sequence[Share], portions: Mapping[str, Portion], watch: Watcher):
         self._watch = watch
-        self._total_arrays = sum(len(share.plan.arrays) for share in shares)
-        self._total_bytes = sum(share.plan.total_bytes for share in shares)
-        self._done: dict[str, Event] = {}
+        self._events = {
+            share.name: Event(
+                0, len(portions[share.name].counted), 0, portions[share.name].total_bytes
+            )
+            for share in shares
+        }
 
     def of(self, share: Share) -> Watcher:
         """What one share tells."""
 
         def watch(event: Event) -> None:
-            self._done[share.name] = event
-            arrays = sum(done.arrays for done in self._done.values())
-            nbytes = sum(done.done_bytes for done in self._done.values())
-            self._watch(Event(arrays, self._total_arrays, nbytes, self._total_bytes))
+            self._events[share.name] = event
+            self._watch(total(list(self._events.values())))
 
         return watch
 
@@ -122,31 +199,28 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
+        portion: Portion,
         reader: Reader,
-        new_arrays: Mapping[Key, NewArray],
         watch: Watcher,
-        check_interrupt: Callable[[], None],
+        check: Callable[[], None],
     ) -> None:
-        self._check_interrupt = check_interrupt
+        self._check = check
         self._plan = plan
+        self._portion = portion
         self._reader = reader
-        self._new_arrays = new_arrays
         self._watch = watch
-        self._left = {array.key: math.prod(array.view.shape) for array in plan.arrays}
+        self._left = dict.fromkeys((array.key for array in plan.renamed), 1)
+        self._left |= portion.elements
         self._done_bytes = 0
 
-    async def rename(
-        self, writer: Writer, item: Item, freight: Freight, transfer: Transfer, moved: Moved
-    ) -> None:
+    async def rename(self, carrier: Carrier) -> None:
         """Takes encoded chunks over as they are."""
         if not self._plan.renamed:
             return
-        await writer.describe(self._new_arrays[array.key] for array in self._plan.renamed)
-        carrier = Carrier(item, writer.directory, transfer, moved)
-        await carrier.carry(freight, self._tell_moved)
+        await carrier.carry(self._portion.freight, self._tell_moved)
         for array in self._plan.renamed:
             self._left[array.key] = 0
-        self._done_bytes = sum(size_bytes(array.view) for array in self._plan.renamed)
+        self._done_bytes = self._portion.renamed_bytes
         self._tell()
 
     def _tell_moved(self, nbytes: int) -> None:
@@ -155,19 +229,10 @@ class _Run:
 
     async def rewrite(self, writer: Writer) -> None:
         """Decodes, rearranges and encodes every other block, window by window."""
-        await self._create_empty(writer)
-        for window in self._plan.windows():
+        for window in self._plan.windows(self._portion.jobs):
             async with writer.commit() as transaction:
                 await together(self._move(job, writer, transaction) for job in window)
             self._tell()
-
-    async def _create_empty(self, writer: Writer) -> None:
-        """Arrays without elements have no blocks, but are there all the same."""
-        empty = [a.key for a in self._plan.rewritten if not math.prod(a.view.shape)]
-        if empty:
-            async with writer.commit() as transaction:
-                for key in empty:
-                    await writer.open(self._new_arrays[key], transaction)
 
     async def _move(self, job: Job, writer: Writer, transaction: Any) -> None:
         match job:
@@ -190,12 +255,13 @@ class _Run:
         writer: Writer,
         transaction: Any,
     ) -> None:
-        store = await writer.open(self._new_arrays[array.key], transaction)
+        store = await writer.open(array.key, transaction)
         await store[region].write(converted(values, array.view, spell(array.key)))
         self._left[array.key] -= values.size
         self._done_bytes += values.size * item_bytes(dtype_of(array.view))
 
     def _tell(self) -> None:
-        self._check_interrupt()
-        done = sum(not left for left in self._left.values())
-        self._watch(Event(done, len(self._left), self._done_bytes, self._plan.total_bytes))
+        self._check()
+        counted = self._portion.counted
+        done = sum(not self._left.get(key, 0) for key in counted)
+        self._watch(Event(done, len(counted), self._done_bytes, self._portion.total_bytes))

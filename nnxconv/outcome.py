@@ -1,15 +1,18 @@
 """From a converted tree to a committed checkpoint: plan, check, execute, and say what was done."""
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.allocator import peak_memory_bytes
 from nnxconv.conversion import RECORD, Conversion, nothing_lost
+from nnxconv.errors import BadInput
 from nnxconv.events import Watcher, ignore
 from nnxconv.plan import Plan, Transfer
 from nnxconv.sizes import parse_bytes
+from nnxconv.team import ALONE, Team
 
 if TYPE_CHECKING:
     from nnxconv.storage.formats import Container
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from nnxconv.storage.item import Item
     from nnxconv.storage.locate import Location
     from nnxconv.storage.save import Target
+    from nnxconv.storage.shares import Share
     from nnxconv.storage.transfer import Moved
 
 
@@ -36,6 +40,8 @@ class Result:
       is_verified: True when the target was read back and compared before it was committed.
       moved: the files and chunks that were taken over undecoded; None for a dry run.
       companions: names of files beside the source that travel with it.
+      process: which of the processes that did it this one is.
+      processes: how many there were.
     """
 
     source_path: str
@@ -49,6 +55,8 @@ class Result:
     is_verified: bool
     moved: "Moved | None"
     companions: tuple[str, ...] = ()
+    process: int = 0
+    processes: int = 1
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -66,6 +74,7 @@ class Way:
     verify: bool = False
     transfer: Transfer = "copy"
     watch: Watcher = ignore
+    team: Team = ALONE
 
 
 @dataclass(frozen=True)
@@ -143,13 +152,14 @@ def carry_out(
     beside.refuse_others(way.overwrite)
     target = replace(target, files=beside.inside)
     needed = sum(needed_bytes(share.plan, share.freight, share.source) for share in shares)
+    _agree(way.team, shares)
     moved = None
     if not way.dry_run:
         check_space(needed, target)
         record = {**custom_metadata, RECORD: conversion.record.to_json()}
         proof = None
         if way.verify:
-            proof = verifier(conversion, items, max_memory)
+            proof = verifier(conversion, items, max_memory, way.team)
         with full_disks_told(needed, target):
             moved = execute(
                 shares,
@@ -158,9 +168,11 @@ def carry_out(
                 custom_metadata=record,
                 transfer=way.transfer,
                 proof=proof,
+                team=way.team,
                 watch=way.watch,
             )
-            beside.write_beside()
+            if way.team.number == 0:
+                beside.write_beside()
     plan, freight = whole_plan(shares), whole_freight(shares)
     return Result(
         places.source_name,
@@ -174,4 +186,23 @@ def carry_out(
         way.verify and not way.dry_run,
         moved,
         tuple(beside.names),
+        way.team.number,
+        way.team.count,
     )
+
+
+def _agree(team: Team, shares: Sequence["Share"]) -> None:
+    """Makes sure that all processes have made the same plan, before any of them writes.
+
+    Raises:
+      BadInput: they have not.
+    """
+    plans = [(share.name, share.plan, share.freight, share.container) for share in shares]
+    told = hashlib.sha256(repr(plans).encode()).hexdigest()
+    every = team.gather("plan", told)
+    others = [number for number, other in enumerate(every) if other != every[0]]
+    if others:
+        raise BadInput(
+            f"processes 0 and {others[0]} see different checkpoints, or were started differently",
+            hint="every process needs the same command, the same version, and SRC where all see it",
+        )

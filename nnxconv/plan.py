@@ -8,7 +8,7 @@ is decoded twice; where that would give chunks under 1 MiB, neighbouring ones be
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal as OneOf
 
@@ -101,6 +101,18 @@ class Gather:
 Job = Scatter | Gather
 
 
+def written(job: Job) -> Iterator[tuple[TargetArray, Region]]:
+    """The regions that a block writes."""
+    match job:
+        case Scatter(_, region, into):
+            for array, piece in into:
+                where = piece.target_region(region)
+                if where is not None:
+                    yield array, where
+        case Gather(array, region):
+            yield array, region
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that a conversion does to arrays.
@@ -158,9 +170,10 @@ class Plan:
                 if any(piece.target_region(region) is not None for _, piece in into):
                     yield Scatter(source, region, tuple(into))
 
-    def windows(self) -> Iterator[list[Job]]:
-        """The jobs in groups of at most `window_bytes`, or of one job."""
-        return in_windows(self.jobs(), self.window_bytes)
+    def windows(self, numbers: Collection[int] | None = None) -> Iterator[list[Job]]:
+        """The jobs, or those of these numbers, in groups of at most `window_bytes`, or of one."""
+        wanted = (job for n, job in enumerate(self.jobs()) if numbers is None or n in numbers)
+        return in_windows(wanted, self.window_bytes)
 
 
 def make_plan(

@@ -11,16 +11,19 @@ from nnxconv.keys import Key, spell
 from nnxconv.pairing import agree_on_layers, join_layers, line_up
 from nnxconv.storage.item import Item
 from nnxconv.storage.writer import Proof, Writer, Writers
+from nnxconv.team import ALONE, Team
 from nnxconv.views import View, cast, dtype_of
 
 EXACT = Tolerance(0.0, 0.0, True)
 
 
-def verifier(conversion: Conversion, items: Mapping[str, Item], max_memory: int) -> Proof:
+def verifier(
+    conversion: Conversion, items: Mapping[str, Item], max_memory: int, team: Team = ALONE
+) -> Proof:
     """A check to run when all arrays are written, before the target is committed.
 
     It decodes the new tree as if it were a foreign checkpoint, and compares it with the source,
-    key by key and value by value, as `compare` does.
+    key by key and value by value, as `compare` does. The processes of a team share the values.
     """
 
     async def verify(writer: Writer | Writers) -> None:
@@ -37,7 +40,7 @@ def verifier(conversion: Conversion, items: Mapping[str, Item], max_memory: int)
             )
         pairs = join_layers([_as_target(*triple) for triple in common], source.groups)
         both = {**items, **written.stores}
-        values = await compare_pairs(pairs, both, EXACT, max_memory)
+        values = await compare_pairs(pairs, both, EXACT, max_memory, team)
         wrong = [spell(key) for key, found in values.statistics.items() if found.unequal]
         if wrong:
             raise DamagedCheckpoint(

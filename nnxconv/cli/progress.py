@@ -48,11 +48,15 @@ def progress() -> Iterator[Watcher]:
         TimeRemainingColumn(),
         RepetitionsColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, arrays="0")
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task("", total=None, arrays="0")
 
-        def watch(event: Event) -> None:
-            arrays = f"{event.arrays:,}/{event.total_arrays:,}"
-            bar.update(task, completed=event.done_bytes, total=event.total_bytes, arrays=arrays)
+    def watch(event: Event) -> None:
+        bar.start()  # with the first event: of several processes, one alone has any
+        arrays = f"{event.arrays:,}/{event.total_arrays:,}"
+        bar.update(task, completed=event.done_bytes, total=event.total_bytes, arrays=arrays)
 
+    try:
         yield watch
+    finally:
+        bar.stop()

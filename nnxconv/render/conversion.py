@@ -56,6 +56,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
         "predicted_peak_bytes": result.predicted_peak_bytes,
         "peak_memory_bytes": result.peak_memory_bytes,
         "verified": result.is_verified,
+        "processes": result.processes,
         "seconds": round(result.seconds, 3),
         "plan": [
             {"to": spell(a.key), "array": notation(a.view), "how": a.how, "why": a.why}
@@ -86,10 +87,15 @@ def conversion_text(result: Result) -> str:
     else:
         lines.append(_totals(result))
         lines.append(
-            f"{format_bytes(plan.total_bytes)} in {result.seconds:.2f} s;"
+            f"{format_bytes(plan.total_bytes)} in {result.seconds:.2f} s{_by(result)};"
             f" peak memory {format_bytes(result.peak_memory_bytes)}"
         )
     return "\n".join(lines)
+
+
+def _by(result: Result) -> str:
+    """` by 4 processes`, whose first one's memory is told."""
+    return f" by {result.processes} processes" if result.processes > 1 else ""
 
 
 def _totals(result: Result) -> str:

@@ -8,8 +8,8 @@ them is so large that it would not fit in the memory.
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from etils import epath
 
@@ -34,7 +34,7 @@ class Freight:
       files: files of the source that are copied or linked, and their new paths.
       references: keys of values in those files, or in the database's nodes, and their new keys.
       values: keys of values that are copied one by one, and their new keys.
-      file_lengths: bytes of each of those files, by its old path.
+      file_sizes: bytes of each of those files, by its old path.
       value_bytes: of each of those values, by its old key.
       is_linked: files are linked, not copied.
       window_bytes: how many bytes of values are copied at once.
@@ -43,15 +43,25 @@ class Freight:
     files: Mapping[str, str] = field(default_factory=dict)
     references: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
-    file_lengths: Mapping[str, int] = field(default_factory=dict)
+    file_sizes: Mapping[str, int] = field(default_factory=dict)
     value_bytes: Mapping[str, int] = field(default_factory=dict)
     is_linked: bool = False
     window_bytes: int = 0
 
     @property
+    def file_bytes(self) -> int:
+        """Bytes of all those files."""
+        return sum(self.file_sizes.values())
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of all those files and values."""
+        return self.file_bytes + sum(self.value_bytes.values())
+
+    @property
     def copied_bytes(self) -> int:
         """Bytes that the target has of its own."""
-        own = 0 if self.is_linked else sum(self.file_lengths.values())
+        own = 0 if self.is_linked else self.file_bytes
         return own + sum(self.value_bytes.values())
 
     @property
@@ -60,6 +70,17 @@ class Freight:
         largest = max(self.value_bytes.values(), default=0)
         held = min(max(self.window_bytes, largest), sum(self.value_bytes.values()))
         return WORKING_COPIES * held
+
+    def only(self, files: Collection[str], values: Collection[str], *, refers: bool) -> "Freight":
+        """The part of it that these files and values are, with all references or none."""
+        return replace(
+            self,
+            files={old: new for old, new in self.files.items() if old in files},
+            references=self.references if refers else {},
+            values={old: new for old, new in self.values.items() if old in values},
+            file_sizes={old: size for old, size in self.file_sizes.items() if old in files},
+            value_bytes={old: size for old, size in self.value_bytes.items() if old in values},
+        )
 
 
 def plan_freight(
@@ -75,8 +96,7 @@ def plan_freight(
     is_linked = transfer == "link" and can_link(item.path, target)
     if item.contents is None:
         _refuse_missing(item, keys, lengths)
-        own = {key: lengths[key] for key in keys}
-        return Freight(keys, file_lengths=own, is_linked=is_linked)
+        return Freight(keys, file_sizes={key: lengths[key] for key in keys}, is_linked=is_linked)
     contents = item.contents
     _refuse_missing(item, keys, contents.values)
     _refuse_short_files(item, keys, contents, lengths)
@@ -91,7 +111,7 @@ def plan_freight(
         {file: file for file in sorted(whole)},
         references,
         values,
-        {file: lengths[file] for file in whole},
+        {file: lengths[file] for file in sorted(whole)},
         {old: contents.values[old].nbytes for old in values},
         is_linked,
         window_bytes,

@@ -99,16 +99,8 @@ def whole_freight(shares: Sequence[Share]) -> Freight:
         _named({share.name: share.freight.files for share in shares}),
         _named({share.name: share.freight.references for share in shares}),
         _named({share.name: share.freight.values for share in shares}),
-        {
-            f"{share.name}/{file}": nbytes
-            for share in shares
-            for file, nbytes in share.freight.file_lengths.items()
-        },
-        {
-            f"{share.name}/{key}": nbytes
-            for share in shares
-            for key, nbytes in share.freight.value_bytes.items()
-        },
+        _sizes({share.name: share.freight.file_sizes for share in shares}),
+        _sizes({share.name: share.freight.value_bytes for share in shares}),
         all(share.freight.is_linked for share in shares),
         first.window_bytes,
     )
@@ -116,3 +108,10 @@ def whole_freight(shares: Sequence[Share]) -> Freight:
 
 def _named(by_share: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     return {f"{name}/{old}": new for name, moves in by_share.items() for old, new in moves.items()}
+
+
+def _sizes(by_share: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Bytes of every share's files or values, by their paths below the step."""
+    return {
+        f"{share}/{name}": size for share, sizes in by_share.items() for name, size in sizes.items()
+    }

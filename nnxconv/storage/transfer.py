@@ -9,7 +9,7 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,12 +23,12 @@ from nnxconv.storage.arrays import (
     context,
     damaged,
     directory_spec,
-    new_kvstore_spec,
 )
 from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
-from nnxconv.storage.ocdbt import Contents, read_contents
+from nnxconv.storage.ocdbt import read_contents
 from nnxconv.storage.remote import REQUESTS_AT_ONCE, copy_file, copy_files, is_remote, remove_files
+from nnxconv.storage.writer import Writer
 from nnxconv.tasks import together
 
 FILES_AT_ONCE = 8
@@ -46,6 +46,17 @@ class Moved:
     notes: list[str] = field(default_factory=list)
 
 
+def moved_by_all(every: Sequence[Moved]) -> Moved:
+    """What several processes have moved together; each remark once."""
+    return Moved(
+        sum(one.copied_files for one in every),
+        sum(one.linked_files for one in every),
+        sum(one.copied_chunks for one in every),
+        sum(one.nbytes for one in every),
+        list(dict.fromkeys(note for one in every for note in one.notes)),
+    )
+
+
 @dataclass(frozen=True)
 class _Value:
     old: str
@@ -60,30 +71,29 @@ Tell = Callable[[int], None]
 class Carrier:
     """Takes stored values over from one item to a target that is being written."""
 
-    def __init__(self, item: Item, target: epath.Path, transfer: Transfer, moved: Moved) -> None:
+    def __init__(self, item: Item, writer: Writer, transfer: Transfer, moved: Moved) -> None:
         self._item = item
-        self._target = target
+        self._writer = writer
+        self._target = writer.directory
         self._transfer: Transfer = transfer
         self._moved = moved
         self._saying = threading.Lock()
-        ends = [is_remote(item.path), is_remote(target)]
+        ends = [is_remote(item.path), is_remote(self._target)]
         self._is_remote, self._is_served = any(ends), all(ends)
 
     async def carry(self, freight: Freight, tell: Tell) -> None:
-        """Gives the target what the freight names: files first, then what refers to them."""
+        """Gives the target the files and the single values that the freight names."""
         await self._take_files(freight, tell)
-        contents = self._item.contents
-        if contents is not None:
-            await self._refer(freight, contents)
-            await self._copy_values(freight, tell)
+        await self._copy_values(freight, tell)
 
-    async def _refer(self, freight: Freight, contents: Contents) -> None:
+    async def refer(self, freight: Freight) -> None:
         """References in the target's database to values in data files that it has now."""
-        if not freight.references:
+        contents = self._item.contents
+        if not freight.references or contents is None:
             return
         nodes = contents.node_files - set(freight.files.values())
         await asyncio.to_thread(self._take_nodes, nodes)
-        target = new_kvstore_spec(self._target, use_ocdbt=True)
+        target = self._writer.new_kvstore_spec
         manifest = directory_spec(self._item.path)
         source = {"driver": "ocdbt", "base": target["base"], "manifest": manifest}
         transaction = ts.Transaction(atomic=False)
@@ -115,8 +125,9 @@ class Carrier:
 
     async def _copy_values(self, freight: Freight, tell: Tell) -> None:
         """Encoded values, read and written as they are, a window to a commit."""
-        target = new_kvstore_spec(self._target, use_ocdbt=True)
-        store = await ts.KvStore.open(target, context=context())
+        if not freight.values:
+            return
+        store = await ts.KvStore.open(self._writer.new_kvstore_spec, context=context())
         sized = [_Value(old, new, freight.value_bytes[old]) for old, new in freight.values.items()]
         for window in in_windows(sized, freight.window_bytes):
             transaction = ts.Transaction(atomic=False)
@@ -148,7 +159,7 @@ class Carrier:
             try:
                 was_linked = await loop.run_in_executor(pool, take, old, new)
                 if was_linked is not None:
-                    nbytes = freight.file_lengths[old]
+                    nbytes = freight.file_sizes[old]
                     self._moved.nbytes += nbytes
                     self._moved.linked_files += was_linked
                     self._moved.copied_files += not was_linked

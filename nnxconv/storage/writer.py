@@ -9,12 +9,21 @@ from typing import Any
 import tensorstore as ts
 from etils import epath
 
+from nnxconv.errors import BadInput
 from nnxconv.keys import Key
 from nnxconv.state import Tree, below
-from nnxconv.storage.arrays import all_done, context, new_array_spec, new_kvstore_spec
+from nnxconv.storage.arrays import (
+    all_done,
+    context,
+    kvstore_spec,
+    new_array_spec,
+    new_kvstore_spec,
+)
 from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
 from nnxconv.storage.item import Item, array_name, joined_items
+from nnxconv.storage.locate import absolute
 from nnxconv.storage.ocdbt import read_contents
+from nnxconv.storage.remote import is_remote
 from nnxconv.views import Leaf, Literal, Source
 
 
@@ -30,12 +39,24 @@ class NewArray:
 
 
 class Writer:
-    """The arrays of one target item, while it is being written."""
+    """The arrays of one target item, while it is being written.
 
-    def __init__(self, directory: epath.Path, use_ocdbt: bool) -> None:
+    Process 0 of several writes into the item's own database, every other one into a database of
+    its own beneath that, as Orbax's processes do: `ocdbt.process_3`. Without OCDBT all write
+    files of their own.
+    """
+
+    def __init__(self, directory: epath.Path, use_ocdbt: bool, process: int = 0) -> None:
         self.directory = directory
+        self._database = _database(directory, process) if use_ocdbt else directory
         self._use_ocdbt = use_ocdbt
-        self._created: dict[Key, NewArray] = {}
+        self._arrays: dict[Key, NewArray] = {}
+        self._process = process
+
+    @property
+    def new_kvstore_spec(self) -> dict[str, Any]:
+        """Where this process writes encoded values."""
+        return new_kvstore_spec(self._database, self._use_ocdbt)
 
     @asynccontextmanager
     async def commit(self) -> AsyncIterator[ts.Transaction]:
@@ -52,45 +73,67 @@ class Writer:
         """The item as it has been written so far, before Orbax merges and commits it."""
         formats = {
             array_name(key): parse_format(array.zarr_format, dict(array.metadata))
-            for key, array in self._created.items()
+            for key, array in self._arrays.items()
         }
         path = self.directory.as_posix()
         leaves = {
-            key: _stored(key, leaf, formats, path, self._created) for key, leaf in tree.items()
+            key: _stored(key, leaf, formats, path, self._arrays) for key, leaf in tree.items()
         }
         is_zarr3 = any(array.zarr_format == 3 for array in formats.values())
         contents = read_contents(self.directory) if self._use_ocdbt else None
         return Item(self.directory, leaves, formats, self._use_ocdbt, is_zarr3, contents=contents)
 
-    async def describe(self, arrays: Iterable[NewArray]) -> None:
-        """Stores the metadata of arrays whose chunks get here by themselves."""
-        arrays = list(arrays)
-        self._created |= {array.key: array for array in arrays}
-        spec = new_kvstore_spec(self.directory, self._use_ocdbt)
-        store = await ts.KvStore.open(spec, context=context())
+    async def create(self, arrays: Iterable[NewArray]) -> None:
+        """Creates all arrays: process 0 stores their metadata, the others know them."""
+        self._arrays = {array.key: array for array in arrays}
+        if self._process:
+            return
+        store = await ts.KvStore.open(self.new_kvstore_spec, context=context())
         async with self.commit() as transaction:
             into = store.with_transaction(transaction) if self._use_ocdbt else store
-            writes = [into.write(*_metadata_entry(array)) for array in arrays]
+            writes = [into.write(*_metadata_entry(array)) for array in self._arrays.values()]
             await all_done(writes)
             for write in writes:
                 write.result()
 
-    async def open(self, array: NewArray, transaction: ts.Transaction) -> ts.TensorStore:
-        """The array, created when it is opened for the first time."""
-        spec = new_array_spec(
-            self.directory,
-            self._use_ocdbt,
-            array_name(array.key),
-            array.zarr_format,
-            dict(array.metadata),
+    async def open(self, key: Key, transaction: ts.Transaction) -> ts.TensorStore:
+        """An array that has been created."""
+        array = self._arrays[key]
+        name, metadata = array_name(key), dict(array.metadata)
+        spec = new_array_spec(self._database, self._use_ocdbt, name, array.zarr_format, metadata)
+        return await ts.open(spec, transaction=transaction, context=context())
+
+    async def merge(self, processes: int) -> None:
+        """Takes references to what the other processes have written into the item's database."""
+        if not self._use_ocdbt or processes == 1:
+            return
+        store = await ts.KvStore.open(self.new_kvstore_spec, context=context())
+        async with self.commit() as transaction:
+            into = store.with_transaction(transaction)
+            for process in range(1, processes):
+                spec = kvstore_spec(_database(self.directory, process), use_ocdbt=True)
+                theirs = await ts.KvStore.open(spec, context=context())
+                await theirs.experimental_copy_range_to(into)
+
+
+def join(directory: str, use_ocdbt: bool, process: int) -> Writer:
+    """A writer for the item that process 0 has begun.
+
+    Raises:
+      BadInput: this process does not see it.
+    """
+    path = absolute(directory)
+    if not is_remote(path) and not path.exists():
+        raise BadInput(
+            f"process {process} does not see `{directory}`, which process 0 has made",
+            hint="write to a file system that all processes share, or to gs://",
         )
-        is_new = array.key not in self._created
-        self._created[array.key] = array
-        if not is_new:
-            spec["assume_metadata"] = True
-        return await ts.open(
-            spec, create=is_new, open=not is_new, transaction=transaction, context=context()
-        )
+    return Writer(path, use_ocdbt, process)
+
+
+def _database(item: epath.Path, process: int) -> epath.Path:
+    """The database that a process writes to."""
+    return item / f"ocdbt.process_{process}" if process else item
 
 
 def _metadata_entry(array: NewArray) -> tuple[str, bytes]:
