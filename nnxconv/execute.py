@@ -6,11 +6,13 @@ when all have written theirs.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from nnxconv.allocator import kept_blocks
 from nnxconv.assemble import converted, read_region
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import spell
@@ -78,12 +80,12 @@ def execute(
             team.check()
 
         async def work(share: Share, writer: Writer) -> None:
-            portion = portions[share.name]
-            mine = _Run(share.plan, portion, reader, tally.of(share), check)
-            await writer.create(new_arrays[share.name])
+            mine = _Run(share.plan, portions[share.name], reader, tally.of(share), check)
             carrier = Carrier(share.source, writer, transfer, moved)
-            await mine.rename(carrier)
-            await mine.rewrite(writer)
+            async with writer.on_disk():
+                await writer.create(new_arrays[share.name])
+                await mine.rename(carrier)
+                await mine.rewrite(writer)
             team.gather("written", check=check)
             if team.number == 0:
                 await carrier.refer(share.freight)
@@ -229,8 +231,14 @@ class _Run:
 
     async def rewrite(self, writer: Writer) -> None:
         """Decodes, rearranges and encodes every other block, window by window."""
+        with kept_blocks() if self._plan.keeps_blocks else nullcontext():
+            await self._rewrite(writer)
+
+    async def _rewrite(self, writer: Writer) -> None:
         for window in self._plan.windows(self._portion.jobs):
-            async with writer.commit() as transaction:
+            held = sum(job.block_bytes for job in window)
+            is_large = held > self._plan.window_bytes
+            async with writer.commit(is_large=is_large) as transaction:
                 await together(self._move(job, writer, transaction) for job in window)
             self._tell()
 

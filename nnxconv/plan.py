@@ -41,6 +41,9 @@ from nnxconv.views import (
 WORKING_COPIES = 4
 """How many times a block is in memory at once: encoded, decoded, rearranged, encoded again."""
 
+WAITING_COPIES = 2
+"""How many times what waits to be written is there besides: as encoded, and as it is written."""
+
 How = OneOf["rename", "rewrite"]
 Transfer = OneOf["copy", "link"]
 
@@ -120,14 +123,14 @@ class Plan:
     Attributes:
       arrays: the arrays of the target, in the order of their keys.
       literals: leaves that hold no array.
-      window_bytes: how many bytes of blocks are written together.
+      max_memory: how many bytes blocks may take.
       largest_block_bytes: the largest block, in memory.
       merge_bytes: up to how many bytes small chunks are read or made together.
     """
 
     arrays: tuple[TargetArray, ...]
     literals: tuple[tuple[Key, Literal], ...]
-    window_bytes: int
+    max_memory: int
     largest_block_bytes: int
     merge_bytes: int = MERGED_BYTES
 
@@ -139,9 +142,25 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """The most memory that blocks take at once."""
+        return self._held_bytes * 3 // 2 if self.keeps_blocks else self._held_bytes
+
+    @property
+    def keeps_blocks(self) -> bool:
+        """True when there is memory to keep freed blocks for the next ones, with gaps in between.
+
+        That is much faster than to take new memory for each.
+        """
+        return self._held_bytes * 3 // 2 <= self.max_memory
+
+    @property
+    def _held_bytes(self) -> int:
         rewritten = sum(size_bytes(array.view) for array in self.rewritten)
-        held = min(max(self.window_bytes, self.largest_block_bytes), rewritten)
-        return WORKING_COPIES * held
+        return held_bytes(rewritten, self.largest_block_bytes, self.max_memory)
+
+    @property
+    def window_bytes(self) -> int:
+        """How many bytes of blocks are written together."""
+        return window_bytes(self.max_memory)
 
     @property
     def renamed(self) -> list[TargetArray]:
@@ -176,6 +195,23 @@ class Plan:
         return in_windows(wanted, self.window_bytes)
 
 
+def window_bytes(max_memory: int) -> int:
+    """How many bytes of blocks are written together: half the memory is enough for them."""
+    return max(max_memory // (WORKING_COPIES + WAITING_COPIES) // 2, 1)
+
+
+def held_bytes(total: int, largest: int, max_memory: int) -> int:
+    """The most bytes that blocks take at once when they are moved window by window.
+
+    A window is written to files while the next is moved, but a block that is larger is alone.
+    """
+    window = window_bytes(max_memory)
+    moved = min(window, total)
+    waiting = min(window, total - moved)
+    alone = min(largest, total)
+    return max(WORKING_COPIES * alone, WORKING_COPIES * moved + WAITING_COPIES * waiting)
+
+
 def make_plan(
     leaves: Iterable[tuple[Key, Leaf]], max_memory: int, store: str | None = None
 ) -> Plan:
@@ -205,11 +241,10 @@ def make_plan(
     largest_bytes, largest = max(blocks, key=lambda block: block[0], default=(0, None))
     if largest is not None:
         check_fits(largest.key, largest.view, largest_bytes, WORKING_COPIES, max_memory)
-    window_bytes = max(max_memory // WORKING_COPIES // 2, 1)
     return Plan(
         tuple(arrays),
         tuple(literals),
-        window_bytes,
+        max_memory,
         largest_bytes,
         merge_bytes,
     )

@@ -79,7 +79,7 @@ def portion_of(plan: Plan, freight: Freight, number: int, count: int) -> Portion
                 written_bytes += size * item_bytes(dtype_of(array.view))
     files = {file for file, owner in split.of_file.items() if owner == number}
     values = {key for key, owner in split.of_value.items() if owner == number}
-    mine = freight.only(files, values, refers=number == 0)
+    mine = freight.only(files, values)
     keys = [key for key, owner in counted_by.items() if owner == number]
     moved_bytes = freight.moved_bytes or 1
     part_bytes = renamed_bytes * mine.moved_bytes // moved_bytes

@@ -70,7 +70,7 @@ def array_spec(item: epath.Path, use_ocdbt: bool, name: str, array: ArrayFormat)
 
 
 def new_array_spec(
-    item: epath.Path, use_ocdbt: bool, name: str, zarr_format: int, metadata: dict[str, Any]
+    kvstore: dict[str, Any], name: str, zarr_format: int, metadata: dict[str, Any]
 ) -> dict[str, Any]:
     """A TensorStore spec that opens a new array for writing, whose metadata need not be read.
 
@@ -78,7 +78,7 @@ def new_array_spec(
     """
     return {
         "driver": "zarr" if zarr_format == 2 else "zarr3",
-        "kvstore": _within(new_kvstore_spec(item, use_ocdbt), name),
+        "kvstore": _within(kvstore, name),
         "metadata": {k: v for k, v in metadata.items() if k not in ("zarr_format", "node_type")},
         "store_data_equal_to_fill_value": True,
         "assume_metadata": True,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.plan import WORKING_COPIES, Plan, Transfer
+from nnxconv.plan import Plan, Transfer, held_bytes, window_bytes
 from nnxconv.renaming import renamed_chunks
 from nnxconv.storage.formats import chunk_key
 from nnxconv.storage.item import Item
@@ -37,7 +37,7 @@ class Freight:
       file_sizes: bytes of each of those files, by its old path.
       value_bytes: of each of those values, by its old key.
       is_linked: files are linked, not copied.
-      window_bytes: how many bytes of values are copied at once.
+      max_memory: how many bytes values may take that are copied.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Freight:
     file_sizes: Mapping[str, int] = field(default_factory=dict)
     value_bytes: Mapping[str, int] = field(default_factory=dict)
     is_linked: bool = False
-    window_bytes: int = 0
+    max_memory: int = 0
 
     @property
     def file_bytes(self) -> int:
@@ -68,15 +68,19 @@ class Freight:
     def peak_bytes(self) -> int:
         """The most memory that values take at once."""
         largest = max(self.value_bytes.values(), default=0)
-        held = min(max(self.window_bytes, largest), sum(self.value_bytes.values()))
-        return WORKING_COPIES * held
+        return held_bytes(sum(self.value_bytes.values()), largest, self.max_memory)
 
-    def only(self, files: Collection[str], values: Collection[str], *, refers: bool) -> "Freight":
-        """The part of it that these files and values are, with all references or none."""
+    @property
+    def window_bytes(self) -> int:
+        """How many bytes of values are copied at once."""
+        return window_bytes(self.max_memory)
+
+    def only(self, files: Collection[str], values: Collection[str]) -> "Freight":
+        """The part of it that these files and values are."""
         return replace(
             self,
             files={old: new for old, new in self.files.items() if old in files},
-            references=self.references if refers else {},
+            references={},
             values={old: new for old, new in self.values.items() if old in values},
             file_sizes={old: size for old, size in self.file_sizes.items() if old in files},
             value_bytes={old: size for old, size in self.value_bytes.items() if old in values},
@@ -100,8 +104,7 @@ def plan_freight(
     contents = item.contents
     _refuse_missing(item, keys, contents.values)
     _refuse_short_files(item, keys, contents, lengths)
-    window_bytes = max(max_memory // WORKING_COPIES // 2, 1)
-    whole = _whole_files(keys, contents, lengths, is_linked, window_bytes)
+    whole = _whole_files(keys, contents, lengths, is_linked, window_bytes(max_memory))
     references: dict[str, str] = {}
     values: dict[str, str] = {}
     for old, new in keys.items():
@@ -114,7 +117,7 @@ def plan_freight(
         {file: lengths[file] for file in sorted(whole)},
         {old: contents.values[old].nbytes for old in values},
         is_linked,
-        window_bytes,
+        max_memory,
     )
 
 
@@ -166,7 +169,7 @@ def _whole_files(
     contents: Contents,
     lengths: Mapping[str, int],
     is_linked: bool,
-    window_bytes: int,
+    largest_bytes: int,
 ) -> set[str]:
     """The data files of which enough is needed; with links, every one that is needed."""
     needed: Counter[str] = Counter()
@@ -179,7 +182,7 @@ def _whole_files(
     return {
         file
         for file, nbytes in needed.items()
-        if is_linked or nbytes >= WORTH_A_FILE * lengths[file] or largest[file] > window_bytes
+        if is_linked or nbytes >= WORTH_A_FILE * lengths[file] or largest[file] > largest_bytes
     }
 
 

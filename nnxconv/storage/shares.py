@@ -102,7 +102,7 @@ def whole_freight(shares: Sequence[Share]) -> Freight:
         _sizes({share.name: share.freight.file_sizes for share in shares}),
         _sizes({share.name: share.freight.value_bytes for share in shares}),
         all(share.freight.is_linked for share in shares),
-        first.window_bytes,
+        first.max_memory,
     )
 
 

@@ -93,7 +93,7 @@ class Carrier:
             return
         nodes = contents.node_files - set(freight.files.values())
         await asyncio.to_thread(self._take_nodes, nodes)
-        target = self._writer.new_kvstore_spec
+        target = self._writer.references_spec
         manifest = directory_spec(self._item.path)
         source = {"driver": "ocdbt", "base": target["base"], "manifest": manifest}
         transaction = ts.Transaction(atomic=False)
@@ -127,24 +127,24 @@ class Carrier:
         """Encoded values, read and written as they are, a window to a commit."""
         if not freight.values:
             return
-        store = await ts.KvStore.open(self._writer.new_kvstore_spec, context=context())
+        store = await ts.KvStore.open(self._writer.values_spec, context=context())
         sized = [_Value(old, new, freight.value_bytes[old]) for old, new in freight.values.items()]
         for window in in_windows(sized, freight.window_bytes):
-            transaction = ts.Transaction(atomic=False)
-            into = store.with_transaction(transaction)
-            reads = {value: self._item.kvstore.read(value.old) for value in window}
-            await all_done(list(reads.values()))
-            for value, read in reads.items():
-                try:
-                    into.write(value.new, read.result().value).result()
-                except (ValueError, OSError) as error:
-                    raise damaged(self._item.path, value.old, error) from error
-            del reads
-            await transaction.commit_async()
-            self._moved.copied_chunks += len(window)
             nbytes = sum(value.block_bytes for value in window)
+            async with self._writer.commit(is_large=nbytes > freight.window_bytes) as transaction:
+                await self._copy_window(window, store.with_transaction(transaction))
+            self._moved.copied_chunks += len(window)
             self._moved.nbytes += nbytes
             tell(nbytes)
+
+    async def _copy_window(self, window: Sequence[_Value], into: ts.KvStore) -> None:
+        reads = {value: self._item.kvstore.read(value.old) for value in window}
+        await all_done(list(reads.values()))
+        for value, read in reads.items():
+            try:
+                into.write(value.new, read.result().value).result()
+            except (ValueError, OSError) as error:
+                raise damaged(self._item.path, value.old, error) from error
 
     async def _take_files(self, freight: Freight, tell: Tell) -> None:
         """Links or copies files of the item into the target, several at once."""

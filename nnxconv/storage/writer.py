@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from nnxconv.storage.item import Item, array_name, joined_items
 from nnxconv.storage.locate import absolute
 from nnxconv.storage.ocdbt import read_contents
 from nnxconv.storage.remote import is_remote
+from nnxconv.storage.spill import Spill
 from nnxconv.views import Leaf, Literal, Source
 
 
@@ -52,15 +53,38 @@ class Writer:
         self._use_ocdbt = use_ocdbt
         self._arrays: dict[Key, NewArray] = {}
         self._process = process
+        self._spill = None if is_remote(directory) else Spill(self._database, use_ocdbt)
 
     @property
-    def new_kvstore_spec(self) -> dict[str, Any]:
-        """Where this process writes encoded values."""
+    def references_spec(self) -> dict[str, Any]:
+        """The store of this process, to take references over into."""
         return new_kvstore_spec(self._database, self._use_ocdbt)
 
+    @property
+    def values_spec(self) -> dict[str, Any]:
+        """The store of this process, to write encoded values to."""
+        return self._spill.spec if self._spill else self.references_spec
+
     @asynccontextmanager
-    async def commit(self) -> AsyncIterator[ts.Transaction]:
-        """A transaction that becomes one commit, and with OCDBT one data file, at the end."""
+    async def on_disk(self) -> AsyncIterator[None]:
+        """At its end all that was committed within is on disk; after an error, nothing moves."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                await self._settled()
+            raise
+        await self._settled()
+
+    @asynccontextmanager
+    async def commit(self, *, is_large: bool = False) -> AsyncIterator[ts.Transaction]:
+        """A transaction that becomes one commit at the end.
+
+        Its values are written to files while the next one is filled, but for a large one: that has
+        the memory for itself.
+        """
+        if is_large:
+            await self._settled()
         transaction = ts.Transaction(atomic=False)
         try:
             yield transaction
@@ -68,6 +92,14 @@ class Writer:
             transaction.abort()
             raise
         await transaction.commit_async()
+        if self._spill:
+            await self._spill.start()
+        if is_large:
+            await self._settled()
+
+    async def _settled(self) -> None:
+        if self._spill:
+            await self._spill.settled()
 
     def read_back(self, tree: Tree) -> Item:
         """The item as it has been written so far, before Orbax merges and commits it."""
@@ -88,7 +120,7 @@ class Writer:
         self._arrays = {array.key: array for array in arrays}
         if self._process:
             return
-        store = await ts.KvStore.open(self.new_kvstore_spec, context=context())
+        store = await ts.KvStore.open(self.values_spec, context=context())
         async with self.commit() as transaction:
             into = store.with_transaction(transaction) if self._use_ocdbt else store
             writes = [into.write(*_metadata_entry(array)) for array in self._arrays.values()]
@@ -100,14 +132,14 @@ class Writer:
         """An array that has been created."""
         array = self._arrays[key]
         name, metadata = array_name(key), dict(array.metadata)
-        spec = new_array_spec(self._database, self._use_ocdbt, name, array.zarr_format, metadata)
+        spec = new_array_spec(self.values_spec, name, array.zarr_format, metadata)
         return await ts.open(spec, transaction=transaction, context=context())
 
     async def merge(self, processes: int) -> None:
         """Takes references to what the other processes have written into the item's database."""
         if not self._use_ocdbt or processes == 1:
             return
-        store = await ts.KvStore.open(self.new_kvstore_spec, context=context())
+        store = await ts.KvStore.open(self.references_spec, context=context())
         async with self.commit() as transaction:
             into = store.with_transaction(transaction)
             for process in range(1, processes):

@@ -1,0 +1,86 @@
+"""Encoded values on their way to disk: TensorStore puts them into memory, and we into files.
+
+TensorStore would write each file in one piece, and the kernel would take large fresh pages for it,
+which can cost several times what the pages of small pieces do. Small pieces are written at the
+speed of a file copy, in threads, while the next blocks are read and encoded.
+"""
+
+import asyncio
+import os
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
+from etils import epath
+
+from nnxconv.storage.arrays import OCDBT_CONFIG, context, directory_spec
+
+PIECE_BYTES = 64 * 2**10
+FILE_BYTES = 64 * 2**20
+"""About how large OCDBT's data files are. One of them at a time is copied by each thread."""
+FILES_AT_ONCE = 2
+_VALUES = "d/v"
+
+
+class Spill:
+    """The files of one local database or directory, which are first put together in memory."""
+
+    def __init__(self, directory: epath.Path, use_ocdbt: bool) -> None:
+        self._directory = Path(os.fspath(directory))
+        self._use_ocdbt = use_ocdbt
+        self._memory_spec = {"driver": "memory", "path": f"{uuid.uuid4().hex}/"}
+        self._writing: asyncio.Task[None] | None = None
+        base = directory_spec(directory)
+        layers = [{"base": base}, {"prefix": _VALUES, "base": self._memory_spec}]
+        self.spec: dict[str, Any] = self._memory_spec
+        if use_ocdbt:
+            self.spec = {
+                "driver": "ocdbt",
+                "base": {"driver": "kvstack", "layers": layers},
+                "config": OCDBT_CONFIG,
+                "value_data_prefix": _VALUES,
+                "target_data_file_size": FILE_BYTES,
+            }
+
+    async def start(self) -> None:
+        """Begins to write all that has been committed, when what was begun before is written.
+
+        Raises:
+          OSError: what was begun before could not be written.
+        """
+        await self.settled()
+        self._writing = asyncio.create_task(asyncio.to_thread(self._write_all))
+
+    async def settled(self) -> None:
+        """Waits until what was begun is on disk.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            await writing
+
+    def _write_all(self) -> None:
+        memory = ts.KvStore.open(self._memory_spec, context=context()).result()
+        keys = memory.list().result()
+
+        def write(key: bytes) -> None:
+            self._write(key.decode(), memory.read(key).result().value)
+            memory.write(key, None).result()
+
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            for written in [pool.submit(write, key) for key in keys]:
+                written.result()
+
+    def _write(self, key: str, value: bytes) -> None:
+        path = self._directory / (_VALUES + key if self._use_ocdbt else key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = memoryview(value)
+        with path.open("wb", buffering=PIECE_BYTES) as file:
+            for start in range(0, len(whole), PIECE_BYTES):
+                file.write(whole[start : start + PIECE_BYTES])
+            file.flush()
+            os.fsync(file.fileno())
