@@ -137,6 +137,17 @@ def test_several_processes_write_what_one_writes(case, by_one, by_many):
     Path(manifest).unlink()
 
 
+def test_two_items_of_a_step_are_written_by_several_processes(tmp_path):
+    source = checkpoints.save_step(tmp_path / "source", checkpoints.linen())
+    target = tmp_path / "out"
+    options = {"to": "tunix", "verify": True}
+    values = {"compare_values": True, "compare_only": "all"}
+    calls = [("convert", (source, target), options), ("compare", (source, target), values)]
+    [first, second] = processes.call(calls, 2)
+    assert first == second and first[0].startswith("match: ")
+    assert [item.name for item in items(target)] == ["model_params", "optimizer_state"]
+
+
 def test_other_items_and_files_of_a_step_travel_once(by_many):
     step = by_many[0] / "renamed" / str(STEP)
     assert (step / "iter" / "metadata").read_text() == '{"at": 3}'
