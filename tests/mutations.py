@@ -99,7 +99,9 @@ PLACES: dict[str, Callable[[Path], list[Place]]] = {
     "_sharding": _named("_sharding"),
     "array_metadatas": _named("process_0"),
     "_CHECKPOINT_METADATA": _named("_CHECKPOINT_METADATA"),
-    "Pax metadata": lambda root: [p for p in _files(root) if p.file.parts[-2:] == ("metadata",) * 2],
+    "Pax metadata": lambda root: [
+        p for p in _files(root) if p.file.parts[-2:] == ("metadata",) * 2
+    ],
 }
 JSON_PLACES = [name for name in PLACES if name not in ("data file", "manifest", "chunk")]
 
@@ -317,9 +319,7 @@ KINDS: list[tuple[str, str]] = [
 ]
 
 
-def mutate(
-    root: Path, outside: Path, kind: tuple[str, str], drawn: random.Random
-) -> str | None:
+def mutate(root: Path, outside: Path, kind: tuple[str, str], drawn: random.Random) -> str | None:
     """Damages the checkpoint at `root`; says where, or None where it has no such place."""
     place_name, damage = kind
     if place_name == "any file":

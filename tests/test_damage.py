@@ -32,7 +32,7 @@ ONLY_PARAMS = [["--to", "nnx-rl"], [*TO_LINEN, "--transfer", "link"], ["--to", "
 
 
 def on_devices(tree):
-    """The tree as `jax.Array`s, whose shardings and typed keys Orbax saves in files of their own."""
+    """The tree as `jax.Array`s: Orbax saves shardings and typed keys in files of their own."""
     tree = jax.tree.map(jnp.asarray, tree)
     tree["nnx_aux"]["model"]["decoder"]["dropout"]["rngs"]["params"]["key"] = jax.random.key(3)
     return tree
@@ -42,7 +42,7 @@ def save_sources(root: Path) -> dict[str, Source]:
     """A small checkpoint of every layout and container."""
     plain, zarr3 = {"use_ocdbt": False}, {"use_zarr3": True}
     item, step = checkpoints.save_item, checkpoints.save_root
-    linen = checkpoints.linen(LAYERS)
+    linen, maxtext = checkpoints.linen(LAYERS), on_devices(checkpoints.maxtext(LAYERS))
     saved = {
         "linen": item(root / "linen", linen),
         "linen plain": item(root / "linen_plain", linen, **plain),
@@ -52,9 +52,11 @@ def save_sources(root: Path) -> dict[str, Source]:
         "nnx": item(root / "nnx", checkpoints.nnx(LAYERS), **plain, **zarr3),
         "nnx-state": item(root / "nnx_state", checkpoints.nnx_state(LAYERS, axis=0), **zarr3),
         "nnx-pure": step(root / "nnx_pure", {7: checkpoints.nnx_pure(LAYERS)}, **plain),
-        "maxtext": item(root / "maxtext", on_devices(checkpoints.maxtext(LAYERS)), **zarr3),
+        "maxtext": item(root / "maxtext", maxtext, **zarr3),
         "root of steps": step(
-            root / "root_of_steps", {7: on_devices(checkpoints.maxtext(LAYERS))}, extra={"iter": {"at": 3}}
+            root / "root_of_steps",
+            {7: on_devices(checkpoints.maxtext(LAYERS))},
+            extra={"iter": {"at": 3}},
         ),
     }
     for layout in ("nnx-optimizer", "nnx-rl", "linen-variables"):
@@ -72,16 +74,13 @@ def save_sources(root: Path) -> dict[str, Source]:
 
 
 def save_pax(root: Path) -> dict[str, Source]:
-    """Pax checkpoints, with the manifest of what they are imported to."""
+    """Pax checkpoints, of which nothing but the import reads anything."""
     sources = {}
     for version in ("0", "1.1"):
         path = root / f"pax_{version}" / "checkpoints"
         pax.write(path.parent, version=version, chunks=pax.cut(pax.SMALL, D=8))
-        imported, manifest = root / f"imported_{version}", f"{root}/imported_{version}.json"
-        nnxconv.gpt3_from_paxml(str(path), str(imported))
-        nnxconv.write_checksums(str(imported), manifest=manifest)
         options = [[], ["--no-scan_layers"], ["--params_only", "--to", "nnx-pure"]]
-        sources[f"Pax {version}"] = Source(str(path), manifest, options, is_pax=True)
+        sources[f"Pax {version}"] = Source(str(path), "", options, is_pax=True)
     return sources
 
 

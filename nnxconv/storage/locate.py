@@ -8,7 +8,6 @@ root/                  numeric steps, as `CheckpointManager` writes them
 ```
 """
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Literal as OneOf
 from etils import epath
 
 from nnxconv.errors import BadInput, NotACheckpoint
+from nnxconv.storage.contained import refuse_strangers
+from nnxconv.storage.documents import free_metadata, read_json
 from nnxconv.storage.remote import COMMITTED, is_remote, prepare
 
 TREE_METADATA = "_METADATA"
@@ -45,9 +46,17 @@ class Location:
     step_metadata: dict[str, Any] | None = None
 
     @property
+    def item_handlers(self) -> dict[str, str]:
+        """What Orbax calls the handlers of a step's items; an item alone has one handler."""
+        told = (self.step_metadata or {}).get("item_handlers")
+        if not isinstance(told, dict):
+            return {}
+        return {name: handler for name, handler in told.items() if isinstance(handler, str)}
+
+    @property
     def custom_metadata(self) -> dict[str, Any]:
         """What the writer attached to the step, for example MaxText's `scan_layers`."""
-        return dict((self.step_metadata or {}).get("custom_metadata") or {})
+        return dict((self.step_metadata or {}).get("custom_metadata", {}))
 
 
 def locate(
@@ -94,12 +103,17 @@ def _locate(path: str, step: int | None, has_step: bool) -> Location:
     if (given / TREE_METADATA).exists():
         if step is not None:
             raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
+        refuse_strangers(given, given)
+        refuse_strangers(given.parent, given.parent / STEP_METADATA)
         return Location(given, "item", step_metadata=_read_step_metadata(given, given.parent))
     if _items(given):
         if step is not None and _step_number(given.name) != step:
             raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
+        refuse_strangers(given, given)
         return _in_step(given, "step")
-    return _in_step(choose_step(given, step, has_step), "root")
+    chosen = choose_step(given, step, has_step)
+    refuse_strangers(given, chosen)
+    return _in_step(chosen, "root")
 
 
 def finished_directory(path: str) -> epath.Path:
@@ -211,11 +225,7 @@ def _read_step_metadata(*paths: epath.Path) -> dict[str, Any] | None:
     for path in paths:
         file = path / STEP_METADATA
         if file.exists():
-            try:
-                metadata = json.loads(file.read_text())
-            except ValueError as error:
-                raise NotACheckpoint(f"`{file}` is not JSON: {error}") from error
-            if not isinstance(metadata, dict):
-                raise NotACheckpoint(f"`{file}` is not the metadata of an Orbax step")
-            return metadata
+            metadata = read_json(file, NotACheckpoint)
+            custom = free_metadata(metadata, "custom_metadata", file)
+            return {**metadata, "custom_metadata": custom}
     return None

@@ -9,7 +9,6 @@ checkpoints/                       a root of steps
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.keys import Key
+from nnxconv.storage.contained import refuse_strangers
+from nnxconv.storage.documents import parse_json
 from nnxconv.storage.formats import ArrayFormat, chunk_key, encoding
 from nnxconv.storage.item import Item, read_formats
 from nnxconv.storage.locate import TREE_METADATA, choose_step, finished_directory, steps_in
@@ -58,7 +59,10 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
       BadInput: there are several steps to choose from, or the step is not there.
       DamagedCheckpoint: the metadata of the checkpoint or of a leaf cannot be read.
     """
-    folder = _locate(path, step)
+    given = finished_directory(path)
+    folder = _locate(path, given, step)
+    parent = folder.parent if folder.name == "state" else folder
+    refuse_strangers(given if given in folder.parents else parent, folder, parent / "metadata")
     names = sorted(child.name for child in folder.iterdir() if child.is_dir())
     if (folder / "manifest.ocdbt").exists():
         raise NotACheckpoint(
@@ -68,7 +72,6 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
         )
     formats = read_formats(folder, None, False, names)
     tree = {_key(name): _source(folder, name, formats[name]) for name in names}
-    parent = folder.parent if folder.name == "state" else folder
     return PaxCheckpoint(
         Item(folder, tree, formats, use_ocdbt=False, use_zarr3=False),
         _number(parent.name),
@@ -88,9 +91,8 @@ def _source(folder: epath.Path, name: str, array: ArrayFormat) -> Source:
     )
 
 
-def _locate(path: str, step: int | None) -> epath.Path:
+def _locate(path: str, given: epath.Path, step: int | None) -> epath.Path:
     """The directory that holds the leaves."""
-    given = finished_directory(path)
     if not _has_leaves(given) and (given / "checkpoints").is_dir():
         given /= "checkpoints"
     if not _has_leaves(given) and _step_folders(given):
@@ -139,7 +141,7 @@ def _unpadded(file: epath.Path) -> dict[str, Shape]:
     if not file.exists():
         return {}
     try:
-        metadata = json.loads(file.read_text())
+        metadata = parse_json(file.read_bytes())
         if float(metadata["version"]) < 1.1:
             return {}
         return dict(_shapes(metadata["train_state_metadata"]["mdl_vars"], "mdl_vars"))

@@ -56,7 +56,7 @@ def target_for(target_path: str, source: Location, custom_metadata: dict[str, An
         path,
         source.item.name,
         {name: step / name for name in source.other_items},
-        dict((source.step_metadata or {}).get("item_handlers") or {}),
+        source.item_handlers,
         custom_metadata,
     )
 

@@ -2,12 +2,12 @@
 
 import base64
 import binascii
-import json
 from typing import Any
 
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
+from nnxconv.storage.documents import parse_json
 
 
 def read_shardings(item: epath.Path) -> dict[str, dict[str, Any]]:
@@ -20,8 +20,8 @@ def read_shardings(item: epath.Path) -> dict[str, dict[str, Any]]:
     if not file.exists():
         return {}
     try:
-        stored = json.loads(file.read_text())
-        return {base64.b64decode(name).decode(): json.loads(text) for name, text in stored.items()}
+        stored = parse_json(file.read_bytes())
+        return {base64.b64decode(name).decode(): parse_json(text) for name, text in stored.items()}
     except (ValueError, TypeError, AttributeError, binascii.Error) as error:
         raise DamagedCheckpoint(f"`{file}` is not what Orbax writes: {error}") from error
 
