@@ -25,6 +25,7 @@ from nnxconv.storage.formats import (
 )
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.storage.ocdbt import Contents, read_contents
+from nnxconv.storage.remote import files_below
 from nnxconv.views import Leaf, Literal, Source
 
 _SEQUENCE = 1
