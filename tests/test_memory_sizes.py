@@ -89,11 +89,11 @@ LIKE = {
 # kind: source, options, how the arrays move, whether it is run without NNXCONV_LARGE
 KINDS = {
     "rename, copy": ("stacked", {"to": "nnx"}, "rename", True),
-    "rename, link": ("stacked", {"to": "nnx", "transfer": "link"}, "rename", True),
+    "rename, link": ("stacked", {"to": "nnx", "transfer": "link"}, "rename", False),
     # of a file that is little needed, chunks are copied one by one
     "rename, chunks": ("one file", {"to": "linen", "without": ["aux"]}, "rename", True),
     "unstack": ("stacked", {"to": "linen", "scan_layers": False}, "rewrite", True),
-    "cast": ("stacked", {"like": "bfloat16"}, "rewrite", True),
+    "cast": ("stacked", {"like": "bfloat16"}, "rewrite", False),
     "regroup": ("stacked", {"like": "blocks"}, "rewrite", True),
     "other axis": ("stacked", {"to": "nnx", "layer_axis": 0}, "rewrite", False),
     "stack": ("apart", {"to": "nnx", "scan_layers": True}, "rename", False),
