@@ -15,6 +15,7 @@ import numpy as np
 
 from nnxconv.allocator import kept_blocks
 from nnxconv.assemble import converted, read_region
+from nnxconv.errors import DamagedCheckpoint
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import spell
 from nnxconv.pieces import Region
@@ -106,7 +107,12 @@ def execute(
                 return
             if proof is not None:
                 team.gather("merged", check=check)
-                await proof(writer if not share.name else Writers(target.path, writers))
+                try:
+                    await proof(writer if not share.name else Writers(target.path, writers))
+                except DamagedCheckpoint:
+                    for one in journals.values():
+                        one.forget()
+                    raise
             check()
             every[:] = team.gather("done", asdict(moved), check)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -44,7 +45,7 @@ def parents_made(path: epath.Path) -> Iterator[None]:
     except BaseException:
         for parent in made:
             with suppress(OSError):  # somebody else uses it by now
-                parent.rmdir()
+                Path(parent).rmdir()
         raise
 
 

@@ -106,6 +106,11 @@ class Journal:
         """True when no unit is finished."""
         return not self._units
 
+    def forget(self) -> None:
+        """Takes nothing for finished any more: what was written is not what it should be."""
+        self._units.clear()
+        self._write_kept()
+
     def enter_file(self, name: str, file: str) -> None:
         """Says that a file has been copied; the file is on disk."""
         self._enter(Unit(name, {file: self._stamp(file)}))

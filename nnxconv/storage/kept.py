@@ -10,13 +10,12 @@ out/7.orbax-checkpoint-tmp-resume/    an unfinished save to Orbax, and to oursel
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from etils import epath
 
@@ -109,7 +108,7 @@ def kept_work(
     folder = Path(kept_directory(target))
     with parents_made(epath.Path(folder)):
         folder.mkdir(exist_ok=True)
-        with _lock(folder, target):
+        with _locked(folder, target):
             _begin(folder, target, asked)
             journals = {name: Journal(folder / str(n)) for n, name in enumerate(items)}
             try:
@@ -121,22 +120,26 @@ def kept_work(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(folder: Path, target: epath.Path) -> TextIO:
+@contextmanager
+def _locked(folder: Path, target: epath.Path) -> Iterator[None]:
     """Lets one run at a time work on a target; the lock of a killed one is gone with it.
 
     Raises:
       BadInput: another run has it, or had it a moment ago.
     """
-    try:
-        lock = (folder / "lock").open("a")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.stat(folder / "lock")  # noqa: PTH116
-    except (BlockingIOError, FileNotFoundError) as error:
-        raise BadInput(
-            f"another run with `--resume` is writing `{target}`",
-            hint="wait until it has ended, or choose another target",
-        ) from error
-    return lock
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context((folder / "lock").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = (folder / "lock").exists()
+        except (BlockingIOError, FileNotFoundError):
+            is_there = False
+        if not is_there:
+            raise BadInput(
+                f"another run with `--resume` is writing `{target}`",
+                hint="wait until it has ended, or choose another target",
+            )
+        yield
 
 
 def _begin(folder: Path, target: epath.Path, asked: Begun) -> None:
