@@ -72,7 +72,11 @@ class Writer:
 
     @property
     def windows_under_way(self) -> int:
-        """How many windows may be unfinished at once: what a journal lacks is one at most."""
+        """Into how many parts a window is cut.
+
+        One is moved while another is written. What a journal lacks, when a run is killed, is both:
+        with two parts that is one window.
+        """
         return 1 if self.journal is None else 2
 
     def is_done(self, unit: str) -> bool:
