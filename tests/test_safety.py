@@ -829,7 +829,7 @@ DAMAGES = {
     "a _METADATA that is a list": (
         {},
         lambda item: (item / "_METADATA").write_text("[]"),
-        "error: `$/in/linen/_METADATA` is not the metadata of an Orbax tree",
+        "error: `$/in/linen/_METADATA` is not what Orbax writes: it holds no mapping",
     ),
     "a _METADATA of bytes": (
         {},

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 from typing import Literal as OneOf
 
 from nnxconv.keys import Key
@@ -63,11 +63,29 @@ class Form:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Form":
-        """The inverse of `to_json`; unknown fields are ignored."""
-        known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        """The inverse of `to_json`; unknown fields are ignored.
+
+        Raises:
+          ValueError: a field is not what `to_json` writes.
+        """
+        known: dict[str, Any] = {}
+        for name in ("has_level", "has_root", "is_wrapped", "step_is_scalar"):
+            known[name] = record.get(name, getattr(cls, name))
+            claim(name, isinstance(known[name], bool))
+        for name in ("wrapper", "opt_state"):
+            known[name] = record.get(name, getattr(cls, name))
+            claim(name, isinstance(known[name], str))
+        known["step_dtype"] = record.get("step_dtype")
+        claim("step_dtype", known["step_dtype"] in (None, *_STEP_DTYPES))
         for name in ("collections", "inner_collections", "leveled", "boxed"):
-            known[name] = tuple(known.get(name, ()))
-        known["empties"] = tuple((tuple(key), kind) for key, kind in known.get("empties", ()))
+            known[name] = names(name, record.get(name, []))
+        known["spellings"] = mapping("spellings", record.get("spellings", {}))
+        claim("spellings", all(one in get_args(Spelling) for one in known["spellings"].values()))
+        known["empties"] = tuple(
+            (key_of("empties", key), kind)
+            for key, kind in pairs("empties", record.get("empties", []))
+        )
+        claim("empties", all(isinstance(kind, str) for _, kind in known["empties"]))
         return cls(**known)
 
 
@@ -87,6 +105,40 @@ def reboxed(form: Form, moves: Mapping[Key, Sequence[Key]]) -> tuple[Form, list[
         for name in sorted(names[True] & names[False])
     ]
     return replace(form, boxed=tuple(sorted(names[True]))), problems
+
+
+_STEP_DTYPES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+
+def claim(field_name: str, is_so: bool) -> None:
+    """Raises ValueError, which names a field, unless something is so."""
+    if not is_so:
+        raise ValueError(f"`{field_name}` is not what a conversion writes")
+
+
+def names(field_name: str, value: Any) -> tuple[str, ...]:
+    """A JSON list of texts."""
+    claim(field_name, isinstance(value, list) and all(isinstance(one, str) for one in value))
+    return tuple(value)
+
+
+def mapping(field_name: str, value: Any) -> dict[str, Any]:
+    """A JSON mapping."""
+    claim(field_name, isinstance(value, dict))
+    return value
+
+
+def pairs(field_name: str, value: Any) -> list[Any]:
+    """A JSON list of lists of two."""
+    claim(field_name, isinstance(value, list))
+    claim(field_name, all(isinstance(one, list) and len(one) == 2 for one in value))
+    return value
+
+
+def key_of(field_name: str, value: Any) -> Key:
+    """A JSON list of names and indices."""
+    claim(field_name, isinstance(value, list) and all(type(part) in (str, int) for part in value))
+    return tuple(value)
 
 
 PARAMETERS = "params"
@@ -128,17 +180,31 @@ class Record:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Record":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+          ValueError: a field is not what `to_json` writes.
+        """
+        mapping("nnxconv", record)
+        forms = mapping("forms", record.get("forms", {}))
+        collections = mapping("collections", record.get("collections", {}))
+        for paths in collections.values():
+            claim("collections", isinstance(paths, list))
+        axes = {key_of("axes", k): axis for k, axis in pairs("axes", record.get("axes", []))}
+        claim("axes", all(type(axis) is int and 0 <= axis < 32 for axis in axes.values()))
+        layout, has_root = record.get("layout"), record.get("has_root", True)
+        claim("layout", layout is None or isinstance(layout, str))
+        claim("has_root", isinstance(has_root, bool))
         return cls(
-            {name: Form.from_json(form) for name, form in record.get("forms", {}).items()},
+            {name: Form.from_json(mapping(name, form)) for name, form in forms.items()},
             {
-                name: tuple(tuple(path) for path in paths)
-                for name, paths in record.get("collections", {}).items()
+                name: tuple(key_of("collections", path) for path in paths)
+                for name, paths in collections.items()
             },
-            {tuple(key): axis for key, axis in record.get("axes", ())},
-            record.get("layout"),
-            record.get("has_root", True),
-            tuple(record.get("layer_group", ())),
+            axes,
+            layout,
+            has_root,
+            names("layer_group", record.get("layer_group", [])),
         )
 
 

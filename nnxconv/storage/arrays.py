@@ -99,5 +99,5 @@ async def all_done(futures: Sequence[ts.Future[Any]]) -> None:
 
 def damaged(item: epath.Path, name: str, error: Exception) -> DamagedCheckpoint:
     """The error for an array that cannot be read; its cause in TensorStore's first sentence."""
-    reason = str(error).split(" [")[0].splitlines()[0]
+    reason = (str(error).split(" [")[0].splitlines() or [type(error).__name__])[0]
     return DamagedCheckpoint(f"array `{name}` cannot be read: {reason}", where=str(item))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from etils import epath
 
 from nnxconv.errors import BadInput
+from nnxconv.storage.contained import refuse_strangers
 from nnxconv.storage.locate import Location
 from nnxconv.storage.remote import read_if_there
 from nnxconv.storage.save import Target
@@ -73,6 +74,7 @@ def companions(location: Location, target: Target) -> Companions:
 
 def _found(folder: epath.Path, target: epath.Path) -> dict[epath.Path, epath.Path]:
     """The files in a folder, by their new paths."""
+    refuse_strangers(folder, *(folder / name for name in NAMES))
     return {
         target / name: folder / name for name in NAMES if read_if_there(folder / name) is not None
     }

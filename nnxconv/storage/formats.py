@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnxconv.views import Shape
+from nnxconv.views import Shape, item_bytes
 
 ZARR2_FILE = ".zarray"
 ZARR3_FILE = "zarr.json"
@@ -33,6 +34,12 @@ class ArrayFormat:
     shape: Shape
     dtype: str
     chunks: Shape
+
+    @property
+    def chunk_count(self) -> int:
+        """How many chunks the array has."""
+        pairs = zip(self.shape, self.chunks, strict=True)
+        return math.prod(-(-size // max(1, chunk)) for size, chunk in pairs)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def parse_format(zarr_format: int, metadata: dict[str, Any]) -> ArrayFormat:
     Raises:
       KeyError, TypeError, ValueError: it describes none.
     """
-    shape = tuple(int(size) for size in metadata["shape"])
+    shape = _sizes(metadata["shape"])
     if zarr_format == 2:
         chunks = metadata["chunks"]
         dtype = _dtype_name(metadata["dtype"])
@@ -67,11 +74,51 @@ def parse_format(zarr_format: int, metadata: dict[str, Any]) -> ArrayFormat:
         grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         chunks = sharding["configuration"]["chunk_shape"] if sharding else grid
         dtype = _dtype_name(metadata["data_type"])
-    if len(chunks) != len(shape) or any(size < 0 for size in shape):
-        raise ValueError(f"shape {shape} with chunks {chunks}")
-    found = ArrayFormat(zarr_format, metadata, shape, dtype, tuple(int(size) for size in chunks))
+    found = ArrayFormat(zarr_format, metadata, shape, dtype, _sizes(chunks))
+    _check_chunks(found)
     compressor(found)  # raises where the codecs are not what zarr has
     return found
+
+
+def _sizes(value: Any) -> Shape:
+    """A list of sizes; JSON may hold anything."""
+    if not isinstance(value, list) or len(value) > _MOST_AXES:
+        raise ValueError(f"{_short(value)} is not a list of at most {_MOST_AXES} sizes")
+    for size in value:
+        if type(size) is not int or not 0 <= size < 2**63:
+            raise ValueError(f"{_short(size)} is not the size of an axis")
+    return tuple(value)
+
+
+def _short(value: Any) -> str:
+    text = str(value) if type(value) is not int or value.bit_length() < 64 else "a huge number"
+    return f"`{text[:40]}`"
+
+
+_MOST_AXES = 32
+"""Of an array of TensorStore."""
+
+_EMPTY_BYTES = 2**26
+"""How much larger than its whole array a chunk may be: decoding one takes so much more memory."""
+
+
+def _check_chunks(array: ArrayFormat) -> None:
+    """Refuses chunks that no writer makes, and keys of chunks that lead elsewhere."""
+    if len(array.chunks) != len(array.shape):
+        raise ValueError(f"shape {array.shape} with chunks {array.chunks}")
+    if any(size and not chunk for size, chunk in zip(array.shape, array.chunks, strict=True)):
+        raise ValueError(f"chunks {array.chunks} have no elements")
+    whole, chunk = (math.prod(s) * item_bytes(array.dtype) for s in (array.shape, array.chunks))
+    if chunk > whole + _EMPTY_BYTES:
+        raise ValueError(f"chunks {array.chunks} are larger than the shape {array.shape}")
+    told = array.metadata.get("chunk_key_encoding") or {}
+    separators = (
+        array.metadata.get("dimension_separator", "."),
+        (told.get("configuration") or {}).get("separator", "/"),
+    )
+    for separator in separators:
+        if separator not in (".", "/"):
+            raise ValueError(f"chunks are named with {_short(separator)} between numbers")
 
 
 @cache

@@ -1,7 +1,6 @@
 """A checkpoint item, opened without reading its arrays."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -10,9 +9,10 @@ import tensorstore as ts
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
-from nnxconv.keys import Key
+from nnxconv.keys import Key, spell
 from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, kvstore_spec
+from nnxconv.storage.documents import free_metadata, parse_json, read_json
 from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.formats import (
     ORBAX,
@@ -25,7 +25,7 @@ from nnxconv.storage.formats import (
 )
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.storage.ocdbt import Contents, read_contents
-from nnxconv.storage.remote import read_if_there
+from nnxconv.storage.remote import files_below
 from nnxconv.views import Leaf, Literal, Source
 
 _SEQUENCE = 1
@@ -110,10 +110,15 @@ def _open_item(folder: Folder) -> Item:
       DamagedCheckpoint: an array that the tree names is not there.
     """
     path = folder.path
-    metadata = _read_json(path / TREE_METADATA)
+    metadata = read_json(path / TREE_METADATA)
     try:
         entries = [_entry(entry) for entry in metadata["tree_metadata"].values()]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        _check_tree([key for key, _ in entries])
+    except ValueError as error:
+        raise NotACheckpoint(
+            f"`{path / TREE_METADATA}` is not the metadata of an Orbax tree: {error}"
+        ) from error
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise NotACheckpoint(
             f"`{path / TREE_METADATA}` is not the metadata of an Orbax tree"
         ) from error
@@ -125,7 +130,7 @@ def _open_item(folder: Folder) -> Item:
     contents = read_contents(path) if use_ocdbt else None
     formats = read_formats(path, contents, use_zarr3, names.values())
     impls = _prng_impls(folder)
-    strings = _read_json(path / "_strings.json") if _has_strings(entries) else {}
+    strings = read_json(path / "_strings.json") if _has_strings(entries) else {}
     store = path.as_posix()
     tree: dict[Key, Leaf] = {}
     for key, kind in entries:
@@ -156,7 +161,7 @@ def _open_item(folder: Folder) -> Item:
         formats,
         use_ocdbt,
         use_zarr3,
-        dict(metadata.get("custom_metadata") or {}),
+        free_metadata(metadata, "custom_metadata", path / TREE_METADATA),
         dict(entries),
         contents,
     )
@@ -165,6 +170,28 @@ def _open_item(folder: Folder) -> Item:
 def array_name(key: Key) -> str:
     """The name under which Orbax stores the leaf at `key`."""
     return ".".join(map(str, key))
+
+
+_MOST_LEVELS = 64
+"""Of a tree; those of models have about ten."""
+
+
+def _check_tree(keys: Sequence[Key]) -> None:
+    """Refuses keys of which one is another's beginning, or which stand there twice.
+
+    Raises:
+      ValueError: there are such keys, or one of too many parts.
+    """
+    known = set(keys)
+    if len(known) < len(keys):
+        raise ValueError("a leaf stands there twice")
+    for key in keys:
+        if len(key) > _MOST_LEVELS:
+            raise ValueError(f"a key has {len(key):,} parts")
+        if any(isinstance(part, int) and part < 0 for part in key):
+            raise ValueError(f"`{spell(key)}` has a negative index")
+        if any(key[:length] in known for length in range(len(key))):
+            raise ValueError(f"`{spell(key)}` stands within another leaf")
 
 
 def _entry(entry: Mapping[str, Any]) -> tuple[Key, str]:
@@ -177,16 +204,6 @@ def _entry(entry: Mapping[str, Any]) -> tuple[Key, str]:
 
 def _has_strings(entries: Iterable[tuple[Key, str]]) -> bool:
     return any(kind == "string" for _, kind in entries)
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    try:
-        text = read_if_there(path)
-        if text is None:
-            raise DamagedCheckpoint(f"`{path}` is missing")
-        return json.loads(text)
-    except ValueError as error:
-        raise DamagedCheckpoint(f"`{path}` is not JSON: {error}") from error
 
 
 def _open_kvstore(path: epath.Path, use_ocdbt: bool) -> ts.KvStore:
@@ -228,9 +245,11 @@ def read_formats(
                 problems.append(f"{name}: `{file}` is missing")
                 continue
             formats[name] = _parsed(3 if use_zarr3 else 2, text)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            problems.append(f"{name}: {str(error).split(' [')[0]}")
-            cause = error
+            _check_count(path, name, formats[name], contents)
+        except KeyError as error:
+            problems.append(f"{name}: `{file}` has no `{error.args[0]}`")
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            problems.append(f"{name}: {_first_sentence(error)}")
     if problems:
         raise DamagedCheckpoint(
             f"{len(problems):,} of {len(keys):,} arrays cannot be read",
@@ -240,10 +259,32 @@ def read_formats(
     return formats
 
 
+_MANY_CHUNKS = 10_000
+
+
+def _check_count(
+    path: epath.Path, name: str, array: ArrayFormat, contents: Contents | None
+) -> None:
+    """Refuses an array of many more chunks than are stored, before anybody lists them."""
+    count = array.chunk_count
+    if count > _MANY_CHUNKS:
+        stored = len(files_below(path / name)) if contents is None else len(contents.values)
+        if count > stored:
+            raise ValueError(f"{count:,} chunks, but at most {stored:,} are stored")
+
+
+def _first_sentence(error: Exception) -> str:
+    return (str(error).split(" [")[0].splitlines() or [""])[0][:_LONGEST]
+
+
+_LONGEST = 200
+"""Characters of an error's text that are shown."""
+
+
 @lru_cache(maxsize=4096)
 def _parsed(zarr_format: int, text: bytes) -> ArrayFormat:
     """The format that a text describes; arrays of one shape share it, and must not change it."""
-    return parse_format(zarr_format, json.loads(text))
+    return parse_format(zarr_format, parse_json(text))
 
 
 def _prng_impls(item: Folder) -> dict[str, str]:
@@ -254,7 +295,7 @@ def _prng_impls(item: Folder) -> dict[str, str]:
     folder = open_folder(item.path / "array_metadatas")
     for file in (folder.path / name for name in sorted(folder.files)):
         try:
-            for entry in _read_json(file).get("array_metadatas", []):
+            for entry in read_json(file).get("array_metadatas", []):
                 metadata = entry["array_metadata"]
                 extra = metadata.get("ext_metadata")
                 if isinstance(extra, dict) and extra.get("random_key_impl"):

@@ -8,7 +8,6 @@ root/                  numeric steps, as `CheckpointManager` writes them
 ```
 """
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from etils import epath
 
 from nnxconv.errors import BadInput, NotACheckpoint
 from nnxconv.layouts import TUNIX_ITEMS
+from nnxconv.storage.contained import refuse_strangers
+from nnxconv.storage.documents import free_metadata, mapping_in
 from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.remote import COMMITTED, is_remote, prepare, read_if_there
 
@@ -55,9 +56,17 @@ class Location:
         return self.folder.path
 
     @property
+    def item_handlers(self) -> dict[str, str]:
+        """What Orbax calls the handlers of a step's items; an item alone has one handler."""
+        told = (self.step_metadata or {}).get("item_handlers")
+        if not isinstance(told, dict):
+            return {}
+        return {name: handler for name, handler in told.items() if isinstance(handler, str)}
+
+    @property
     def custom_metadata(self) -> dict[str, Any]:
         """What the writer attached to the step, for example MaxText's `scan_layers`."""
-        return dict((self.step_metadata or {}).get("custom_metadata") or {})
+        return dict((self.step_metadata or {}).get("custom_metadata", {}))
 
 
 def locate(
@@ -77,6 +86,8 @@ def locate(
     if TREE_METADATA in given.files:
         if step is not None:
             raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
+        refuse_strangers(given.path, given.path)
+        refuse_strangers(given.path.parent, given.path.parent / STEP_METADATA)
         metadata = _read_step_metadata(given.path, given.path.parent)
         _refuse_uncommitted(allow_uncommitted, given)
         return Location(given, "item", step_metadata=metadata)
@@ -84,8 +95,10 @@ def locate(
     if items:
         if step is not None and _step_number(given.path.name) != step:
             raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
+        refuse_strangers(given.path, given.path)
         return _in_step(given, items, "step", allow_uncommitted)
     chosen = open_folder(choose_step(given, step, has_step, allow_uncommitted))
+    refuse_strangers(given.path, chosen.path)
     return _in_step(chosen, _items(chosen), "root", allow_uncommitted)
 
 
@@ -231,11 +244,7 @@ def _read_step_metadata(*paths: epath.Path) -> dict[str, Any] | None:
     for file in (path / STEP_METADATA for path in paths):
         text = read_if_there(file)
         if text is not None:
-            try:
-                metadata = json.loads(text)
-            except ValueError as error:
-                raise NotACheckpoint(f"`{file}` is not JSON: {error}") from error
-            if not isinstance(metadata, dict):
-                raise NotACheckpoint(f"`{file}` is not the metadata of an Orbax step")
-            return metadata
+            metadata = mapping_in(text, file, NotACheckpoint)
+            custom = free_metadata(metadata, "custom_metadata", file)
+            return {**metadata, "custom_metadata": custom}
     return None

@@ -9,7 +9,6 @@ checkpoints/                       a root of steps
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.keys import Key
+from nnxconv.storage.contained import refuse_strangers
+from nnxconv.storage.documents import parse_json
 from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.formats import ArrayFormat, chunk_key, encoding
 from nnxconv.storage.item import Item, read_formats
@@ -62,8 +63,12 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
       BadInput: there are several steps to choose from, or the step is not there.
       DamagedCheckpoint: the metadata of the checkpoint or of a leaf cannot be read.
     """
-    found = _locate(path, step)
+    given = finished_directory(path)
+    found = _locate(path, given, step)
     folder = found.path
+    parent = folder.parent if folder.name == "state" else folder
+    top = given.path if given.path in folder.parents else parent
+    refuse_strangers(top, folder, parent / "metadata")
     names = sorted(found.folders)
     if "manifest.ocdbt" in found.files:
         raise NotACheckpoint(
@@ -73,7 +78,6 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
         )
     formats = read_formats(folder, None, False, names)
     tree = {_key(name): _source(folder, name, formats[name]) for name in names}
-    parent = folder.parent if folder.name == "state" else folder
     return PaxCheckpoint(
         found,
         Item(folder, tree, formats, use_ocdbt=False, use_zarr3=False),
@@ -94,9 +98,8 @@ def _source(folder: epath.Path, name: str, array: ArrayFormat) -> Source:
     )
 
 
-def _locate(path: str, step: int | None) -> Folder:
+def _locate(path: str, given: Folder, step: int | None) -> Folder:
     """The directory that holds the leaves."""
-    given = finished_directory(path)
     if not _has_leaves(given) and "checkpoints" in given.folders:
         given = open_folder(given.path / "checkpoints")
     if not _has_leaves(given) and _step_folders(given):
@@ -144,7 +147,7 @@ def _unpadded(file: epath.Path) -> dict[str, Shape]:
     if text is None:
         return {}
     try:
-        metadata = json.loads(text)
+        metadata = parse_json(text)
         if float(metadata["version"]) < 1.1:
             return {}
         return dict(_shapes(metadata["train_state_metadata"]["mdl_vars"], "mdl_vars"))

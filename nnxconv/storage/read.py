@@ -1,14 +1,16 @@
 """Read regions of stored arrays."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import tensorstore as ts
 
+from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.arrays import array_spec, context, damaged
 from nnxconv.storage.item import Item
 from nnxconv.tasks import run
-from nnxconv.views import Source, View, first_source
+from nnxconv.views import Source, View, first_source, notation
 
 
 class Reader:
@@ -48,8 +50,14 @@ def _with_zeros(values: np.ndarray, region: tuple[slice, ...]) -> np.ndarray:
     return whole
 
 
+MOST_NUMBERS = 2**20
+"""In an array of counters."""
+
+
 def read_numbers(item: Item, source: Source) -> list[int]:
     """The values of a stored scalar or of a short array of integers."""
+    if math.prod(source.shape) > MOST_NUMBERS:
+        raise _no_number(source)
     region = tuple(slice(0, size) for size in source.shape)
     values = run(Reader(item.stores).read(source, region))
     return [int(value) for value in values.reshape(-1)]
@@ -57,5 +65,15 @@ def read_numbers(item: Item, source: Source) -> list[int]:
 
 def read_number(item: Item, view: View) -> int:
     """The value of a stored scalar, such as the step."""
-    [number] = read_numbers(item, first_source(view))
-    return number
+    source = first_source(view)
+    numbers = read_numbers(item, source)
+    if len(numbers) != 1:
+        raise _no_number(source)
+    return numbers[0]
+
+
+def _no_number(source: Source) -> DamagedCheckpoint:
+    return DamagedCheckpoint(
+        f"array `{source.name}` is {notation(source)}, where a number was expected",
+        where=source.store,
+    )

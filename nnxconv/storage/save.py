@@ -70,7 +70,7 @@ def target_for(
         path,
         "" if is_split else _USUAL_ITEM if source.joined else source.item.name,
         {name: step / name for name in source.other_items},
-        dict((source.step_metadata or {}).get("item_handlers") or {}),
+        source.item_handlers,
         custom_metadata,
         is_split=is_split,
     )

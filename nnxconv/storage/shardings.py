@@ -2,10 +2,10 @@
 
 import base64
 import binascii
-import json
 from typing import Any
 
 from nnxconv.errors import DamagedCheckpoint
+from nnxconv.storage.documents import parse_json
 from nnxconv.storage.folders import Folder
 from nnxconv.storage.remote import read_if_there
 
@@ -20,8 +20,8 @@ def read_shardings(item: Folder) -> dict[str, dict[str, Any]]:
         return {}
     file = item.path / "_sharding"
     try:
-        stored = json.loads(read_if_there(file) or "")
-        return {base64.b64decode(name).decode(): json.loads(text) for name, text in stored.items()}
+        stored = parse_json(read_if_there(file) or "")
+        return {base64.b64decode(name).decode(): parse_json(text) for name, text in stored.items()}
     except (ValueError, TypeError, AttributeError, binascii.Error) as error:
         raise DamagedCheckpoint(f"`{file}` is not what Orbax writes: {error}") from error
 
