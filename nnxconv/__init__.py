@@ -9,6 +9,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nnxconv.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from nnxconv.api import check_checksums, compare, convert, inspect, match, write_checksums
     from nnxconv.errors import NnxconvError
@@ -35,7 +37,6 @@ __all__ = [
     "open",
     "write_checksums",
 ]
-__version__ = "0.1.0"
 
 _ELSEWHERE = {
     "Checkpoint": "opened",

@@ -78,6 +78,7 @@ def convert(
     dry_run: bool = False,
     verify: bool = False,
     transfer: Transfer = "copy",
+    resume: bool = False,
     allow_uncommitted: bool = False,
     distributed: bool = False,
     coordinator_address: str | None = None,
@@ -113,6 +114,8 @@ def convert(
       verify: before committing, read the target back and compare it with the source.
       transfer: how encoded chunks that stay as they are get to the target: `copy`, or `link` for
         hard links to the source's data files.
+      resume: keep what is finished when the conversion is interrupted or fails, and go on with what
+        such a call has kept before. Not for a target in a bucket, nor for several processes.
       allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
       distributed: share the work with other processes, which are started alike: see
         `nnxconv.cluster`. Each of them returns the same.
@@ -172,7 +175,7 @@ def convert(
                 item.container,
                 len(item.stores),
             ),
-            Way(max_memory, overwrite, dry_run, verify, transfer, watch, team),
+            Way(max_memory, overwrite, dry_run, verify, transfer, resume, watch, team),
             custom_metadata=item.custom_metadata,
             started=started,
         )

@@ -40,7 +40,7 @@ def in_python(function: Callable[P, T]) -> Callable[P, T]:
 
 _OPTION = re.compile(r"`--([a-z_]+)(?: ([^`]+))?`")
 _BARE = re.compile(r"(?<=\s)--(?=[a-z])")
-_FLAGS = ("allow_uncommitted",)
+_FLAGS = ("allow_uncommitted", "resume")
 
 
 def as_arguments(text: str) -> str:

@@ -5,6 +5,7 @@ when all have written theirs.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import numpy as np
 
 from nnxconv.allocator import kept_blocks
 from nnxconv.assemble import converted, read_region
+from nnxconv.errors import DamagedCheckpoint
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import spell
 from nnxconv.pieces import Region
@@ -24,10 +26,12 @@ from nnxconv.plan import (
     Scatter,
     TargetArray,
     Transfer,
+    written,
 )
 from nnxconv.portions import Portion, portion_of
 from nnxconv.storage.formats import Container, target_metadata
 from nnxconv.storage.item import Item
+from nnxconv.storage.journal import Journal
 from nnxconv.storage.read import Reader
 from nnxconv.storage.save import NewItem, Target, save
 from nnxconv.storage.shares import Share
@@ -36,6 +40,8 @@ from nnxconv.storage.writer import NewArray, Proof, Work, Writer, Writers, join
 from nnxconv.tasks import deferred_interrupts, run, together
 from nnxconv.team import ALONE, Team, total
 from nnxconv.views import dtype_of, first_source, item_bytes
+
+NO_JOURNALS: Mapping[str, Journal] = {}
 
 
 def execute(
@@ -46,13 +52,15 @@ def execute(
     custom_metadata: dict[str, Any],
     transfer: Transfer = "copy",
     proof: Proof | None = None,
+    journals: Mapping[str, Journal] = NO_JOURNALS,
     team: Team = ALONE,
     watch: Watcher = ignore,
 ) -> Moved:
     """Writes the shares' arrays to the target and commits it, unless the proof fails.
 
     Every process of the team does its portion of each share; the first one alone names and commits
-    the target.
+    the target. With journals, by the shares' names, what an interrupted run has done is kept, and
+    what this one does is entered.
 
     Returns what was moved without being decoded, by all processes together.
 
@@ -63,7 +71,7 @@ def execute(
     moved = Moved()
     every: list[Any] = []
     reader = Reader(items)
-    written: dict[str, Writer] = {}
+    writers: dict[str, Writer] = {}
     portions = {
         share.name: portion_of(share.plan, share.freight, team.number, team.count)
         for share in shares
@@ -81,21 +89,30 @@ def execute(
 
         async def work(share: Share, writer: Writer) -> None:
             mine = _Run(share.plan, portions[share.name], reader, tally.of(share), check)
-            carrier = Carrier(share.source, writer, transfer, moved)
-            async with writer.on_disk():
-                await writer.create(new_arrays[share.name])
-                await mine.rename(carrier)
-                await mine.rewrite(writer)
+            journal = journals.get(share.name)
+            filled = writer if journal is None else writer.journalled(journal)
+            async with filled.on_disk():
+                await filled.create(new_arrays[share.name])
+                await mine.rename(Carrier(share.source, filled, transfer, moved))
+                await mine.rewrite(filled)
+            if journal is not None:
+                moved.notes.extend(journal.notes)
+                writer.take_over(filled)
             team.gather("written", check=check)
             if team.number == 0:
-                await carrier.refer(share.freight)
+                await Carrier(share.source, writer, transfer, moved).refer(share.freight)
                 await writer.merge(team.count)
-            written[share.name] = writer
-            if len(written) < len(shares):
+            writers[share.name] = writer
+            if len(writers) < len(shares):
                 return
             if proof is not None:
                 team.gather("merged", check=check)
-                await proof(writer if not share.name else Writers(target.path, written))
+                try:
+                    await proof(writer if not share.name else Writers(target.path, writers))
+                except DamagedCheckpoint:
+                    for one in journals.values():
+                        one.forget()
+                    raise
             check()
             every[:] = team.gather("done", asdict(moved), check)
 
@@ -235,12 +252,24 @@ class _Run:
             await self._rewrite(writer)
 
     async def _rewrite(self, writer: Writer) -> None:
-        for window in self._plan.windows(self._portion.jobs):
-            held = sum(job.block_bytes for job in window)
-            is_large = held > self._plan.window_bytes
-            async with writer.commit(is_large=is_large) as transaction:
-                await together(self._move(job, writer, transaction) for job in window)
+        under_way = writer.windows_under_way
+        windows = self._plan.windows(self._portion.jobs, under_way)
+        for number, window in enumerate(windows):
+            unit = f"blocks {number}"
+            if writer.is_done(unit):
+                self._skip(window)
+            else:
+                held = sum(job.block_bytes for job in window)
+                is_large = held > self._plan.window_bytes // under_way
+                async with writer.commit(unit, is_large=is_large) as transaction:
+                    await together(self._move(job, writer, transaction) for job in window)
             self._tell()
+
+    def _skip(self, window: Sequence[Job]) -> None:
+        """Counts what an interrupted run has written."""
+        for job in window:
+            for array, region in written(job):
+                self._count(array, math.prod(part.stop - part.start for part in region))
 
     async def _move(self, job: Job, writer: Writer, transaction: Any) -> None:
         match job:
@@ -265,8 +294,11 @@ class _Run:
     ) -> None:
         store = await writer.open(array.key, transaction)
         await store[region].write(converted(values, array.view, spell(array.key)))
-        self._left[array.key] -= values.size
-        self._done_bytes += values.size * item_bytes(dtype_of(array.view))
+        self._count(array, values.size)
+
+    def _count(self, array: TargetArray, elements: int) -> None:
+        self._left[array.key] -= elements
+        self._done_bytes += elements * item_bytes(dtype_of(array.view))
 
     def _tell(self) -> None:
         self._check()

@@ -43,6 +43,7 @@ def gpt3_from_paxml(
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
+    resume: bool = False,
     distributed: bool = False,
     coordinator_address: str | None = None,
     num_processes: int | None = None,
@@ -74,6 +75,8 @@ def gpt3_from_paxml(
       overwrite: replace an existing checkpoint, once the new one is complete.
       dry_run: plan everything, write nothing; the chunks need not be there.
       verify: before committing, read the target back and compare it with the source.
+      resume: keep what is finished when the import is interrupted or fails, and go on with what
+        such a call has kept before. Not for a target in a bucket, nor for several processes.
       distributed: share the work with other processes, which are started alike: see
         `nnxconv.cluster`. Each of them returns the same.
       coordinator_address: `host:port` of process 0; where it is None, JAX_COORDINATOR_ADDRESS or
@@ -146,7 +149,7 @@ def gpt3_from_paxml(
                 target,
                 ORBAX,
             ),
-            Way(max_memory, overwrite, dry_run, verify, watch=watch, team=team),
+            Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch, team=team),
             custom_metadata={},
             started=started,
         )

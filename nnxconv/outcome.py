@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from nnxconv.storage.formats import Container
     from nnxconv.storage.freight import Freight
     from nnxconv.storage.item import Item
+    from nnxconv.storage.journal import Journal
     from nnxconv.storage.locate import Location
     from nnxconv.storage.save import Target
     from nnxconv.storage.shares import Share
@@ -73,6 +75,7 @@ class Way:
     dry_run: bool = False
     verify: bool = False
     transfer: Transfer = "copy"
+    resume: bool = False
     watch: Watcher = ignore
     team: Team = ALONE
 
@@ -133,6 +136,7 @@ def carry_out(
     from nnxconv.verification import verifier
 
     nothing_lost(conversion)
+    _refuse_resume(way, places)
     max_memory = parse_bytes(way.max_memory)
     target, items = places.target, places.items
     sources = list(items.values())[: places.source_items]
@@ -155,22 +159,25 @@ def carry_out(
     _agree(way.team, shares)
     moved = None
     if not way.dry_run:
-        check_space(needed, target)
         record = {**custom_metadata, RECORD: conversion.record.to_json()}
         proof = None
         if way.verify:
             proof = verifier(conversion, items, max_memory, way.team)
-        with full_disks_told(needed, target):
-            moved = execute(
-                shares,
-                items,
-                target,
-                custom_metadata=record,
-                transfer=way.transfer,
-                proof=proof,
-                team=way.team,
-                watch=way.watch,
-            )
+        with _journals(way, target, shares, items, record) as journals:
+            needed -= sum(journal.nbytes for journal in journals.values())
+            check_space(needed, target)
+            with full_disks_told(needed, target):
+                moved = execute(
+                    shares,
+                    items,
+                    target,
+                    custom_metadata=record,
+                    transfer=way.transfer,
+                    proof=proof,
+                    journals=journals,
+                    team=way.team,
+                    watch=way.watch,
+                )
             if way.team.number == 0:
                 beside.write_beside()
     plan, freight = whole_plan(shares), whole_freight(shares)
@@ -197,12 +204,54 @@ def _agree(team: Team, shares: Sequence["Share"]) -> None:
     Raises:
       BadInput: they have not.
     """
-    plans = [(share.name, share.plan, share.freight, share.container) for share in shares]
-    told = hashlib.sha256(repr(plans).encode()).hexdigest()
-    every = team.gather("plan", told)
+    every = team.gather("plan", _digest(shares))
     others = [number for number, other in enumerate(every) if other != every[0]]
     if others:
         raise BadInput(
             f"processes 0 and {others[0]} see different checkpoints, or were started differently",
             hint="every process needs the same command, the same version, and SRC where all see it",
         )
+
+
+def _digest(shares: Sequence["Share"], *others: object) -> str:
+    """What tells a plan from all others."""
+    plans = [(share.name, share.plan, share.freight, share.container) for share in shares]
+    return hashlib.sha256(repr((plans, *others)).encode()).hexdigest()
+
+
+def _refuse_resume(way: Way, places: Places) -> None:
+    """Refuses to keep work where no other run could go on with it.
+
+    Raises:
+      BadInput: several processes do it, or the target is in a bucket.
+    """
+    from nnxconv.storage.kept import kept_directory
+
+    if not way.resume:
+        return
+    if way.team.count > 1:
+        raise BadInput(
+            "`--resume` does not go on with what several processes have begun",
+            hint="leave out `--resume` or `--distributed`",
+        )
+    kept_directory(places.target.path)
+
+
+@contextmanager
+def _journals(
+    way: Way,
+    target: "Target",
+    shares: Sequence["Share"],
+    items: Mapping[str, "Item"],
+    record: Mapping[str, Any],
+) -> Iterator[Mapping[str, "Journal"]]:
+    """The journals of what is kept for another run, by the shares' names; none unless asked for."""
+    from nnxconv.storage.kept import begun, kept_work
+
+    if not way.resume:
+        yield {}
+        return
+    source = [item.path for item in items.values()]
+    asked = begun(_digest(shares, record), source)
+    with kept_work(target.path, asked, [share.name for share in shares]) as journals:
+        yield journals

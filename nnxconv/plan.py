@@ -189,10 +189,15 @@ class Plan:
                 if any(piece.target_region(region) is not None for _, piece in into):
                     yield Scatter(source, region, tuple(into))
 
-    def windows(self, numbers: Collection[int] | None = None) -> Iterator[list[Job]]:
-        """The jobs, or those of these numbers, in groups of at most `window_bytes`, or of one."""
+    def windows(
+        self, numbers: Collection[int] | None = None, under_way: int = 1
+    ) -> Iterator[list[Job]]:
+        """The jobs, or those of these numbers, in groups of at most `window_bytes`, or of one.
+
+        Where several groups are under way at once, that is what all of them have together.
+        """
         wanted = (job for n, job in enumerate(self.jobs()) if numbers is None or n in numbers)
-        return in_windows(wanted, self.window_bytes)
+        return in_windows(wanted, self.window_bytes // under_way)
 
 
 def window_bytes(max_memory: int) -> int:

@@ -16,6 +16,8 @@ import pytest
 from etils import epath
 
 import nnxconv
+from nnxconv.errors import BadInput
+from nnxconv.storage.read import Reader
 from tests import checkpoints, gcs, pax
 from tests.command import run
 from tests.gcs import COMMITTED
@@ -112,6 +114,35 @@ def test_from_gs_to_local(name, storage, sources, expected, tmp_path):
     nnxconv.convert(sources[source], str(tmp_path / "x"), **options)
     check_same(tmp_path / "x", expected(name))
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_download_goes_on_unless_the_bucket_has_changed(storage, local, tmp_path, monkeypatch):
+    source = storage.put(local / "stacked", "in/changing")
+    options: dict[str, Any] = {"to": "linen", "scan_layers": False, "resume": True}
+    options["max_memory"] = "64KiB"
+    read = Reader.read
+    count = 0
+
+    async def failing(self, source, region):
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise InterruptedError
+        return await read(self, source, region)
+
+    for target in ("out", "changed"):
+        count = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Reader, "read", failing)
+            with pytest.raises(InterruptedError):
+                nnxconv.convert(source, str(tmp_path / target), **options)
+    result = nnxconv.convert(source, str(tmp_path / "out"), **options)
+    assert result.moved is not None and "an interrupted run" in result.moved.notes[0]
+    nnxconv.convert(str(local / "stacked"), str(tmp_path / "wanted"), to="linen", scan_layers=False)
+    check_same(tmp_path / "out", tmp_path / "wanted")
+    storage.put(local / "stacked" / "_METADATA", "in/changing/_METADATA")
+    with pytest.raises(BadInput, match="in/changing/_METADATA has changed"):
+        nnxconv.convert(source, str(tmp_path / "changed"), **options)
 
 
 @pytest.mark.parametrize("name", MIXED)

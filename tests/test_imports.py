@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "nnxconv"
 
 LEVELS = [
-    ["errors", "keys", "events", "tasks", "allocator", "difference"],
+    ["errors", "keys", "events", "tasks", "allocator", "difference", "version"],
     ["views", "sizes", "layouts", "team"],
     ["pieces", "state", "checksums", "report_text"],
     ["optimizer", "blocks", "report"],

@@ -1,19 +1,14 @@
 """`kill -9` at any moment leaves the source as it was, and a whole target or none.
 
-A process that has imported nnxconv, and has opened nothing yet, forks a child for each
-conversion; the moment of the kill counts from the child's start, so that none falls on imports.
 The moments are drawn from the whole time that such a conversion takes undisturbed, 50 in all, or
 50 of each kind with `NNXCONV_LARGE=1`; one that comes when the conversion is over is drawn anew.
 """
 
-import json
 import os
 import random
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +17,7 @@ import pytest
 
 import nnxconv
 from tests import checkpoints
+from tests.kills import Server, serving
 from tests.trees import same_bits, values
 
 STEP = 7
@@ -39,66 +35,11 @@ KINDS = {
 }
 KILLS = 50 if os.environ.get("NNXCONV_LARGE") == "1" else 50 // len(KINDS)
 
-SERVER = """
-import json, os, signal, sys, time, traceback, warnings
-
-warnings.simplefilter("ignore")  # that forking a process with threads may go wrong
-import nnxconv, nnxconv.execute, nnxconv.verification
-
-def convert(source, target, options, started):
-    signal.alarm(60)
-    os.write(started, b".")
-    try:
-        nnxconv.convert(source, target, **options)
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-
-for line in sys.stdin:
-    source, target, options, moment = json.loads(line)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        convert(source, target, options, writer)
-    os.read(reader, 1)
-    started = time.monotonic()
-    if moment is not None:
-        time.sleep(moment)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps([status, time.monotonic() - started]), flush=True)
-    os.close(reader)
-    os.close(writer)
-"""
-
-
-class Server:
-    """Converts in children of a process of its own, and kills them."""
-
-    def __init__(self, process: subprocess.Popen) -> None:
-        self._process = process
-
-    def convert(self, source: Path, target: Path, moment: float | None, **options):
-        """Exit code and seconds of a conversion that is killed at a moment, if at any."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin and stdout
-        stdin.write(json.dumps([str(source), str(target), options, moment]) + "\n")
-        stdin.flush()
-        return json.loads(stdout.readline())
-
 
 @pytest.fixture(scope="module")
 def server():
-    """It ends when its input does."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
-    ) as process:
-        yield Server(process)
+    with serving() as server:
+        yield server
 
 
 def training_state(axis=None, sign=1, layers=8):

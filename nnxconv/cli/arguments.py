@@ -42,6 +42,11 @@ dry_run_option = click.option("--dry_run", is_flag=True, help="Show the plan; wr
 verify_option = click.option(
     "--verify", is_flag=True, help="Compare DST with SRC before committing it."
 )
+resume_option = click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where an interrupted run with --resume stopped, and keep work for another one.",
+)
 allow_uncommitted_option = click.option(
     "--allow_uncommitted",
     is_flag=True,

@@ -17,6 +17,7 @@ from nnxconv.cli.arguments import (
     params_only_option,
     rename_back_option,
     rename_option,
+    resume_option,
     verify_option,
 )
 from nnxconv.cli.output import say
@@ -77,6 +78,7 @@ from nnxconv.cli.output import say
 @overwrite_option
 @dry_run_option
 @verify_option
+@resume_option
 @allow_uncommitted_option
 @distributed_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

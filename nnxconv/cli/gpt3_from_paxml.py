@@ -14,6 +14,7 @@ from nnxconv.cli.arguments import (
     one_of,
     overwrite_option,
     params_only_option,
+    resume_option,
     verify_option,
 )
 from nnxconv.cli.output import say
@@ -78,6 +79,7 @@ from nnxconv.cli.output import say
 @overwrite_option
 @dry_run_option
 @verify_option
+@resume_option
 @distributed_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def gpt3_from_paxml(

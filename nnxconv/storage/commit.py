@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -26,15 +27,25 @@ def nothing_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
             yield place
         return
     _undo(path)  # what a killed run left
+    with parents_made(path):
+        try:
+            yield _stand_in(path)
+        except BaseException:
+            _undo(path)
+            raise
+
+
+@contextmanager
+def parents_made(path: epath.Path) -> Iterator[None]:
+    """Makes the directory that a path lies in, and removes it again unless all goes well."""
     made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield _stand_in(path)
+        yield
     except BaseException:
-        _undo(path)
         for parent in made:
             with suppress(OSError):  # somebody else uses it by now
-                parent.rmdir()
+                Path(parent).rmdir()
         raise
 
 

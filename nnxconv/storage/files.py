@@ -27,10 +27,11 @@ def _place(path: str) -> epath.Path:
 
 def digest_files(item: epath.Path) -> dict[str, str]:
     """XXH3-128 of every file under an item, by relative path."""
-    return {name: _digest(item / name) for name in sorted(files_below(item))}
+    return {name: digest_file(item / name) for name in sorted(files_below(item))}
 
 
-def _digest(file: epath.Path) -> str:
+def digest_file(file: epath.Path) -> str:
+    """XXH3-128 of a file."""
     hasher = xxhash.xxh3_128()
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):

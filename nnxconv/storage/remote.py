@@ -91,6 +91,19 @@ def files_below(path: epath.Path) -> dict[str, int]:
     return files
 
 
+def stamps_below(path: epath.Path) -> dict[str, str]:
+    """What changes when a file below a directory does: size and time, or a bucket's generation."""
+    if is_remote(path):
+        root = path.as_posix().removeprefix(SCHEME).rstrip("/") + "/"
+        found = filesystem().find(root, detail=True)
+        return {name.removeprefix(root): str(entry["generation"]) for name, entry in found.items()}
+    stamps = {}
+    for name in files_below(path):
+        status = os.stat(path / name)  # noqa: PTH116
+        stamps[name] = f"{status.st_size} {status.st_mtime_ns}"
+    return stamps
+
+
 def copy_file(source: epath.Path, target: epath.Path) -> None:
     """Copies a file from or to a bucket; between buckets the server does it."""
     if is_remote(source) and is_remote(target):

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
+import xxhash
 from etils import epath
 
 from nnxconv.storage.arrays import OCDBT_CONFIG, context, directory_spec
+from nnxconv.storage.journal import Commit, Journal, Stamp
 
 PIECE_BYTES = 64 * 2**10
 FILE_BYTES = 64 * 2**20
@@ -25,9 +27,15 @@ _VALUES = "d/v"
 
 
 class Spill:
-    """The files of one local database or directory, which are first put together in memory."""
+    """The files of one local database or directory, which are first put together in memory.
 
-    def __init__(self, directory: epath.Path, use_ocdbt: bool) -> None:
+    A journal is told of each commit when its files are on disk.
+    """
+
+    def __init__(
+        self, directory: epath.Path, use_ocdbt: bool, journal: Journal | None = None
+    ) -> None:
+        self._journal = journal
         self._directory = Path(os.fspath(directory))
         self._use_ocdbt = use_ocdbt
         self._memory_spec = {"driver": "memory", "path": f"{uuid.uuid4().hex}/"}
@@ -44,14 +52,15 @@ class Spill:
                 "target_data_file_size": FILE_BYTES,
             }
 
-    async def start(self) -> None:
-        """Begins to write all that has been committed, when what was begun before is written.
+    async def start(self, unit: str) -> None:
+        """Begins to write the unit that was committed, when what was begun before is written.
 
         Raises:
           OSError: what was begun before could not be written.
         """
         await self.settled()
-        self._writing = asyncio.create_task(asyncio.to_thread(self._write_all))
+        commit = None if self._journal is None else self._journal.committed(unit)
+        self._writing = asyncio.create_task(asyncio.to_thread(self._write_all, commit))
 
     async def settled(self) -> None:
         """Waits until what was begun is on disk.
@@ -63,24 +72,30 @@ class Spill:
             writing, self._writing = self._writing, None
             await writing
 
-    def _write_all(self) -> None:
+    def _write_all(self, commit: Commit | None) -> None:
         memory = ts.KvStore.open(self._memory_spec, context=context()).result()
         keys = memory.list().result()
 
-        def write(key: bytes) -> None:
-            self._write(key.decode(), memory.read(key).result().value)
+        def write(key: bytes) -> tuple[str, Stamp]:
+            file = _VALUES + key.decode() if self._use_ocdbt else key.decode()
+            value = memory.read(key).result().value
+            self._write(file, value)
             memory.write(key, None).result()
+            digest = "" if commit is None else xxhash.xxh3_128_hexdigest(value)
+            return file, Stamp(len(value), digest)
 
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-            for written in [pool.submit(write, key) for key in keys]:
-                written.result()
+            writes = [pool.submit(write, key) for key in keys]
+            written = dict(done.result() for done in writes)
+        if self._journal is not None and commit is not None:
+            self._journal.enter_commit(commit, written)
 
-    def _write(self, key: str, value: bytes) -> None:
-        path = self._directory / (_VALUES + key if self._use_ocdbt else key)
+    def _write(self, file: str, value: bytes) -> None:
+        path = self._directory / file
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = memoryview(value)
-        with path.open("wb", buffering=PIECE_BYTES) as file:
+        with path.open("wb", buffering=PIECE_BYTES) as stream:
             for start in range(0, len(whole), PIECE_BYTES):
-                file.write(whole[start : start + PIECE_BYTES])
-            file.flush()
-            os.fsync(file.fileno())
+                stream.write(whole[start : start + PIECE_BYTES])
+            stream.flush()
+            os.fsync(stream.fileno())

@@ -129,10 +129,14 @@ class Carrier:
             return
         store = await ts.KvStore.open(self._writer.values_spec, context=context())
         sized = [_Value(old, new, freight.value_bytes[old]) for old, new in freight.values.items()]
-        for window in in_windows(sized, freight.window_bytes):
+        window_bytes = freight.window_bytes // self._writer.windows_under_way
+        for number, window in enumerate(in_windows(sized, window_bytes)):
             nbytes = sum(value.block_bytes for value in window)
-            async with self._writer.commit(is_large=nbytes > freight.window_bytes) as transaction:
-                await self._copy_window(window, store.with_transaction(transaction))
+            unit = f"values {number}"
+            if not self._writer.is_done(unit):
+                is_large = nbytes > window_bytes
+                async with self._writer.commit(unit, is_large=is_large) as transaction:
+                    await self._copy_window(window, store.with_transaction(transaction))
             self._moved.copied_chunks += len(window)
             self._moved.nbytes += nbytes
             tell(nbytes)
@@ -173,6 +177,18 @@ class Carrier:
             await together(took(old, new) for old, new in freight.files.items())
 
     def _take_file(self, old: str, new: str) -> bool:
+        """Whether a file was linked; one that an interrupted run has copied is there."""
+        journal, unit = self._writer.journal, f"file {new}"
+        if self._writer.is_done(unit):
+            return False
+        was_linked = self._link_or_copy(old, new)
+        if journal is not None and was_linked:
+            journal.skip_file(new)
+        elif journal is not None:
+            journal.enter_file(unit, new)
+        return was_linked
+
+    def _link_or_copy(self, old: str, new: str) -> bool:
         """Whether a file was linked; a copy is on disk when this returns."""
         source, target = self._item.path / old, self._target / new
         if self._is_remote:

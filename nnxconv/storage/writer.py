@@ -1,6 +1,7 @@
 """The arrays of an item while it is being written."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from nnxconv.storage.arrays import (
 )
 from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
 from nnxconv.storage.item import Item, array_name, joined_items
+from nnxconv.storage.journal import Journal
 from nnxconv.storage.locate import absolute
 from nnxconv.storage.ocdbt import read_contents
-from nnxconv.storage.remote import is_remote
+from nnxconv.storage.remote import files_below, is_remote
 from nnxconv.storage.spill import Spill
 from nnxconv.views import Leaf, Literal, Source
 
@@ -45,15 +47,41 @@ class Writer:
     Process 0 of several writes into the item's own database, every other one into a database of
     its own beneath that, as Orbax's processes do: `ocdbt.process_3`. Without OCDBT all write
     files of their own.
+
+    With a journal, each commit is a unit that is entered there by its name, and files are too.
     """
 
-    def __init__(self, directory: epath.Path, use_ocdbt: bool, process: int = 0) -> None:
+    def __init__(
+        self,
+        directory: epath.Path,
+        use_ocdbt: bool,
+        process: int = 0,
+        journal: Journal | None = None,
+    ) -> None:
         self.directory = directory
+        self.journal = journal
         self._database = _database(directory, process) if use_ocdbt else directory
         self._use_ocdbt = use_ocdbt
         self._arrays: dict[Key, NewArray] = {}
         self._process = process
-        self._spill = None if is_remote(directory) else Spill(self._database, use_ocdbt)
+        self._spill = None if is_remote(directory) else Spill(self._database, use_ocdbt, journal)
+
+    def journalled(self, journal: Journal) -> "Writer":
+        """A writer that fills this item in the directory of a journal."""
+        return Writer(journal.work, self._use_ocdbt, journal=journal)
+
+    @property
+    def windows_under_way(self) -> int:
+        """Into how many parts a window is cut.
+
+        One is moved while another is written. What a journal lacks, when a run is killed, is both:
+        with two parts that is one window.
+        """
+        return 1 if self.journal is None else 2
+
+    def is_done(self, unit: str) -> bool:
+        """True for a unit that an interrupted run has finished."""
+        return self.journal is not None and unit in self.journal
 
     @property
     def references_spec(self) -> dict[str, Any]:
@@ -77,7 +105,7 @@ class Writer:
         await self._settled()
 
     @asynccontextmanager
-    async def commit(self, *, is_large: bool = False) -> AsyncIterator[ts.Transaction]:
+    async def commit(self, unit: str, *, is_large: bool = False) -> AsyncIterator[ts.Transaction]:
         """A transaction that becomes one commit at the end.
 
         Its values are written to files while the next one is filled, but for a large one: that has
@@ -93,7 +121,7 @@ class Writer:
             raise
         await transaction.commit_async()
         if self._spill:
-            await self._spill.start()
+            await self._spill.start(unit)
         if is_large:
             await self._settled()
 
@@ -118,10 +146,10 @@ class Writer:
     async def create(self, arrays: Iterable[NewArray]) -> None:
         """Creates all arrays: process 0 stores their metadata, the others know them."""
         self._arrays = {array.key: array for array in arrays}
-        if self._process:
+        if self._process or self.is_done("metadata"):
             return
         store = await ts.KvStore.open(self.values_spec, context=context())
-        async with self.commit() as transaction:
+        async with self.commit("metadata") as transaction:
             into = store.with_transaction(transaction) if self._use_ocdbt else store
             writes = [into.write(*_metadata_entry(array)) for array in self._arrays.values()]
             await all_done(writes)
@@ -135,12 +163,26 @@ class Writer:
         spec = new_array_spec(self.values_spec, name, array.zarr_format, metadata)
         return await ts.open(spec, transaction=transaction, context=context())
 
+    def take_over(self, filled: "Writer") -> None:
+        """Gives the item what another writer has filled, whose directory stays as it is.
+
+        Where there are no hard links its files are moved.
+        """
+        self._arrays = filled._arrays
+        for name in files_below(filled.directory):
+            source, target = filled.directory / name, self.directory / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:
+                source.rename(target)
+
     async def merge(self, processes: int) -> None:
         """Takes references to what the other processes have written into the item's database."""
         if not self._use_ocdbt or processes == 1:
             return
         store = await ts.KvStore.open(self.references_spec, context=context())
-        async with self.commit() as transaction:
+        async with self.commit("merge") as transaction:
             into = store.with_transaction(transaction)
             for process in range(1, processes):
                 spec = kvstore_spec(_database(self.directory, process), use_ocdbt=True)
