@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 MAX_ROWS = 20
+MAX_CHARACTERS = 1000
 
 
 class NnxconvError(Exception):
@@ -56,15 +57,21 @@ class NnxconvError(Exception):
 
     def render(self, prefix: str = "error: ") -> str:
         """The whole message as it stands on a terminal, with at most 20 detail lines."""
-        lines = [prefix + self.message]
+        lines = [prefix + _clipped(self.message)]
         if self.where:
-            lines.append(f"  at {self.where}")
-        lines += [f"  {detail}" for detail in self.details[:MAX_ROWS]]
+            lines.append(f"  at {_clipped(self.where)}")
+        lines += [f"  {_clipped(detail)}" for detail in self.details[:MAX_ROWS]]
         if len(self.details) > MAX_ROWS:
             lines.append(f"  and {len(self.details) - MAX_ROWS:,} more")
         if self.hint:
             lines += ["", f"hint: {self.hint}"]
         return "\n".join(lines)
+
+
+def _clipped(text: str) -> str:
+    """The text, with its middle left out where names in a checkpoint make it far too long."""
+    half = MAX_CHARACTERS // 2
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
 class BadInput(NnxconvError):

@@ -159,11 +159,15 @@ def _check_tree(keys: Sequence[Key]) -> None:
 
 
 def _entry(entry: Mapping[str, Any]) -> tuple[Key, str]:
-    key = tuple(
-        int(part["key"]) if part["key_type"] == _SEQUENCE else str(part["key"])
-        for part in entry["key_metadata"]
-    )
+    key = tuple(_part(part["key"], part["key_type"]) for part in entry["key_metadata"])
     return key, entry["value_metadata"]["value_type"]
+
+
+def _part(name: Any, kind: int) -> str | int:
+    """A part of a key; JSON may hold anything."""
+    if type(name) not in (str, int) or len(str(name)) > _LONGEST:
+        raise ValueError(f"a key has a part that is neither a name nor a number: {str(name)[:40]}")
+    return int(name) if kind == _SEQUENCE else str(name)
 
 
 def _has_strings(entries: Iterable[tuple[Key, str]]) -> bool:

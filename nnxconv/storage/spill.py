@@ -15,7 +15,7 @@ from typing import Any
 import tensorstore as ts
 from etils import epath
 
-from nnxconv.storage.arrays import OCDBT_CONFIG, context, directory_spec
+from nnxconv.storage.arrays import OCDBT_CONFIG, directory_spec
 
 PIECE_BYTES = 64 * 2**10
 FILE_BYTES = 64 * 2**20
@@ -27,7 +27,8 @@ _VALUES = "d/v"
 class Spill:
     """The files of one local database or directory, which are first put together in memory."""
 
-    def __init__(self, directory: epath.Path, use_ocdbt: bool) -> None:
+    def __init__(self, directory: epath.Path, use_ocdbt: bool, context: ts.Context) -> None:
+        self._context = context
         self._directory = Path(os.fspath(directory))
         self._use_ocdbt = use_ocdbt
         self._memory_spec = {"driver": "memory", "path": f"{uuid.uuid4().hex}/"}
@@ -64,7 +65,7 @@ class Spill:
             await writing
 
     def _write_all(self) -> None:
-        memory = ts.KvStore.open(self._memory_spec, context=context()).result()
+        memory = ts.KvStore.open(self._memory_spec, context=self._context).result()
         keys = memory.list().result()
 
         def write(key: bytes) -> None:
