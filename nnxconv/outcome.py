@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nnxconv.allocator import peak_memory_bytes
 from nnxconv.conversion import RECORD, Conversion, nothing_lost
 from nnxconv.events import Watcher, ignore
+from nnxconv.limits import check_memory
 from nnxconv.plan import Plan, Transfer, make_plan
 from nnxconv.sizes import parse_bytes
 
@@ -129,6 +130,7 @@ def carry_out(
     moved = None
     if not way.dry_run:
         check_space(needed, target)
+        check_memory(max(plan.peak_bytes, freight.peak_bytes))
         record = {**custom_metadata, RECORD: conversion.record.to_json()}
         proof = None
         if way.verify:

@@ -91,7 +91,7 @@ def _sizes(value: Any) -> Shape:
 
 
 def _short(value: Any) -> str:
-    text = str(value) if type(value) is not int or value.bit_length() < 64 else "a huge number"
+    text = str(value) if type(value) is not int or value.bit_length() < 128 else "a huge number"
     return f"`{text[:40]}`"
 
 

@@ -25,7 +25,7 @@ from nnxconv.storage.arrays import (
 from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
 from nnxconv.storage.ocdbt import read_contents
-from nnxconv.storage.remote import copy_file, is_remote
+from nnxconv.storage.remote import copy_file, file_bytes, is_remote
 from nnxconv.storage.writer import Writer
 from nnxconv.tasks import together
 
@@ -163,7 +163,7 @@ class Carrier:
         if is_remote(source) or is_remote(target):
             return False, self._take_object(source, target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        nbytes = source.stat().length
+        nbytes = file_bytes(source)
         if self._transfer == "link":
             try:
                 os.link(source, target)
@@ -183,7 +183,7 @@ class Carrier:
 
     def _take_object(self, source: epath.Path, target: epath.Path) -> int:
         """Copies a file from or to a bucket, and gives its length."""
-        nbytes = source.stat().length
+        nbytes = file_bytes(source)
         is_served = is_remote(source) and is_remote(target)
         if self._transfer == "link":
             who = "the server copied the files" if is_served else "files were copied"
