@@ -111,10 +111,13 @@ def _check_chunks(array: ArrayFormat) -> None:
     whole, chunk = (math.prod(s) * item_bytes(array.dtype) for s in (array.shape, array.chunks))
     if chunk > whole + _EMPTY_BYTES:
         raise ValueError(f"chunks {array.chunks} are larger than the shape {array.shape}")
-    told = array.metadata.get("chunk_key_encoding") or {}
+    told = array.metadata.get("chunk_key_encoding", {})
+    names = told.get("name", "default"), type(told.get("configuration", {}))
+    if names not in (("default", dict), ("v2", dict)):
+        raise ValueError("chunks are named in a way that is not known")
     separators = (
         array.metadata.get("dimension_separator", "."),
-        (told.get("configuration") or {}).get("separator", "/"),
+        told.get("configuration", {}).get("separator", "/"),
     )
     for separator in separators:
         if separator not in (".", "/"):
