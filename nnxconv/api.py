@@ -204,6 +204,7 @@ def compare(
       NnxconvError: one of the two cannot be read, or they cannot be compared.
     """
     from nnxconv.comparison import compare_values as run
+    from nnxconv.storage.unchanged import refuse_changed
 
     started = time.monotonic()
     share_one_heap()
@@ -235,6 +236,7 @@ def compare(
         items = {item.path.as_posix(): item for item in (item_a, item_b)}
         pairs = join_layers(common, (*a.groups, *b.groups))
         values = run(pairs, items, tolerance, parse_bytes(max_memory), watch)
+        refuse_changed(items.values())
         findings += value_findings(common, values.statistics, values.scalars)
     return Report(
         Side(str(item_a.path), a.codec.name),
@@ -391,13 +393,16 @@ def _manifest(
 ) -> Manifest:
     from nnxconv.digests import digest_leaves
     from nnxconv.storage.files import digest_files
+    from nnxconv.storage.unchanged import refuse_changed
 
     share_one_heap()
     _, item, understood = open_checkpoint(
         path, step, Options(), allow_uncommitted=allow_uncommitted
     )
     leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
-    return Manifest(leaves, digest_files(item.path))
+    files = digest_files(item.path)
+    refuse_changed([item])
+    return Manifest(leaves, files)
 
 
 @plainly

@@ -31,6 +31,7 @@ from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.storage.save import Target, save
 from nnxconv.storage.transfer import Carrier, Moved, moved_by_all
+from nnxconv.storage.unchanged import refuse_changed
 from nnxconv.storage.writer import NewArray, Work, Writer, join
 from nnxconv.tasks import deferred_interrupts, run, together
 from nnxconv.team import ALONE, Team
@@ -86,6 +87,7 @@ def execute(
             if proof is not None:
                 team.gather("merged", check=check)
                 await proof(writer)
+            refuse_changed(items.values())
             team.gather("done", check=check)
             check()
 

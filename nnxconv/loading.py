@@ -22,6 +22,7 @@ from nnxconv.live import (
 )
 from nnxconv.opening import open_checkpoint
 from nnxconv.sizes import parse_bytes
+from nnxconv.storage.unchanged import refuse_changed
 from nnxconv.views import Source
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def load(
     for index, arrays in fetch(wanted, {item.path.as_posix(): item}, budget, watch):
         key, regions = wanted[index].key, wanted[index].regions
         filled[key] = place(template.leaves[key], sources[key], regions, arrays)
+    refuse_changed([item])
     for text in fitted.notes:
         note(text)
     return template.rebuild(filled)

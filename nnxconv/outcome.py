@@ -124,7 +124,7 @@ def carry_out(
     check_places(places.source_path, places.location, places.target_path, target, way.overwrite)
     beside = companions(places.location, target)
     beside.refuse_others(way.overwrite)
-    target = replace(target, files=beside.inside)
+    target = replace(target, files=beside.inside, may_replace=way.overwrite)
     freight = plan_freight(plan, source, target.path, way.transfer, max_memory)
     needed = needed_bytes(plan, freight, source)
     moved = None

@@ -9,25 +9,35 @@ from etils import epath
 from orbax.checkpoint.path import atomicity
 
 from nnxconv.errors import BadInput, StorageError
+from nnxconv.storage.alone import alone
 from nnxconv.storage.exchange import exchange
 from nnxconv.storage.locate import UNFINISHED
 from nnxconv.storage.remote import COMMITTED, is_remote, move_tree, remove_tree
 
 
 @contextmanager
-def nothing_left_on_failure(path: epath.Path) -> Iterator[None]:
-    """Removes the temporary directory, and the parents made for it, unless all goes well."""
+def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[None]:
+    """Removes the temporary directory, and the parents made for it, unless all goes well.
+
+    Raises:
+      BadInput: another conversion is writing the target, or has just written it.
+    """
     if is_remote(path):
         with _no_objects_left_on_failure(path):
             yield
         return
-    _undo(path)  # what a killed run left
     made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        with alone(path):
+            _undo(path)  # what a killed run left
+            refuse_replacing(path, may_replace)
+            try:
+                yield
+            except BaseException:
+                _undo(path)
+                raise
     except BaseException:
-        _undo(path)
         for parent in made:
             with suppress(OSError):  # somebody else uses it by now
                 parent.rmdir()
@@ -59,6 +69,15 @@ def _no_objects_left_on_failure(path: epath.Path) -> Iterator[None]:
                 hint=f"`gcloud storage rm -r {temporary}` removes it",
             ) from trouble
         raise
+
+
+def refuse_replacing(path: epath.Path, may_replace: bool) -> None:
+    """Raises BadInput for a target that has come to be there since that was checked."""
+    if path.exists() and not may_replace:
+        raise BadInput(
+            f"`{path}` exists: another program has just written it",
+            hint="add `--overwrite` to replace it",
+        )
 
 
 def _undo(path: epath.Path) -> None:
@@ -99,9 +118,13 @@ def _beside(path: epath.Path) -> epath.Path:
     return path.parent / f"{path.name}.nnxconv-new"
 
 
-def temporary_path_class(path: epath.Path) -> type[atomicity.TemporaryPathBase]:
+def temporary_path_class(
+    path: epath.Path, *, may_replace: bool
+) -> type[atomicity.TemporaryPathBase]:
     """How Orbax shall name and commit a target."""
-    return SwapObjects if is_remote(path) else Swap
+    if is_remote(path):
+        return SwapObjects
+    return Swap if may_replace else Rename
 
 
 def stand_in(path: epath.Path) -> epath.Path:
@@ -126,6 +149,14 @@ class Swap(atomicity.AtomicRenameTemporaryPath):
         exchange(self._final_path, final)
         self._final_path.rmtree()
         return None
+
+
+class Rename(Swap):
+    """The same, but for a target that is not to be replaced, whenever it came to be there."""
+
+    async def finalize(self) -> None:
+        refuse_replacing(self.get_final(), may_replace=False)
+        await super().finalize()
 
 
 class SwapObjects(atomicity.CommitFileTemporaryPath):

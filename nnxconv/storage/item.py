@@ -25,6 +25,7 @@ from nnxconv.storage.formats import (
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.storage.ocdbt import Contents, read_contents
 from nnxconv.storage.remote import files_below
+from nnxconv.storage.unchanged import Seen, look
 from nnxconv.views import Leaf, Literal, Source
 
 _SEQUENCE = 1
@@ -43,6 +44,7 @@ class Item:
     """An Orbax item: its tree, with every array as a `Source`, and how the arrays are stored.
 
     `contents` says where the values of an OCDBT database are; None where each has its own file.
+    `seen` is what its files were when it was opened.
     """
 
     path: epath.Path
@@ -53,6 +55,7 @@ class Item:
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     value_types: Mapping[Key, str] = field(default_factory=dict)
     contents: Contents | None = None
+    seen: Seen = field(default_factory=dict)
 
     @property
     def container(self) -> Container:
@@ -74,6 +77,7 @@ def open_item(location: Location) -> Item:
       DamagedCheckpoint: an array that the tree names is not there.
     """
     path = location.item
+    seen = look(path)
     metadata = read_json(path / TREE_METADATA)
     try:
         entries = [_entry(entry) for entry in metadata["tree_metadata"].values()]
@@ -128,6 +132,7 @@ def open_item(location: Location) -> Item:
         free_metadata(metadata, "custom_metadata", path / TREE_METADATA),
         dict(entries),
         contents,
+        seen,
     )
 
 

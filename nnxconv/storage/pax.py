@@ -23,6 +23,7 @@ from nnxconv.storage.documents import parse_json
 from nnxconv.storage.formats import ArrayFormat, chunk_key, encoding
 from nnxconv.storage.item import Item, read_formats
 from nnxconv.storage.locate import TREE_METADATA, choose_step, finished_directory, steps_in
+from nnxconv.storage.unchanged import look
 from nnxconv.views import Shape, Source
 
 _PARAMETERS = "mdl_vars."
@@ -63,6 +64,7 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
     folder = _locate(path, given, step)
     parent = folder.parent if folder.name == "state" else folder
     refuse_strangers(given if given in folder.parents else parent, folder, parent / "metadata")
+    seen = look(folder)
     names = sorted(child.name for child in folder.iterdir() if child.is_dir())
     if (folder / "manifest.ocdbt").exists():
         raise NotACheckpoint(
@@ -73,7 +75,7 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
     formats = read_formats(folder, None, False, names)
     tree = {_key(name): _source(folder, name, formats[name]) for name in names}
     return PaxCheckpoint(
-        Item(folder, tree, formats, use_ocdbt=False, use_zarr3=False),
+        Item(folder, tree, formats, use_ocdbt=False, use_zarr3=False, seen=seen),
         _number(parent.name),
         _unpadded(parent / "metadata" / "metadata"),
         {name: text for name in names if (text := _missing(folder / name, formats[name]))},

@@ -33,6 +33,7 @@ class Target:
       carried: directories of other items that are copied into the step, by name.
       handlers: what `_CHECKPOINT_METADATA` calls the handlers of the carried items.
       files: files that are copied into the step, by name.
+      may_replace: what is there, or comes to be there, is replaced.
     """
 
     path: epath.Path
@@ -41,6 +42,7 @@ class Target:
     handlers: Mapping[str, str] = field(default_factory=dict)
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, epath.Path] = field(default_factory=dict)
+    may_replace: bool = False
 
 
 def target_for(target_path: str, source: Location, custom_metadata: dict[str, Any]) -> Target:
@@ -77,14 +79,16 @@ def save(
         [*((a.key, leaf_of(a)) for a in arrays), *((k, plain_value(v)) for k, v in literals)]
     )
     args: Any = ocp.args.PyTreeSave(tree, custom_metadata=custom_metadata or None)
-    with _quiet_orbax(), nothing_left_on_failure(target.path):
+    may_replace = target.may_replace
+    with _quiet_orbax(), nothing_left_on_failure(target.path, may_replace=may_replace):
         handler: Any = ocp.PyTreeCheckpointHandler(
             use_ocdbt=use_ocdbt, use_zarr3=use_zarr3, type_handler_registry=registry(run)
         )
         if target.item_name:
             handler, args = _in_step(target, handler, args)
         with ocp.Checkpointer(
-            handler, temporary_path_class=temporary_path_class(target.path)
+            handler,
+            temporary_path_class=temporary_path_class(target.path, may_replace=may_replace),
         ) as checkpointer:
             checkpointer.save(
                 stand_in(target.path),
