@@ -11,7 +11,7 @@ NnxconvError               exit code 2
 ├── Mismatch               the converted tree is not the tree of `--like`
 ├── PlanError              a plan that would break a promise (memory, space)
 ├── DamagedCheckpoint      bytes that cannot be read as the array they claim to be
-└── StorageError           a server that does not do what it was asked
+└── StorageError           a server or file system that does not do what it was asked
 ```
 
 >>> print(BadInput("`b` exists", where="b", hint="add `--overwrite` to replace it").render())
@@ -111,4 +111,4 @@ class DamagedCheckpoint(NnxconvError):
 
 
 class StorageError(NnxconvError):
-    """A server that does not do what it was asked, after several tries where that helps."""
+    """A server, or file system, that does not do what it was asked, after tries that may help."""

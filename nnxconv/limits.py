@@ -59,13 +59,18 @@ def _address_limit() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def _group_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+_OWN_GROUP = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def _group_limit() -> int | None:
     """The lowest `memory.max` of the process's cgroup and those around it; None without one."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_GROUP.read_text().splitlines()
         own = next(line[3:] for line in lines if line.startswith("0::"))
-        folders = [root / own.lstrip("/"), *(root / own.lstrip("/")).parents]
-        files = [f / "memory.max" for f in folders if f == root or root in f.parents]
+        group = _GROUPS / own.lstrip("/")
+        folders = [f for f in (group, *group.parents) if f == _GROUPS or _GROUPS in f.parents]
+        files = [folder / "memory.max" for folder in folders]
         told = [file.read_text().strip() for file in files if file.exists()]
         return min((int(text) for text in told if text != "max"), default=None)
     except (OSError, StopIteration, ValueError):

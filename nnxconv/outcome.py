@@ -113,7 +113,7 @@ def carry_out(
     from nnxconv.execute import execute
     from nnxconv.storage.companions import companions
     from nnxconv.storage.freight import plan_freight
-    from nnxconv.storage.places import check_places, check_space, full_disks_told, needed_bytes
+    from nnxconv.storage.places import check_places, check_space, failures_told, needed_bytes
     from nnxconv.verification import verifier
 
     nothing_lost(conversion)
@@ -135,7 +135,7 @@ def carry_out(
         proof = None
         if way.verify:
             proof = verifier(conversion, items, max_memory)
-        with full_disks_told(needed, target):
+        with failures_told(needed, target):
             moved = execute(
                 plan,
                 items,
