@@ -39,7 +39,7 @@ def sources(tmp_path_factory) -> Path:
 
 
 BECOME_NOBODY = f"""
-import os, unicodedata
+import os, unicodedata, rich.console, rich.progress
 import nnxconv.cli, nnxconv.api, nnxconv.execute, nnxconv.verification, nnxconv.render.conversion
 if os.getuid() == 0:
     os.setgid({NOBODY})

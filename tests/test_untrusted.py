@@ -6,10 +6,15 @@ checkpoint is opened, which Linux tells us.
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
+import tensorstore as ts
 
 import nnxconv
 from nnxconv.errors import NnxconvError
@@ -49,6 +54,12 @@ def key_of_a(key):
         entry["key_metadata"] = [{"key": part, "key_type": 2} for part in key]
 
     return edited("_METADATA", change)
+
+
+def _index_first(metadata):
+    for entry in metadata["tree_metadata"].values():
+        if len(entry["key_metadata"]) > 1:
+            entry["key_metadata"][0] = {"key": "0", "key_type": 1}
 
 
 def array(**fields):
@@ -138,6 +149,10 @@ DAMAGES = {
         key_of_a(["step", "a"]),
         f"{TREE_ERROR}: `step.a` stands within another leaf",
     ),
+    "names beside indices": (
+        edited("_METADATA", _index_first),
+        f"{TREE_ERROR}: `step`: names and indices stand side by side",
+    ),
     "a key of many parts": (key_of_a(["a"] * 5000), f"{TREE_ERROR}: a key has 5,000 parts"),
     "a key that is a list": (
         key_of_a([["a"]]),
@@ -166,10 +181,6 @@ DAMAGES = {
     "a record with a form that is none": (
         custom({"nnxconv": {"forms": {"linen": {"empties": [1]}}}}),
         RECORD + "`empties` is not what a conversion writes\n  at $/in/a",
-    ),
-    "a step that is no number": (
-        edited("step/.zarray", lambda metadata: metadata.update(shape=[2, 2], chunks=[2, 2])),
-        None,
     ),
     "a link out of the checkpoint": (
         linked("_METADATA", "$/outside/secret"),
@@ -216,13 +227,11 @@ def saved(tmp_path_factory) -> Path:
 @pytest.fixture
 def item(saved, tmp_path) -> Path:
     """A plain item, and a directory beside it that is none of its business."""
-    import shutil
-
     (tmp_path / "outside").mkdir()
     return Path(shutil.copytree(saved, tmp_path / "in" / "a"))
 
 
-@pytest.mark.parametrize("name", [name for name in DAMAGES if DAMAGES[name][1] is not None])
+@pytest.mark.parametrize("name", DAMAGES)
 def test_what_a_checkpoint_says_is_checked_before_it_is_believed(name, item, tmp_path):
     damage, message = DAMAGES[name]
     damage(item)
@@ -234,8 +243,151 @@ def test_what_a_checkpoint_says_is_checked_before_it_is_believed(name, item, tmp
     assert snapshot(tmp_path) == before
 
 
+def test_a_step_that_is_no_number_is_told(item, tmp_path):
+    """`inspect` shows the step, which it reads."""
+    edited("step/.zarray", lambda metadata: metadata.update(shape=[0], chunks=[1]))(item)
+    with pytest.raises(NnxconvError) as caught:
+        nnxconv.inspect(str(item))
+    assert refusal(caught.value, tmp_path) == (
+        "error: array `step` is i32[0], where a number was expected\n  at $/in/a"
+    )
+
+
 def test_what_is_opened_outside_would_be_seen(tmp_path):
     (tmp_path / "secret").write_text("x")
     with Watched(tmp_path) as watched:
         (tmp_path / "secret").read_text()
     assert "secret" in watched.opened()
+
+
+# References in a database
+
+
+OWN = "ocdbt.process_0/"
+
+
+def database(path: Path) -> ts.KvStore:
+    """A database whose nodes are not compressed, so that a test can change what they refer to."""
+    spec = {
+        "driver": "ocdbt",
+        "base": {"driver": "file", "path": f"{path}/"},
+        "config": {"compression": None, "max_inline_value_bytes": 0},
+    }
+    return ts.KvStore.open(spec, context=CONTEXT).result()
+
+
+CONTEXT = ts.Context()
+
+
+def referring_item(path: Path, saved: Path) -> Path:
+    """The item, as an OCDBT database that refers to the files of another one within it."""
+    shutil.copytree(saved, path / "item")
+    item, inner = path / "item", path / "item" / OWN
+    files = [file for name in (NAME, "step") for file in (item / name).iterdir()]
+    store = database(inner)
+    for file in files:
+        store.write(file.relative_to(item).as_posix(), file.read_bytes()).result()
+    store.experimental_copy_range_to(database(item)).result()
+    for name in (NAME, "step"):
+        shutil.rmtree(item / name)
+    metadata = json.loads((item / "_METADATA").read_text())
+    (item / "_METADATA").write_text(json.dumps({**metadata, "use_ocdbt": True}))
+    return item
+
+
+def refer_to(item: Path, other: str) -> None:
+    """The database's nodes refer to another directory, of as many letters; sums are right."""
+    [node] = (item / "d").iterdir()
+    content = node.read_bytes()[:-4]
+    assert content.count(OWN.encode()) == 1 and len(other) == len(OWN)
+    content = content.replace(OWN.encode(), other.encode())
+    node.write_bytes(content + google_crc32c.value(content).to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize("other", ["../../outside_1/", "/tmp/outside__1/", "a/../../outside/"])
+def test_references_out_of_the_checkpoint_are_not_followed(other, saved, tmp_path):
+    item = referring_item(tmp_path / "in", saved)
+    assert nnxconv.compare(str(saved), str(item), compare_values=True).is_match
+    outside = tmp_path / "outside_1"
+    shutil.move(item / OWN, outside)
+    refer_to(item, other)
+    before = snapshot(tmp_path)
+    with Watched(outside) as watched, pytest.raises(NnxconvError) as caught:
+        nnxconv.convert(str(item), str(tmp_path / "new"), to="nnx-pure")
+    text = refusal(caught.value, tmp_path)
+    assert text.startswith(f"error: the OCDBT database cannot be read: it refers to `{other}d/")
+    assert text.endswith("`, which is outside of the checkpoint\n  at $/in/item")
+    assert watched.opened() == []
+    assert snapshot(tmp_path) == before
+
+
+def test_references_within_the_checkpoint_are_followed(saved, tmp_path):
+    item = referring_item(tmp_path / "in", saved)
+    (item / OWN).rename(item / "ocdbt.process_7/")
+    refer_to(item, "ocdbt.process_7/")
+    assert nnxconv.compare(str(saved), str(item), compare_values=True).is_match
+
+
+# What is not said
+
+
+SECRETS = {
+    "GOOGLE_AUTH_TOKEN_FOR_TESTING": "ya29.a-token-that-must-not-show",
+    "AWS_SECRET_ACCESS_KEY": "a-key-that-must-not-show",
+    "HF_TOKEN": "hf_a-token-that-must-not-show",
+}
+
+
+@pytest.mark.parametrize("given", ["good", "damaged", "gs://user:password@bucket/a"])
+def test_no_credentials_are_told(given, saved, item, tmp_path):
+    """In none of the commands' output, reports and files, nor in those of the new checkpoint."""
+    source = given
+    if not given.startswith("gs://"):
+        source = str(item)
+    if given == "damaged":
+        (item / "_METADATA").write_text("{")
+    (tmp_path / "account.json").write_text(json.dumps({"private_key": "must-not-show"}))
+    environment = {
+        **os.environ,
+        **SECRETS,
+        "XLA_FLAGS": "",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json"),
+        "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9",
+        "GCSFS_RETRIES": "1",
+    }
+    report = tmp_path / "report.html"
+    both = ("--compare_values", "--json", "--report", str(report))
+    commands = [
+        ("inspect", source, "--json"),
+        ("compare", str(saved), source, *both),
+        ("convert", source, str(tmp_path / "new"), "--to", "nnx-pure", "--json"),
+        ("checksum", source, "--manifest", str(tmp_path / "digests")),
+    ]
+    if given.startswith("gs://"):
+        commands = commands[:1]
+    code = f"""
+import sys
+from nnxconv.cli import main
+for words in {commands!r}:
+    sys.argv = ["nnxconv", *words]
+    try:
+        main()
+    except SystemExit as end:
+        print("command ended with", end.code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    assert done.stdout.count("command ended with") == len(commands), done.stderr
+    written = [tmp_path / "new", report, tmp_path / "digests"]
+    files = [path for one in written for path in (one, *one.rglob("*")) if path.is_file()]
+    everything = done.stdout + done.stderr
+    everything += "".join(path.read_bytes().decode("latin-1") for path in files)
+    assert bool(files) == (given == "good")
+    assert "must-not-show" not in everything
+    assert "Traceback" not in everything

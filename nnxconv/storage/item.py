@@ -146,7 +146,7 @@ _MOST_LEVELS = 64
 
 
 def _check_tree(keys: Sequence[Key]) -> None:
-    """Refuses keys of which one is another's beginning, or which stand there twice.
+    """Refuses keys of which one is another's beginning, or which are no tree for another reason.
 
     Raises:
       ValueError: there are such keys, or one of too many parts.
@@ -154,13 +154,18 @@ def _check_tree(keys: Sequence[Key]) -> None:
     known = set(keys)
     if len(known) < len(keys):
         raise ValueError("a leaf stands there twice")
+    kinds: dict[Key, type] = {}
     for key in keys:
         if len(key) > _MOST_LEVELS:
             raise ValueError(f"a key has {len(key):,} parts")
         if any(isinstance(part, int) and part < 0 for part in key):
             raise ValueError(f"`{spell(key)}` has a negative index")
-        if any(key[:length] in known for length in range(len(key))):
-            raise ValueError(f"`{spell(key)}` stands within another leaf")
+        for length in reversed(range(len(key))):
+            above, kind = key[:length], type(key[length])
+            if above in known:
+                raise ValueError(f"`{spell(key)}` stands within another leaf")
+            if kinds.setdefault(above, kind) is not kind:
+                raise ValueError(f"`{spell(key)}`: names and indices stand side by side")
 
 
 def _entry(entry: Mapping[str, Any]) -> tuple[Key, str]:
