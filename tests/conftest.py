@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, and the shared checkpoints where they are there."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -26,22 +27,27 @@ def conformance() -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves tests that are marked `trust` to runs that ask for them."""
+    """Leaves tests that are marked `trust(only=True)` to runs that ask for them."""
     if "trust" in config.option.markexpr:
         return
-    asked = [item for item in items if item.get_closest_marker("trust") is None]
-    if len(asked) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(asked)])
-        items[:] = asked
+    left = [item for item in items if any(m.kwargs for m in item.iter_markers("trust"))]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the figures that tests have recorded, in runs of `trust`."""
+    """Prints what tests of `trust` have recorded, and how many there were in each file."""
     if "trust" not in terminalreporter.config.option.markexpr:
         return
+    passed = Counter[str]()
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
+            passed[report.nodeid.partition("::")[0]] += outcome == "passed"
             for name, text in report.user_properties:
                 if name == "figures":
                     terminalreporter.section(report.nodeid.rpartition("::")[2], "-")
                     terminalreporter.write_line(str(text))
+    terminalreporter.section("tests that passed", "-")
+    for file, count in passed.items():
+        terminalreporter.write_line(f"{count:>5,}  {file}")

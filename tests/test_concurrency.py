@@ -14,6 +14,8 @@ from nnxconv.errors import BadInput, DamagedCheckpoint
 from tests import checkpoints
 from tests.test_safety import UNFINISHED, refusal, snapshot
 
+pytestmark = pytest.mark.trust
+
 COMMAND = [sys.executable, "-c", "from nnxconv.cli import main; main()", "convert"]
 
 

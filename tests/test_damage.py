@@ -101,7 +101,7 @@ def test_damage_is_told_or_does_no_harm(sources, tmp_path, record_property):
     assert len(run_campaign(sources, 260, tmp_path, record_property)) > 150
 
 
-@pytest.mark.trust
+@pytest.mark.trust(only=True)
 def test_no_mutation_of_thousands_is_a_defect(sources, tmp_path, record_property):
     findings = run_campaign(sources, MUTATIONS, tmp_path, record_property)
     assert len(findings) >= MUTATIONS / 2

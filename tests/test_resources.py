@@ -19,6 +19,8 @@ from nnxconv.errors import PlanError
 from tests import checkpoints
 from tests.test_safety import snapshot
 
+pytestmark = pytest.mark.trust
+
 GIB = 2**30
 NOBODY = 54321
 """A user that has no name, as in many containers."""
@@ -77,9 +79,13 @@ def opened_to_all(path: Path) -> Path:
     ("name", "options"),
     [
         ("plain", ["--to", "linen"]),
-        pytest.param("plain", ["--to", "nnx-pure", "--scan_layers"], marks=pytest.mark.trust),
-        pytest.param("ocdbt", ["--to", "linen"], marks=pytest.mark.trust),
-        pytest.param("ocdbt", ["--to", "nnx-pure", "--scan_layers"], marks=pytest.mark.trust),
+        pytest.param(
+            "plain", ["--to", "nnx-pure", "--scan_layers"], marks=pytest.mark.trust(only=True)
+        ),
+        pytest.param("ocdbt", ["--to", "linen"], marks=pytest.mark.trust(only=True)),
+        pytest.param(
+            "ocdbt", ["--to", "nnx-pure", "--scan_layers"], marks=pytest.mark.trust(only=True)
+        ),
     ],
 )
 def test_64_open_files_are_enough(name, options, sources, tmp_path):
@@ -128,7 +134,7 @@ def test_a_limit_of_addresses_is_told_with_numbers_before_anything_is_written(so
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.trust
+@pytest.mark.trust(only=True)
 def test_what_the_message_advises_helps(sources, tmp_path):
     done = command(
         "convert",
@@ -193,7 +199,13 @@ def test_a_target_in_a_place_that_may_not_be_written_is_one_message(source, tmp_
 
 @pytest.mark.parametrize(
     "name",
-    ["d", *(pytest.param(n, marks=pytest.mark.trust) for n in ("_METADATA", "manifest.ocdbt"))],
+    [
+        "d",
+        *(
+            pytest.param(n, marks=pytest.mark.trust(only=True))
+            for n in ("_METADATA", "manifest.ocdbt")
+        ),
+    ],
 )
 def test_a_source_that_may_not_be_read_is_one_message(name, source, tmp_path):
     (source / name).chmod(0o000)
@@ -211,7 +223,7 @@ def test_a_source_that_may_not_be_read_is_one_message(name, source, tmp_path):
     (source / name).chmod(0o755)
 
 
-@pytest.mark.trust
+@pytest.mark.trust(only=True)
 def test_files_of_an_owner_without_a_name_are_converted(source, tmp_path):
     if os.getuid() != 0:
         pytest.skip("only root may give files away")

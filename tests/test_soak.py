@@ -76,8 +76,8 @@ def rounds(root: Path, count: int) -> list[dict[str, int]]:
     ("processes", "count"),
     [
         pytest.param(1, WARM + 20, id="short"),
-        pytest.param(1, 200, id="one process", marks=pytest.mark.trust),
-        pytest.param(10, 4, id="many processes", marks=pytest.mark.trust),
+        pytest.param(1, 200, id="one process", marks=pytest.mark.trust(only=True)),
+        pytest.param(10, 4, id="many processes", marks=pytest.mark.trust(only=True)),
     ],
 )
 @pytest.mark.parametrize("use_ocdbt", [True, False], ids=["ocdbt", "plain"])

@@ -22,6 +22,8 @@ from tests import checkpoints
 from tests.campaign import Watched, snapshot
 from tests.test_safety import refusal
 
+pytestmark = pytest.mark.trust
+
 TREE = {"params": {"params": {"a": np.ones((4, 2), np.float32)}}, "step": np.int32(3)}
 NAME = "params.params.a"
 
