@@ -1,6 +1,6 @@
 """A checkpoint item, opened without reading its arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -9,7 +9,7 @@ import tensorstore as ts
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
-from nnxconv.keys import Key, spell
+from nnxconv.keys import Key
 from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, kvstore_spec
 from nnxconv.storage.documents import free_metadata, parse_json, read_json
@@ -25,10 +25,10 @@ from nnxconv.storage.formats import (
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.storage.ocdbt import Contents, read_contents
 from nnxconv.storage.remote import files_below
+from nnxconv.storage.tree import tree_entries
 from nnxconv.storage.unchanged import Seen, look
 from nnxconv.views import Leaf, Literal, Source
 
-_SEQUENCE = 1
 _EMPTY_TYPES = {
     "None": "None",
     "NamedTuple": "None",
@@ -80,8 +80,7 @@ def open_item(location: Location) -> Item:
     seen = look(path)
     metadata = read_json(path / TREE_METADATA)
     try:
-        entries = [_entry(entry) for entry in metadata["tree_metadata"].values()]
-        _check_tree([key for key, _ in entries])
+        entries = tree_entries(metadata["tree_metadata"])
     except ValueError as error:
         raise NotACheckpoint(
             f"`{path / TREE_METADATA}` is not the metadata of an Orbax tree: {error}"
@@ -139,45 +138,6 @@ def open_item(location: Location) -> Item:
 def array_name(key: Key) -> str:
     """The name under which Orbax stores the leaf at `key`."""
     return ".".join(map(str, key))
-
-
-_MOST_LEVELS = 64
-"""Of a tree; those of models have about ten."""
-
-
-def _check_tree(keys: Sequence[Key]) -> None:
-    """Refuses keys of which one is another's beginning, or which are no tree for another reason.
-
-    Raises:
-      ValueError: there are such keys, or one of too many parts.
-    """
-    known = set(keys)
-    if len(known) < len(keys):
-        raise ValueError("a leaf stands there twice")
-    kinds: dict[Key, type] = {}
-    for key in keys:
-        if len(key) > _MOST_LEVELS:
-            raise ValueError(f"a key has {len(key):,} parts")
-        if any(isinstance(part, int) and part < 0 for part in key):
-            raise ValueError(f"`{spell(key)}` has a negative index")
-        for length in reversed(range(len(key))):
-            above, kind = key[:length], type(key[length])
-            if above in known:
-                raise ValueError(f"`{spell(key)}` stands within another leaf")
-            if kinds.setdefault(above, kind) is not kind:
-                raise ValueError(f"`{spell(key)}`: names and indices stand side by side")
-
-
-def _entry(entry: Mapping[str, Any]) -> tuple[Key, str]:
-    key = tuple(_part(part["key"], part["key_type"]) for part in entry["key_metadata"])
-    return key, entry["value_metadata"]["value_type"]
-
-
-def _part(name: Any, kind: int) -> str | int:
-    """A part of a key; JSON may hold anything."""
-    if type(name) not in (str, int) or len(str(name)) > _LONGEST:
-        raise ValueError(f"a key has a part that is neither a name nor a number: {str(name)[:40]}")
-    return int(name) if kind == _SEQUENCE else str(name)
 
 
 def _has_strings(entries: Iterable[tuple[Key, str]]) -> bool:
