@@ -11,6 +11,7 @@ from typing import Any
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
 from nnxconv.checksums import Check, Manifest, check
+from nnxconv.codecs import ITEMS
 from nnxconv.conversion import (
     Direction,
     Options,
@@ -78,6 +79,10 @@ def convert(
     verify: bool = False,
     transfer: Transfer = "copy",
     allow_uncommitted: bool = False,
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
     watch: Watcher = ignore,
 ) -> Result:
     """Converts a checkpoint from one layout to another.
@@ -86,7 +91,7 @@ def convert(
       source_path: an item directory, a step, or a root of steps; it is only read.
       target_path: is written in the same structure, and committed when it is complete.
       direction: `auto` goes to the other family; `linen_to_nnx` and `nnx_to_linen` state it.
-      to: the target's layout: `linen`, `nnx`, `nnx-state`, `nnx-pure` or `maxtext`.
+      to: the target's layout: `linen`, `nnx`, `maxtext`, or another one of `nnxconv.layouts`.
       from_: the source's layout, where it cannot be recognised.
       scan_layers: True stacks layers, False unstacks them. By default they are stacked on the
         way from Linen to NNX, unstacked on the way back, and left as they are when `to` or
@@ -109,11 +114,19 @@ def convert(
       transfer: how encoded chunks that stay as they are get to the target: `copy`, or `link` for
         hard links to the source's data files.
       allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
+      distributed: share the work with other processes, which are started alike: see
+        `nnxconv.cluster`. Each of them returns the same.
+      coordinator_address: `host:port` of process 0; where it is None, JAX_COORDINATOR_ADDRESS or
+        the cluster that JAX detects tells.
+      num_processes: how many there are; else JAX_NUM_PROCESSES or the cluster tells.
+      process_id: of this process, from 0; else JAX_PROCESS_ID or the cluster tells.
       watch: is called with an `Event` after each block of work.
 
     Raises:
       NnxconvError: the input cannot be converted as asked; source and target are as they were.
     """
+    from nnxconv.cluster import joined
+    from nnxconv.storage.files import read_text
     from nnxconv.storage.save import target_for
 
     started = time.monotonic()
@@ -130,30 +143,39 @@ def convert(
         params_only,
         dtype,
     )
-    rules = asked_rules(rename, rename_back)
-    location, item, source = open_checkpoint(
-        source_path, step, options, allow_uncommitted=allow_uncommitted
-    )
-    items = {item.path.as_posix(): item}
-    template = None
-    if like is not None:
-        _, like_item, template = open_checkpoint(
-            like, None, Options(layer_group=options.layer_group)
+    with joined(distributed, coordinator_address, num_processes, process_id) as team:
+        rules = asked_rules(rename, rename_back, read_text)
+        location, item, source = open_checkpoint(
+            source_path, step, options, allow_uncommitted=allow_uncommitted
         )
-        items[like_item.path.as_posix()] = like_item
-    source, template = follow(source, rules, template, options)
-    conversion = convert_tree(source, options, template)
-    custom = location.custom_metadata
-    if conversion.scan_layers is not None:
-        custom["scan_layers"] = conversion.scan_layers
-    target = target_for(target_path, location, custom)
-    return carry_out(
-        conversion,
-        Places(source_path, location, items, target_path, target, item.container),
-        Way(max_memory, overwrite, dry_run, verify, transfer, watch),
-        custom_metadata=item.custom_metadata,
-        started=started,
-    )
+        items = item.stores
+        template = None
+        if like is not None:
+            _, like_item, template = open_checkpoint(
+                like, None, Options(layer_group=options.layer_group)
+            )
+            items |= like_item.stores
+        source, template = follow(source, rules, template, options)
+        conversion = convert_tree(source, options, template)
+        custom = location.custom_metadata
+        if conversion.scan_layers is not None:
+            custom["scan_layers"] = conversion.scan_layers
+        target = target_for(target_path, location, custom, is_split=conversion.layout in ITEMS)
+        return carry_out(
+            conversion,
+            Places(
+                source_path,
+                location,
+                items,
+                target_path,
+                target,
+                item.container,
+                len(item.stores),
+            ),
+            Way(max_memory, overwrite, dry_run, verify, transfer, watch, team),
+            custom_metadata=item.custom_metadata,
+            started=started,
+        )
 
 
 @plainly
@@ -174,6 +196,10 @@ def compare(
     exclude: Iterable[str] = (),
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     allow_uncommitted: bool = False,
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
     watch: Watcher = ignore,
 ) -> Report:
     """Says whether two checkpoints, of whatever layouts, hold the same model.
@@ -195,6 +221,12 @@ def compare(
       exclude: leave aside keys that one of these globs fits.
       max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
       allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
+      distributed: share the work with other processes, which are started alike: see
+        `nnxconv.cluster`. Each of them returns the same.
+      coordinator_address: `host:port` of process 0; where it is None, JAX_COORDINATOR_ADDRESS or
+        the cluster that JAX detects tells.
+      num_processes: how many there are; else JAX_NUM_PROCESSES or the cluster tells.
+      process_id: of this process, from 0; else JAX_PROCESS_ID or the cluster tells.
       watch: is called with an `Event` after each block of work.
 
     Returns:
@@ -203,56 +235,62 @@ def compare(
     Raises:
       NnxconvError: one of the two cannot be read, or they cannot be compared.
     """
-    from nnxconv.comparison import compare_values as run
+    from nnxconv.cluster import joined
+    from nnxconv.comparison import compare_values as read_both
+    from nnxconv.storage.files import read_text
     from nnxconv.storage.unchanged import refuse_changed
 
     started = time.monotonic()
     share_one_heap()
-    rules = asked_rules(rename, rename_back)
-    open_side = partial(
-        open_checkpoint,
-        step=None,
-        options=Options(),
-        has_step=False,
-        allow_uncommitted=allow_uncommitted,
-    )
-    _, item_a, a = open_side(ckpt_path_1)
-    a, _ = follow(a, rules, None, Options())
-    _, item_b, b = open_side(ckpt_path_2)
-    a, b = agree_on_layers(a, b)
-    selection = Selection(compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude))
-    leaves_a, ignored_a = select(a.state, selection)
-    leaves_b, ignored_b = select(b.state, selection)
-    if not leaves_a and not leaves_b:
-        raise BadInput(
-            "there is nothing to compare: no key is selected",
-            details=[f"{count:,} left aside by {why}" for why, count in ignored_a.items()],
-            hint="`nnxconv inspect PATH --tree` lists the keys",
+    with joined(distributed, coordinator_address, num_processes, process_id) as team:
+        rules = asked_rules(rename, rename_back, read_text)
+        open_side = partial(
+            open_checkpoint,
+            step=None,
+            options=Options(),
+            has_step=False,
+            allow_uncommitted=allow_uncommitted,
         )
-    findings, common = line_up(leaves_a, leaves_b, ignore_dtype=ignore_dtype)
-    tolerance = Tolerance(atol, rtol, equal_nan)
-    values = None
-    if compare_values:
-        items = {item.path.as_posix(): item for item in (item_a, item_b)}
-        pairs = join_layers(common, (*a.groups, *b.groups))
-        values = run(pairs, items, tolerance, parse_bytes(max_memory), watch)
-        refuse_changed(items.values())
-        findings += value_findings(common, values.statistics, values.scalars)
-    return Report(
-        Side(str(item_a.path), a.codec.name),
-        Side(str(item_b.path), b.codec.name),
-        findings,
-        {**leaves_b, **leaves_a},
-        tolerance,
-        compare_values,
-        ignores_dtype=ignore_dtype,
-        layer_groups=tuple(dict.fromkeys(group.key for group in (*a.groups, *b.groups))),
-        statistics={} if values is None else values.statistics,
-        ignored=ignored_a | ignored_b,
-        read_bytes=0 if values is None else values.read_bytes,
-        equal_chunk_bytes=0 if values is None else values.equal_chunk_bytes,
-        seconds=time.monotonic() - started,
-    )
+        _, item_a, a = open_side(ckpt_path_1)
+        a, _ = follow(a, rules, None, Options())
+        _, item_b, b = open_side(ckpt_path_2)
+        a, b = agree_on_layers(a, b)
+        selection = Selection(
+            compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude)
+        )
+        leaves_a, ignored_a = select(a.state, selection)
+        leaves_b, ignored_b = select(b.state, selection)
+        if not leaves_a and not leaves_b:
+            raise BadInput(
+                "there is nothing to compare: no key is selected",
+                details=[f"{count:,} left aside by {why}" for why, count in ignored_a.items()],
+                hint="`nnxconv inspect PATH --tree` lists the keys",
+            )
+        findings, common = line_up(leaves_a, leaves_b, ignore_dtype=ignore_dtype)
+        tolerance = Tolerance(atol, rtol, equal_nan)
+        values = None
+        if compare_values:
+            items = item_a.stores | item_b.stores
+            pairs = join_layers(common, (*a.groups, *b.groups))
+            values = read_both(pairs, items, tolerance, parse_bytes(max_memory), team, watch)
+            refuse_changed(items.values())
+            findings += value_findings(common, values.statistics, values.scalars)
+        return Report(
+            Side(str(item_a.path), a.codec.name),
+            Side(str(item_b.path), b.codec.name),
+            findings,
+            {**leaves_b, **leaves_a},
+            tolerance,
+            compare_values,
+            ignores_dtype=ignore_dtype,
+            layer_groups=tuple(dict.fromkeys(group.key for group in (*a.groups, *b.groups))),
+            statistics={} if values is None else values.statistics,
+            ignored=ignored_a | ignored_b,
+            read_bytes=0 if values is None else values.read_bytes,
+            equal_chunk_bytes=0 if values is None else values.equal_chunk_bytes,
+            seconds=time.monotonic() - started,
+            process=team.number,
+        )
 
 
 @plainly
@@ -441,7 +479,7 @@ def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = Fal
         dtypes_of(item.tree),
         chunks_of(item.formats),
         compressors_of(item.formats),
-        writing_processes(item.path),
-        read_shardings(item.path),
+        [] if location.joined else writing_processes(location.folder),
+        {} if location.joined else read_shardings(location.folder),
         {**location.custom_metadata, **item.custom_metadata},
     )

@@ -123,7 +123,7 @@ def _is_same_container(recorded: Mapping[str, str], found: Mapping[str, str]) ->
     """
     equal = {name for name, digest in recorded.items() if found.get(name) == digest}
     stamps = {name for name in recorded if name in _PER_SAVE and name in found}
-    is_other_save = len(stamps) > 1 and not stamps & equal
+    is_other_save = bool(stamps) and not stamps & equal
     return 2 * len(equal) >= len(recorded) > 0 and not is_other_save
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from nnxconv.keys import Key
 from nnxconv.limits import check_memory
 from nnxconv.pairing import Pair
 from nnxconv.pieces import Piece, Region, pieces
+from nnxconv.portions import spread
 from nnxconv.storage.encoded import EncodedChunks
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
-from nnxconv.tasks import together
+from nnxconv.tasks import run, together
+from nnxconv.team import ALONE, Team
 from nnxconv.views import Shape, View, dtype_of, item_bytes, size_bytes
 
 BLOCK_BYTES = 16 * 2**20
@@ -46,15 +49,42 @@ class Values:
     read_bytes: int = 0
     equal_chunk_bytes: int = 0
 
+    def to_json(self) -> list[Any]:
+        """As JSON values; leaves that were not looked at are left out, keys are positions."""
+        places = {key: place for place, key in enumerate(self.statistics)}
+        seen = {key: found for key, found in self.statistics.items() if found.count}
+        return [
+            [[places[key], found.to_json()] for key, found in seen.items()],
+            [[places[key], *pair] for key, pair in self.scalars.items()],
+            self.read_bytes,
+            self.equal_chunk_bytes,
+        ]
+
+    @staticmethod
+    def sum(every: Iterable[list[Any]], keys: Sequence[Key]) -> "Values":
+        """What several processes found in leaves of these keys, as `to_json` gave it."""
+        found = Values({key: Difference() for key in keys})
+        for statistics, scalars, read_bytes, equal_chunk_bytes in every:
+            for place, told in statistics:
+                found.statistics[keys[place]].add(Difference.from_json(told))
+            for place, a, b in scalars:
+                found.scalars[keys[place]] = (a, b)
+            found.read_bytes += read_bytes
+            found.equal_chunk_bytes += equal_chunk_bytes
+        return found
+
 
 def compare_values(
     pairs: Sequence[Pair],
     items: Mapping[str, Item],
     tolerance: Tolerance,
     max_memory: int,
+    team: Team = ALONE,
     watch: Watcher = ignore,
 ) -> Values:
     """Reads both sides of every pair, block by block, and measures how much they differ.
+
+    The processes of a team share the blocks by their bytes; each has the whole result.
 
     Raises:
       DamagedCheckpoint: an array cannot be read.
@@ -62,7 +92,7 @@ def compare_values(
     """
     total = sum(size_bytes(pair.a) + size_bytes(pair.b) for pair in pairs)
     check_memory(min(max_memory, WORKING_COPIES * total))
-    return asyncio.run(compare_pairs(pairs, items, tolerance, max_memory, watch))
+    return run(compare_pairs(pairs, items, tolerance, max_memory, team, watch))
 
 
 async def compare_pairs(
@@ -70,10 +100,11 @@ async def compare_pairs(
     items: Mapping[str, Item],
     tolerance: Tolerance,
     max_memory: int,
+    team: Team = ALONE,
     watch: Watcher = ignore,
 ) -> Values:
     """`compare_values` for callers that are in an event loop already."""
-    return await _Comparison(pairs, items, tolerance, max_memory, watch).run()
+    return await _Comparison(pairs, items, tolerance, max_memory, team, watch).run()
 
 
 @dataclass(frozen=True)
@@ -97,6 +128,7 @@ class _Comparison:
         items: Mapping[str, Item],
         tolerance: Tolerance,
         max_memory: int,
+        team: Team,
         watch: Watcher,
     ) -> None:
         self._pairs = pairs
@@ -105,21 +137,47 @@ class _Comparison:
         self._tolerance = tolerance
         self._window_bytes = max_memory // WORKING_COPIES
         self._max_memory = max_memory
-        self._watch = watch
+        self._team = team
+        self._watch = team.watching(watch)
         self._found = Values()
-        self._done_bytes = 0
-        self._total_bytes = sum(size_bytes(pair.a) for pair in pairs)
+        self._owners: list[int] | None = None
 
     async def run(self) -> Values:
         for pair in self._pairs:
             self._found.statistics |= {key: Difference() for key in pair.keys}
-        for window in in_windows(self._blocks(), self._window_bytes):
+        total_bytes = sum(size_bytes(pair.a) for pair in self._pairs)
+        if self._team.count > 1:
+            total_bytes = sum(block.block_bytes for block in self._mine())
+        leaves = len(self._found.statistics) if self._team.number == 0 else 0
+        done_bytes = 0
+        for window in in_windows(self._mine(), self._window_bytes):
             unequal = await asyncio.to_thread(self._without_equal, window)
             await together(self._compare(block) for block in unequal)
-            self._done_bytes += sum(block.block_bytes for block in window)
-            done = len(self._found.statistics)
-            self._watch(Event(done, done, self._done_bytes, self._total_bytes))
-        return self._found
+            done_bytes += sum(block.block_bytes for block in window)
+            self._watch(Event(leaves, leaves, done_bytes, total_bytes))
+            self._team.check()
+        return self._of_all()
+
+    def _mine(self) -> Iterator[_Block]:
+        """The blocks that this process compares."""
+        if self._team.count == 1:
+            return self._blocks()
+        if self._owners is None:
+            sizes = [block.block_bytes for block in self._blocks()]
+            self._owners = spread(sizes, self._team.count)
+        number = self._team.number
+        owned = zip(self._blocks(), self._owners, strict=True)
+        return (block for block, owner in owned if owner == number)
+
+    def _of_all(self) -> Values:
+        """What all processes have found together."""
+        if self._team.count == 1:
+            return self._found
+        keys = list(self._found.statistics)
+        told = self._team.combine(
+            "values", self._found.to_json(), lambda every: Values.sum(every, keys).to_json()
+        )
+        return Values.sum([told], keys)
 
     def _blocks(self) -> Iterator[_Block]:
         for pair in self._pairs:

@@ -6,6 +6,7 @@ from typing import Any
 from typing import Literal as OneOf
 
 from nnxconv.codecs import CODECS, Codec, Form, Reading, Record, recognise
+from nnxconv.codecs.form import reboxed
 from nnxconv.codecs.parts import collections_to_record, is_rng_state, refuse_misfits
 from nnxconv.errors import BadInput, CannotHold, DamagedCheckpoint, NnxconvError, UnknownLayout
 from nnxconv.keys import Key, in_order, spell
@@ -206,14 +207,19 @@ def with_new_names(
         layer_axis=layer_axis,
         is_scanned=source.is_scanned,
     )
+    moves = {key: new.moves[key] for key in source.state.params}
+    form, problems = reboxed(source.form, moves)
+    forms = {name: reboxed(known, moves)[0] for name, known in source.record.forms.items()}
     understood = replace(
         with_layer_names(source, rules.layer_names()[1]),
         state=new.state,
         groups=new.groups,
+        form=form,
+        record=replace(source.record, forms=forms),
         rules=rules,
         renamed=new.notes,
     )
-    return understood, list(new.problems)
+    return understood, [*new.problems, *problems]
 
 
 def _layout_of(tree: Tree, layout: str | None, record: Record, where: str) -> tuple[Codec, Reading]:
@@ -470,13 +476,13 @@ def nothing_lost(conversion: Conversion) -> None:
     lost = [
         spell(key)
         for key, leaf in conversion.source.tree.items()
-        if isinstance(leaf, Source) and leaf.name not in known
+        if isinstance(leaf, Source) and (leaf.store, leaf.name) not in known
     ]
     if lost:
         raise CannotHold("these arrays would be lost", details=lost)
 
 
-def _sources(leaves: Iterable[Leaf]) -> set[str]:
-    """Names of all stored arrays that the leaves are made of."""
+def _sources(leaves: Iterable[Leaf]) -> set[tuple[str, str]]:
+    """Stores and names of all stored arrays that the leaves are made of."""
     views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
-    return {piece.source.name for view in views for piece in pieces(view)}
+    return {(p.source.store, p.source.name) for view in views for p in pieces(view)}

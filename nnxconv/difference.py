@@ -8,6 +8,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -58,10 +59,22 @@ class Difference:
         """Mean |a - b| over all elements."""
         return self.sum_abs / self.count if self.count else 0.0
 
-    def add(self, other: "Difference", offset: tuple[int, ...]) -> None:
-        """Takes in the statistics of a block that starts at `offset`."""
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**vars(self), "histogram": list(self.histogram.items())}
+
+    @staticmethod
+    def from_json(told: dict[str, Any]) -> "Difference":
+        """The statistics that `to_json` gave."""
+        worst = None if told["worst"] is None else tuple(told["worst"])
+        counts = dict(told["histogram"])
+        return Difference(**{**told, "worst": worst, "histogram": Counter(counts)})
+
+    def add(self, other: "Difference", offset: tuple[int, ...] = ()) -> None:
+        """Takes in the statistics of a block that starts at `offset`, or at the start."""
         if other.worst is not None:
-            place = tuple(o + i for o, i in zip(offset, other.worst, strict=True))
+            start = offset or (0,) * len(other.worst)
+            place = tuple(o + i for o, i in zip(start, other.worst, strict=True))
             is_earlier = other.max_abs == self.max_abs and place < (self.worst or place)
             if self.worst is None or other.max_abs > self.max_abs or is_earlier:
                 self.worst = place

@@ -1,6 +1,5 @@
 """Read a checkpoint's values in logical order, and digest them."""
 
-import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from nnxconv.pairing import Pair, join_layers
 from nnxconv.pieces import Piece, Region, pieces
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
-from nnxconv.tasks import together
+from nnxconv.tasks import run, together
 from nnxconv.views import Literal, Shape, View, dtype_of, item_bytes, notation, size_bytes
 
 WORKING_COPIES = 4
@@ -44,7 +43,7 @@ def digest_leaves(
     }
     views = [(k, leaf, leaf) for k, leaf in leaves.items() if not isinstance(leaf, Literal)]
     joined = join_layers(views, understood.groups)
-    hashes = asyncio.run(_digest(joined, item, max_memory, watch))
+    hashes = run(_digest(joined, item, max_memory, watch))
     for key, view, _ in views:
         is_integer = _is_integer_scalar(view)
         dtype = INTEGER if is_integer else dtype_of(view)
@@ -69,7 +68,7 @@ async def _digest(
     joined: Sequence[Pair], item: Item, max_memory: int, watch: Watcher
 ) -> dict[Key, str]:
     """Reads every view in rows, in order, and feeds each leaf's hash."""
-    reader = Reader({item.path.as_posix(): item})
+    reader = Reader(item.stores)
     hashers = {key: xxhash.xxh3_128() for pair in joined for key in pair.keys}
     total = sum(size_bytes(pair.a) for pair in joined)
     check_memory(min(max_memory, WORKING_COPIES * total))

@@ -11,7 +11,8 @@ NnxconvError               exit code 2
 ├── Mismatch               the converted tree is not the tree of `--like`
 ├── PlanError              a plan that would break a promise (memory, space)
 ├── DamagedCheckpoint      bytes that cannot be read as the array they claim to be
-└── StorageError           a server or file system that does not do what it was asked
+├── StorageError           a server or file system that does not do what it was asked
+└── TeamError              another process of a run on many, which has failed or is lost
 ```
 
 >>> print(BadInput("`b` exists", where="b", hint="add `--overwrite` to replace it").render())
@@ -21,7 +22,7 @@ error: `b` exists
 hint: add `--overwrite` to replace it
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 __all__ = [
     "BadInput",
@@ -34,6 +35,7 @@ __all__ = [
     "PlanError",
     "RuleError",
     "StorageError",
+    "TeamError",
     "UnknownLayout",
 ]
 
@@ -66,6 +68,11 @@ class NnxconvError(Exception):
         if self.hint:
             lines += ["", f"hint: {self.hint}"]
         return "\n".join(lines)
+
+    def reworded(self, say: Callable[[str], str]) -> "NnxconvError":
+        """The same error in other words."""
+        details = [say(detail) for detail in self.details]
+        return type(self)(say(self.message), where=self.where, details=details, hint=say(self.hint))
 
 
 def _clipped(text: str) -> str:
@@ -112,3 +119,7 @@ class DamagedCheckpoint(NnxconvError):
 
 class StorageError(NnxconvError):
     """A server, or file system, that does not do what it was asked, after tries that may help."""
+
+
+class TeamError(NnxconvError):
+    """What another process of a run on many has failed of; or that it is lost."""

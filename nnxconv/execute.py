@@ -4,7 +4,8 @@ Several processes each do their share of it. The first one alone names the targe
 when all have written theirs.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -24,37 +25,35 @@ from nnxconv.plan import (
     TargetArray,
     Transfer,
 )
-from nnxconv.shares import Share, share_of
+from nnxconv.portions import Portion, portion_of
 from nnxconv.storage.formats import Container, target_metadata
-from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
-from nnxconv.storage.save import Target, save
+from nnxconv.storage.save import NewItem, Target, save
+from nnxconv.storage.shares import Share
 from nnxconv.storage.transfer import Carrier, Moved, moved_by_all
 from nnxconv.storage.unchanged import refuse_changed
-from nnxconv.storage.writer import NewArray, Work, Writer, join
+from nnxconv.storage.writer import NewArray, Proof, Work, Writer, Writers, join
 from nnxconv.tasks import deferred_interrupts, run, together
-from nnxconv.team import ALONE, Team
+from nnxconv.team import ALONE, Team, total
 from nnxconv.views import dtype_of, first_source, item_bytes
 
 
 def execute(
-    plan: Plan,
+    shares: Sequence[Share],
     items: Mapping[str, Item],
     target: Target,
     *,
-    container: Container,
-    freight: Freight,
     custom_metadata: dict[str, Any],
     transfer: Transfer = "copy",
-    proof: Work | None = None,
+    proof: Proof | None = None,
     team: Team = ALONE,
     watch: Watcher = ignore,
 ) -> Moved:
-    """Writes the plan's arrays to the target and commits it, unless the proof fails.
+    """Writes the shares' arrays to the target and commits it, unless the proof fails.
 
-    Renamed arrays are those of the first item. Every process of the team does its share; the first
-    one alone names and commits the target.
+    Every process of the team does its portion of each share; the first one alone names and commits
+    the target.
 
     Returns what was moved without being decoded, by all processes together.
 
@@ -62,61 +61,127 @@ def execute(
       DamagedCheckpoint: a stored array cannot be read.
       BadInput: a cast would change an integer's value.
     """
-    new_arrays = {array.key: _new_array(array, items, container) for array in plan.arrays}
-    share = share_of(plan, freight, team.number, team.count)
-    source = next(iter(items.values()))
     moved = Moved()
+    every: list[Any] = []
+    reader = Reader(items)
+    written: dict[str, Writer] = {}
+    portions = {
+        share.name: portion_of(share.plan, share.freight, team.number, team.count)
+        for share in shares
+    }
+    tally = _Tally(shares, portions, team.watching(watch))
+    new_arrays = {
+        share.name: [_new_array(array, items, share.container) for array in share.plan.arrays]
+        for share in shares
+    }
     with deferred_interrupts() as check_interrupt:
 
         def check() -> None:
             check_interrupt()
             team.check()
 
-        mine = _Run(plan, share, Reader(items), team.watching(watch), check)
-
-        async def work(writer: Writer) -> None:
-            carrier = Carrier(source, writer, transfer, moved)
+        async def work(share: Share, writer: Writer) -> None:
+            mine = _Run(share.plan, portions[share.name], reader, tally.of(share), check)
+            carrier = Carrier(share.source, writer, transfer, moved)
             async with writer.on_disk():
-                await writer.create(new_arrays.values())
+                await writer.create(new_arrays[share.name])
                 await mine.rename(carrier)
                 await mine.rewrite(writer)
             team.gather("written", check=check)
             if team.number == 0:
-                await carrier.refer(share.freight.references)
+                await carrier.refer(share.freight)
                 await writer.merge(team.count)
+            written[share.name] = writer
+            if len(written) < len(shares):
+                return
             if proof is not None:
                 team.gather("merged", check=check)
-                await proof(writer)
+                await proof(writer if not share.name else Writers(target.path, written))
             refuse_changed(items.values())
-            team.gather("done", check=check)
             check()
+            every[:] = team.gather("done", asdict(moved), check)
+
+        if team.number == 0:
+            lead = _Lead(team, work, len(shares))
+            new_items = [
+                NewItem(
+                    share.name or target.item_name,
+                    new_arrays[share.name],
+                    share.plan.literals,
+                    use_ocdbt=share.container.use_ocdbt,
+                    use_zarr3=share.container.use_zarr3,
+                    work=lead.of(share),
+                )
+                for share in shares
+            ]
+            save(target, new_items, custom_metadata=custom_metadata)
+        else:
+            run(_follow(team, work, shares, check))
+        team.ask_first()  # whether the target was committed; an interrupt comes too late by now
+    return moved_by_all([Moved(**one) for one in every])
+
+
+ShareWork = Callable[[Share, Writer], Coroutine[Any, Any, None]]
+
+
+class _Lead:
+    """The work of the process that names the target, within Orbax's save."""
+
+    def __init__(self, team: Team, work: ShareWork, count: int) -> None:
+        self._team = team
+        self._work = work
+        self._left = count
+        self._turn = asyncio.Lock()  # Orbax saves items at once; the memory is that of one of them
+
+    def of(self, share: Share) -> Work:
+        """The work of one share, which the others are told of."""
 
         async def lead(writer: Writer) -> None:
             try:
-                team.gather("directory", writer.directory.as_posix(), check)
-                await work(writer)
+                async with self._turn:
+                    self._team.ask_first([share.name, writer.directory.as_posix()])
+                    await self._work(share, writer)
+                    self._left -= 1
+                    if not self._left:
+                        self._team.settle()
             except BaseException as error:
-                team.fail(error)  # the others stop, before what they have written is removed
+                self._team.fail(error)  # the others stop, before what they wrote is removed
                 raise
 
-        async def follow() -> None:
-            [directory, *_] = team.gather("directory", check=check)
-            await work(join(directory, container.use_ocdbt, team.number))
+        return lead
 
-        if team.number == 0:
-            save(
-                target,
-                new_arrays.values(),
-                plan.literals,
-                use_ocdbt=container.use_ocdbt,
-                use_zarr3=container.use_zarr3,
-                custom_metadata=custom_metadata,
-                work=lead,
+
+async def _follow(
+    team: Team, work: ShareWork, shares: Sequence[Share], check: Callable[[], None]
+) -> None:
+    """The work of every other process, on one share after the other."""
+    by_name = {share.name: share for share in shares}
+    for _ in shares:
+        name, directory = team.ask_first(check=check)
+        share = by_name[name]
+        await work(share, join(directory, share.container.use_ocdbt, team.number))
+
+
+class _Tally:
+    """How far all shares are, told by each of them."""
+
+    def __init__(self, shares: Sequence[Share], portions: Mapping[str, Portion], watch: Watcher):
+        self._watch = watch
+        self._events = {
+            share.name: Event(
+                0, len(portions[share.name].counted), 0, portions[share.name].total_bytes
             )
-        else:
-            run(follow())
-        every = team.gather("committed", asdict(moved), check)
-    return moved_by_all([Moved(**one) for one in every])
+            for share in shares
+        }
+
+    def of(self, share: Share) -> Watcher:
+        """What one share tells."""
+
+        def watch(event: Event) -> None:
+            self._events[share.name] = event
+            self._watch(total(list(self._events.values())))
+
+        return watch
 
 
 def _new_array(array: TargetArray, items: Mapping[str, Item], container: Container) -> NewArray:
@@ -138,28 +203,28 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
-        share: Share,
+        portion: Portion,
         reader: Reader,
         watch: Watcher,
         check: Callable[[], None],
     ) -> None:
         self._check = check
         self._plan = plan
-        self._share = share
+        self._portion = portion
         self._reader = reader
         self._watch = watch
         self._left = dict.fromkeys((array.key for array in plan.renamed), 1)
-        self._left |= share.elements
+        self._left |= portion.elements
         self._done_bytes = 0
 
     async def rename(self, carrier: Carrier) -> None:
         """Takes encoded chunks over as they are."""
         if not self._plan.renamed:
             return
-        await carrier.carry(self._share.freight, self._tell_moved)
+        await carrier.carry(self._portion.freight, self._tell_moved)
         for array in self._plan.renamed:
             self._left[array.key] = 0
-        self._done_bytes = self._share.renamed_bytes
+        self._done_bytes = self._portion.renamed_bytes
         self._tell()
 
     def _tell_moved(self, nbytes: int) -> None:
@@ -172,7 +237,7 @@ class _Run:
             await self._rewrite(writer)
 
     async def _rewrite(self, writer: Writer) -> None:
-        for window in self._plan.windows(self._share.jobs):
+        for window in self._plan.windows(self._portion.jobs):
             held = sum(job.block_bytes for job in window)
             is_large = held > self._plan.window_bytes
             async with writer.commit(is_large=is_large) as transaction:
@@ -207,6 +272,6 @@ class _Run:
 
     def _tell(self) -> None:
         self._check()
-        counted = self._share.counted
+        counted = self._portion.counted
         done = sum(not self._left.get(key, 0) for key in counted)
-        self._watch(Event(done, len(counted), self._done_bytes, self._share.total_bytes))
+        self._watch(Event(done, len(counted), self._done_bytes, self._portion.total_bytes))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nnxconv.codecs.parts import is_rng_state
+from nnxconv.codecs.parts import ADAPTER, is_rng_state, within
 from nnxconv.conversion import Understood, leave_out
 from nnxconv.errors import LayerError, Mismatch
 from nnxconv.keys import Key, in_order, spell
@@ -56,6 +56,8 @@ def fit(
       LayerError: the layers cannot be arranged as those of `like`.
     """
     found, like = _agreed_on_layers(found, like)
+    if _has_adapter(like.state) and not _has_adapter(found.state):
+        found = _within_adapter(found)
     state, _ = leave_out(rehomed(found.state, like.state), without)
     wanted, _ = leave_out(like.state, without)
     state, wanted, notes = _agreed(state, wanted, abstract)
@@ -73,6 +75,16 @@ def _agreed_on_layers(found: Understood, like: Understood) -> tuple[Understood, 
     except LayerError as error:
         hint = "`layer_axis=0` or `layer_axis=1` says which it is"
         raise LayerError(error.message, hint=hint) from error
+
+
+def _has_adapter(state: TrainState) -> bool:
+    return bool(state.params) and all(key[0] == ADAPTER for key in state.params)
+
+
+def _within_adapter(found: Understood) -> Understood:
+    """The checkpoint of a model as that of the module that Tunix trains, which has it inside."""
+    groups = tuple(replace(group, key=(ADAPTER, *group.key)) for group in found.groups)
+    return replace(found, state=within(found.state, ADAPTER), groups=groups)
 
 
 def rehomed(state: TrainState, like: TrainState) -> TrainState:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
-from nnxconv.codecs import CODECS, Form, Record, paxml
+from nnxconv.codecs import CODECS, ITEMS, Form, Record, paxml
 from nnxconv.conversion import Options, Understood, convert_tree
 from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.events import Watcher, ignore
@@ -43,6 +43,10 @@ def gpt3_from_paxml(
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
     watch: Watcher = ignore,
 ) -> Result:
     """Imports a GPT-3 that paxml saved, as MaxText's `gpt3` model has it.
@@ -53,7 +57,7 @@ def gpt3_from_paxml(
     Args:
       source_path: the directory of the leaves, their step, or a root of steps; it is only read.
       target_path: a root, as `CheckpointManager` has it; `<step>/items` is written in it.
-      to: the target's layout: `linen`, `nnx`, `nnx-state`, `nnx-pure` or `maxtext`.
+      to: the target's layout: `linen`, `maxtext`, or another one of `nnxconv.layouts`.
       fused_qkv: one array for query, key and value, or three.
       scan_layers: stack the layers, or write them apart.
       layer_axis: where stacked arrays have their layers.
@@ -70,12 +74,19 @@ def gpt3_from_paxml(
       overwrite: replace an existing checkpoint, once the new one is complete.
       dry_run: plan everything, write nothing; the chunks need not be there.
       verify: before committing, read the target back and compare it with the source.
+      distributed: share the work with other processes, which are started alike: see
+        `nnxconv.cluster`. Each of them returns the same.
+      coordinator_address: `host:port` of process 0; where it is None, JAX_COORDINATOR_ADDRESS or
+        the cluster that JAX detects tells.
+      num_processes: how many there are; else JAX_NUM_PROCESSES or the cluster tells.
+      process_id: of this process, from 0; else JAX_PROCESS_ID or the cluster tells.
       watch: is called with an `Event` after each block of work.
 
     Raises:
       NnxconvError: it is not such a checkpoint, or chunks of it are missing; source and target
         are as they were.
     """
+    from nnxconv.cluster import joined
     from nnxconv.storage.formats import ORBAX
     from nnxconv.storage.locate import Location, absolute
     from nnxconv.storage.pax import open_pax
@@ -83,53 +94,62 @@ def gpt3_from_paxml(
 
     started = time.monotonic()
     share_one_heap()
-    found = open_pax(source_path, step)
-    where = str(found.item.path)
-    layers = _checked_layers(found, params_only=params_only, needs_chunks=not dry_run)
-    leaves, notes = _without_padding(found, vocab_size)
-    if params_only:
-        leaves = {name: leaves[name] for name in paxml.expected_leaves(layers, params_only=True)}
-    sizes = paxml.read_sizes({name: leaf.shape for name, leaf in leaves.items()}, layers, where)
-    if model is not None:
-        paxml.check_model(model, sizes, where)
-    count, step_number, told = _counts(found, layers, leaves)
-    wanted = paxml.Wanted(fused_qkv, optimizer, b1, b2, count)
-    state = paxml.decode(leaves, layers, wanted)
-    redundant = set(paxml.counters(layers)[1:])
-    source = Understood(
-        CODECS["linen"],
-        (f"{counted(len(found.leaves), 'leaf', 'leaves')} of a Pax GPT-3", _sizes_text(sizes)),
-        (*notes, *told),
-        state,
-        (LayerGroup(LAYERS, tuple(range(layers)), Stacked(0)),),
-        Form(step_dtype="int32", empties=_EMPTIES if optimizer == "adamw" else ()),
-        Record(),
-        {(name,): leaf for name, leaf in leaves.items() if name not in redundant},
-        origin="paxml",
-    )
-    options = Options(
-        to=to, scan_layers=scan_layers, layer_axis=layer_axis, params_only=params_only, dtype=dtype
-    )
-    conversion = convert_tree(source, options, None)
-    target = Target(
-        absolute(target_path) / str(step_number),
-        ITEM,
-        custom_metadata={"scan_layers": scan_layers},
-    )
-    return carry_out(
-        conversion,
-        Places(
-            source_path,
-            Location(found.item.path, "root", str(step_number)),
-            {found.item.path.as_posix(): found.item},
-            target_path,
-            target,
-            ORBAX,
-        ),
-        Way(max_memory, overwrite, dry_run, verify, watch=watch),
-        custom_metadata={},
-        started=started,
-    )
+    with joined(distributed, coordinator_address, num_processes, process_id) as team:
+        found = open_pax(source_path, step)
+        where = str(found.item.path)
+        layers = _checked_layers(found, params_only=params_only, needs_chunks=not dry_run)
+        leaves, notes = _without_padding(found, vocab_size)
+        if params_only:
+            leaves = {
+                name: leaves[name] for name in paxml.expected_leaves(layers, params_only=True)
+            }
+        sizes = paxml.read_sizes({name: leaf.shape for name, leaf in leaves.items()}, layers, where)
+        if model is not None:
+            paxml.check_model(model, sizes, where)
+        count, step_number, told = _counts(found, layers, leaves)
+        wanted = paxml.Wanted(fused_qkv, optimizer, b1, b2, count)
+        state = paxml.decode(leaves, layers, wanted)
+        redundant = set(paxml.counters(layers)[1:])
+        source = Understood(
+            CODECS["linen"],
+            (f"{counted(len(found.leaves), 'leaf', 'leaves')} of a Pax GPT-3", _sizes_text(sizes)),
+            (*notes, *told),
+            state,
+            (LayerGroup(LAYERS, tuple(range(layers)), Stacked(0)),),
+            Form(step_dtype="int32", empties=_EMPTIES if optimizer == "adamw" else ()),
+            Record(),
+            {(name,): leaf for name, leaf in leaves.items() if name not in redundant},
+            origin="paxml",
+        )
+        options = Options(
+            to=to,
+            scan_layers=scan_layers,
+            layer_axis=layer_axis,
+            params_only=params_only,
+            dtype=dtype,
+        )
+        conversion = convert_tree(source, options, None)
+        is_split = conversion.layout in ITEMS
+        target = Target(
+            absolute(target_path) / str(step_number),
+            "" if is_split else ITEM,
+            custom_metadata={"scan_layers": scan_layers},
+            is_split=is_split,
+        )
+        return carry_out(
+            conversion,
+            Places(
+                source_path,
+                Location(found.folder, "root", str(step_number)),
+                {found.item.path.as_posix(): found.item},
+                target_path,
+                target,
+                ORBAX,
+            ),
+            Way(max_memory, overwrite, dry_run, verify, watch=watch, team=team),
+            custom_metadata={},
+            started=started,
+        )
 
 
 _EMPTIES = (((1,), "None"),)

@@ -30,7 +30,10 @@ OWN = (
     "nnx-pure",
     "nnx-optimizer",
     "nnx-rl",
+    "tunix",
 )
+TUNIX_ITEMS = ("model_params", "optimizer_state")
+"""The items of a step of Tunix, which together are one state; the second may be missing."""
 
 
 def layouts() -> tuple[str, ...]:
@@ -50,7 +53,7 @@ def announced() -> dict[str, "EntryPoint"]:
     found: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         known = found.get(point.name)
-        if known == point:  # a directory may be on the path twice
+        if known is not None and known == point:  # a directory may be on the path twice
             continue
         if known is not None or point.name in OWN:
             other = "nnxconv" if known is None else package_of(known)

@@ -2,15 +2,17 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nnxconv.boundary import plainly
+from nnxconv.bare_optimizer import is_bare_optimizer, surround, with_parameters_of
+from nnxconv.boundary import as_arguments, in_python
 from nnxconv.bundles import Wanted
-from nnxconv.conversion import Options, understand
+from nnxconv.conversion import Options, Understood, understand
 from nnxconv.events import Watcher, ignore
 from nnxconv.fetch import fetch
 from nnxconv.fitting import fit
+from nnxconv.keys import Key
 from nnxconv.live import (
     is_abstract,
     place,
@@ -21,7 +23,10 @@ from nnxconv.live import (
     variables,
 )
 from nnxconv.opening import open_checkpoint
+from nnxconv.renames import renamed, towards
+from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
+from nnxconv.state import Tree
 from nnxconv.storage.unchanged import refuse_changed
 from nnxconv.views import Source
 
@@ -37,11 +42,13 @@ def log(text: str) -> None:
     logging.getLogger("nnxconv").warning(text)
 
 
-@plainly
+@in_python
 def load(
     path: str | os.PathLike[str],
     *,
     like: Like,
+    rename: str | Rules | None = None,
+    rename_back: str | Rules | None = None,
     without: Iterable[str] = (),
     cast: bool = False,
     from_: str | None = None,
@@ -66,8 +73,13 @@ def load(
 
     Args:
       path: an item directory, a step, or a root of steps; it is only read.
-      like: an `nnx.State`, `nnx.Module`, flax `TrainState` or mapping of variables, whose leaves
-        are arrays, numbers or `jax.ShapeDtypeStruct`s, with or without shardings.
+      like: an `nnx.State`, `nnx.Module`, `nnx.Optimizer`, flax `TrainState`, optax state or mapping
+        of variables, whose leaves are arrays, numbers or `jax.ShapeDtypeStruct`s, with or without
+        shardings.
+      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
+        are called, and how their arrays are cut, in `like`; without it, a set of nnxconv is used
+        where it alone leads to the names of `like`, and `note` is told.
+      rename_back: the same, from right to left.
       without: parts that are not loaded, so that `like` keeps its own: `aux`, `aux.rngs`,
         `opt_state`, `step`.
       cast: read floats in the float types of `like`, and integers in its integer types; otherwise
@@ -91,6 +103,8 @@ def load(
       PlanError: a chunk does not fit in `max_memory`.
       NnxconvError: the checkpoint cannot be read, or `like` is none of what is listed above.
     """
+    from nnxconv.storage.files import read_text
+
     options = Options(
         from_=from_,
         layer_axis=layer_axis,
@@ -98,39 +112,59 @@ def load(
         without=tuple(without),
     )
     budget = parse_bytes(max_memory)
+    rules = asked_rules(rename, rename_back, read_text)
     template = template_of(like)
     sources = {key: leaf for key, leaf in template.tree.items() if isinstance(leaf, Source)}
     refuse_wide(template.leaves, sources)
     _, item, found = open_checkpoint(
         os.fspath(path), step, options, allow_uncommitted=allow_uncommitted
     )
+    found, wanted, own = _sides(like, template.tree, found, rules, options)
     fitted = fit(
         found,
-        understand(template.tree, custom_metadata={}, layer_axis=layer_axis, where="`like`"),
+        wanted,
         without=options.without,
         casts=cast,
         abstract={sources[key].name for key in sources if is_abstract(template.leaves[key])},
     )
-    wanted = [
-        Wanted(key, view, regions_of(template.leaves[key], sources[key]))
+    arrays = [
+        Wanted(own[key], view, regions_of(template.leaves[own[key]], sources[own[key]]))
         for key, view in fitted.views.items()
+        if key in own
     ]
     filled = dict(template.leaves)
-    for index, arrays in fetch(wanted, {item.path.as_posix(): item}, budget, watch):
-        key, regions = wanted[index].key, wanted[index].regions
-        filled[key] = place(template.leaves[key], sources[key], regions, arrays)
-    refuse_changed([item])
-    for text in fitted.notes:
-        note(text)
+    for index, parts in fetch(arrays, item.stores, budget, watch):
+        key, regions = arrays[index].key, arrays[index].regions
+        filled[key] = place(template.leaves[key], sources[key], regions, parts)
+    refuse_changed(item.stores.values())
+    for text in (*(found.renamed if rules is None else ()), *fitted.notes):
+        note(as_arguments(text))
     return template.rebuild(filled)
 
 
-@plainly
+def _sides(
+    like: Any, tree: Tree, found: Understood, rules: Rules | None, options: Options
+) -> tuple[Understood, Understood, Mapping[Key, Key]]:
+    """The checkpoint under the names of `like`, and `like`, with the keys that its leaves have."""
+    if rules is not None:
+        found = renamed(found, rules, options)
+    if isinstance(like, tuple) or is_bare_optimizer(tree):
+        around = surround(tree, found, options.layer_axis)
+        return with_parameters_of(found, around.understood), around.understood, around.own
+    wanted = understand(tree, custom_metadata={}, layer_axis=options.layer_axis, where="`like`")
+    if rules is None:
+        found, wanted = towards(found, wanted, options)
+    return found, wanted, {key: key for key in tree}
+
+
+@in_python
 def load_into(
     model: "nnx.Module",
     path: str | os.PathLike[str],
     *,
     optimizer: "nnx.Optimizer[Any] | None" = None,
+    rename: str | Rules | None = None,
+    rename_back: str | Rules | None = None,
     without: Iterable[str] = (),
     cast: bool = False,
     from_: str | None = None,
@@ -155,6 +189,10 @@ def load_into(
       model: its variables are updated.
       path: an item directory, a step, or a root of steps; it is only read.
       optimizer: is updated too, its step included.
+      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
+        are called, and how their arrays are cut, in the model; without it, a set of nnxconv is
+        used where it alone leads to the names of the model, and `note` is told.
+      rename_back: the same, from right to left.
       without: parts that are not loaded, so that model and optimizer keep their own: `aux`,
         `aux.rngs`, `opt_state`, `step`.
       cast: read floats in the float types of the model, and integers in its integer types;
@@ -182,6 +220,8 @@ def load_into(
     loaded = load(
         path,
         like={name: variables(one) for name, one in live.items()},
+        rename=rename,
+        rename_back=rename_back,
         without=without,
         cast=cast,
         from_=from_,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnxconv.boundary import plainly
+from nnxconv.boundary import in_python
 from nnxconv.bundles import Wanted
 from nnxconv.conversion import Options
 from nnxconv.errors import BadInput
@@ -17,6 +17,8 @@ from nnxconv.keys import Key, in_order, spell
 from nnxconv.opening import open_checkpoint
 from nnxconv.pairing import matches
 from nnxconv.pieces import Region
+from nnxconv.renames import renamed
+from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
 from nnxconv.views import Literal, View, dtype_of, item_bytes, notation, prng_impl_of
 
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from nnxconv.storage.item import Item
 
 
-@plainly
+@in_python
 def open(  # noqa: A001
     path: str | os.PathLike[str],
     *,
+    rename: str | Rules | None = None,
+    rename_back: str | Rules | None = None,
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
@@ -47,6 +51,9 @@ def open(  # noqa: A001
 
     Args:
       path: an item directory, a step, or a root of steps; it is only read.
+      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
+        are called, and how their arrays are cut, in what is opened.
+      rename_back: the same, from right to left.
       from_: the checkpoint's layout, where it cannot be recognised.
       layer_axis: where stacks have their layers whose shapes do not tell.
       layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
@@ -58,10 +65,15 @@ def open(  # noqa: A001
     Raises:
       NnxconvError: there is no checkpoint there, or its layout is not known.
     """
+    from nnxconv.storage.files import read_text
+
+    rules = asked_rules(rename, rename_back, read_text)
     options = Options(from_=from_, layer_axis=layer_axis, layer_group=tuple(layer_group))
     _, item, found = open_checkpoint(
         os.fspath(path), step, options, allow_uncommitted=allow_uncommitted
     )
+    if rules is not None:
+        found = renamed(found, rules, options)
     leaves = found.state.leaves()
     budget = parse_bytes(max_memory)
     arrays = {
@@ -166,13 +178,12 @@ class LazyArray:
         """
         return self[...]
 
-    @plainly
+    @in_python
     def __getitem__(self, index: Any) -> np.ndarray:
         """The values at integers and slices, as numpy has it; reads the chunks they lie in."""
         region, rest = _split(index, self.shape, spell(self.key))
         wanted = [Wanted(self.key, self._view, (region,))]
-        items = {self._item.path.as_posix(): self._item}
-        [(_, [values])] = fetch(wanted, items, self._max_memory)
+        [(_, [values])] = fetch(wanted, self._item.stores, self._max_memory)
         return values[rest]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -63,25 +63,26 @@ def _keys_by_prefix(tree: Iterable[Key], prefixes: Collection[Key]) -> dict[Key,
 def without_level(opt_state: Tree, trees: dict[Key, bool]) -> dict[Key, Leaf]:
     """The optimizer state with the `params` level taken out of its parameter-shaped trees."""
     leveled = {prefix for prefix, has_level in trees.items() if has_level}
-    return {_drop_level(key, leveled): leaf for key, leaf in opt_state.items()}
+    return {drop_level(key, leveled): leaf for key, leaf in opt_state.items()}
 
 
-def _drop_level(key: Key, leveled: Collection[Key]) -> Key:
+def drop_level(key: Key, leveled: Collection[Key]) -> Key:
+    """The key without the name that follows one of the prefixes."""
     for size in range(len(key)):
         if key[:size] in leveled:
             return (*key[:size], *key[size + 1 :])
     return key
 
 
-def with_level(opt_state: Tree, prefixes: Collection[Key]) -> dict[Key, Leaf]:
-    """The optimizer state with a `params` level put into the trees at `prefixes`."""
-    return {_add_level(key, prefixes): leaf for key, leaf in opt_state.items()}
+def with_level(opt_state: Tree, prefixes: Collection[Key], level: str = LEVEL) -> dict[Key, Leaf]:
+    """The optimizer state with a level, `params`, put into the trees at `prefixes`."""
+    return {_add_level(key, prefixes, level): leaf for key, leaf in opt_state.items()}
 
 
-def _add_level(key: Key, prefixes: Collection[Key]) -> Key:
+def _add_level(key: Key, prefixes: Collection[Key], level: str) -> Key:
     for size in range(len(key)):
         if key[:size] in prefixes:
-            return (*key[:size], LEVEL, *key[size:])
+            return (*key[:size], level, *key[size:])
     return key
 
 

@@ -1,16 +1,19 @@
 """From a converted tree to a committed checkpoint: plan, check, execute, and say what was done."""
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.allocator import peak_memory_bytes
 from nnxconv.conversion import RECORD, Conversion, nothing_lost
+from nnxconv.errors import BadInput
 from nnxconv.events import Watcher, ignore
 from nnxconv.limits import check_memory
-from nnxconv.plan import Plan, Transfer, make_plan
+from nnxconv.plan import Plan, Transfer
 from nnxconv.sizes import parse_bytes
+from nnxconv.team import ALONE, Team
 
 if TYPE_CHECKING:
     from nnxconv.storage.formats import Container
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from nnxconv.storage.item import Item
     from nnxconv.storage.locate import Location
     from nnxconv.storage.save import Target
+    from nnxconv.storage.shares import Share
     from nnxconv.storage.transfer import Moved
 
 
@@ -37,6 +41,8 @@ class Result:
       is_verified: True when the target was read back and compared before it was committed.
       moved: the files and chunks that were taken over undecoded; None for a dry run.
       companions: names of files beside the source that travel with it.
+      process: which of the processes that did it this one is.
+      processes: how many there were.
     """
 
     source_path: str
@@ -50,6 +56,8 @@ class Result:
     is_verified: bool
     moved: "Moved | None"
     companions: tuple[str, ...] = ()
+    process: int = 0
+    processes: int = 1
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -67,6 +75,7 @@ class Way:
     verify: bool = False
     transfer: Transfer = "copy"
     watch: Watcher = ignore
+    team: Team = ALONE
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class Places:
       target_path: as the user gave it.
       target: the item that is written.
       container: how it keeps its arrays.
+      source_items: how many of the items are the source's.
     """
 
     source_path: str
@@ -88,6 +98,13 @@ class Places:
     target_path: str
     target: "Target"
     container: "Container"
+    source_items: int = 1
+
+    @property
+    def source_name(self) -> str:
+        """The item that is read; the step, where it is several of its items."""
+        item = next(iter(self.items.values()))
+        return str(item.path if self.source_items == 1 else item.path.parent)
 
 
 def carry_out(
@@ -112,45 +129,56 @@ def carry_out(
     """
     from nnxconv.execute import execute
     from nnxconv.storage.companions import companions
-    from nnxconv.storage.freight import plan_freight
     from nnxconv.storage.places import check_places, check_space, failures_told, needed_bytes
+    from nnxconv.storage.shares import divide, whole_freight, whole_plan
     from nnxconv.verification import verifier
 
     nothing_lost(conversion)
     max_memory = parse_bytes(way.max_memory)
     target, items = places.target, places.items
-    source = next(iter(items.values()))
-    plan = make_plan(conversion.tree.items(), max_memory, places.container.store)
-    check_places(places.source_path, places.location, places.target_path, target, way.overwrite)
+    sources = list(items.values())[: places.source_items]
+    shares = divide(
+        conversion.tree,
+        sources,
+        target.item_path,
+        is_split=target.is_split,
+        container=places.container,
+        transfer=way.transfer,
+        max_memory=max_memory,
+    )
+    is_step = target.is_split and places.location.given_as == "item"
+    location = replace(places.location, given_as="step") if is_step else places.location
+    check_places(places.source_path, location, places.target_path, target, way.overwrite)
     beside = companions(places.location, target)
     beside.refuse_others(way.overwrite)
     target = replace(target, files=beside.inside, may_replace=way.overwrite)
-    freight = plan_freight(plan, source, target.path, way.transfer, max_memory)
-    needed = needed_bytes(plan, freight, source)
+    needed = sum(needed_bytes(share.plan, share.freight, share.source) for share in shares)
+    _agree(way.team, shares)
     moved = None
     if not way.dry_run:
         check_space(needed, target)
-        check_memory(max(plan.peak_bytes, freight.peak_bytes))
+        check_memory(max(max(s.plan.peak_bytes, s.freight.peak_bytes) for s in shares))
         record = {**custom_metadata, RECORD: conversion.record.to_json()}
         proof = None
         if way.verify:
-            proof = verifier(conversion, items, max_memory)
+            proof = verifier(conversion, items, max_memory, way.team)
         with failures_told(needed, target):
             moved = execute(
-                plan,
+                shares,
                 items,
                 target,
-                container=places.container,
-                freight=freight,
                 custom_metadata=record,
                 transfer=way.transfer,
                 proof=proof,
+                team=way.team,
                 watch=way.watch,
             )
-            beside.write_beside()
+            if way.team.number == 0:
+                beside.write_beside()
+    plan, freight = whole_plan(shares), whole_freight(shares)
     return Result(
-        str(source.path),
-        str(target.path / target.item_name),
+        places.source_name,
+        str(target.item_path),
         conversion,
         plan,
         freight,
@@ -160,4 +188,23 @@ def carry_out(
         way.verify and not way.dry_run,
         moved,
         tuple(beside.names),
+        way.team.number,
+        way.team.count,
     )
+
+
+def _agree(team: Team, shares: Sequence["Share"]) -> None:
+    """Makes sure that all processes have made the same plan, before any of them writes.
+
+    Raises:
+      BadInput: they have not.
+    """
+    plans = [(share.name, share.plan, share.freight, share.container) for share in shares]
+    told = hashlib.sha256(repr(plans).encode()).hexdigest()
+    every = team.gather("plan", told)
+    others = [number for number, other in enumerate(every) if other != every[0]]
+    if others:
+        raise BadInput(
+            f"processes 0 and {others[0]} see different checkpoints, or were started differently",
+            hint="every process needs the same command, the same version, and SRC where all see it",
+        )

@@ -50,12 +50,19 @@ def follow(
       RuleError: the rules do not fit, or do not lead to `like`.
     """
     if rules is None:
-        fitting = [] if like is None else _fitting_rules(source, like, options)
-        is_clear = bool(fitting) and all(new.state == fitting[0][0].state for new, _ in fitting)
-        return fitting[0] if is_clear else (source, like)
+        return (source, None) if like is None else towards(source, like, options)
     if like is not None:
         like = _reread_with(like, _all_names(rules), None)
     return renamed(source, rules, options, like), like
+
+
+def towards(
+    source: Understood, like: Understood, options: Options
+) -> tuple[Understood, Understood]:
+    """The source renamed by the built-in rules that alone lead to `like`, if there are such."""
+    fitting = _fitting_rules(source, like, options)
+    is_clear = bool(fitting) and all(new.state == fitting[0][0].state for new, _ in fitting)
+    return fitting[0] if is_clear else (source, like)
 
 
 def _fitting_rules(

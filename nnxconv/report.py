@@ -59,6 +59,7 @@ class Report:
       ignored: how many leaves were left aside, by the option that says so.
       read_bytes: bytes of values that were decoded; equal encoded chunks are not.
       equal_chunk_bytes: bytes of values that were proved equal without decoding.
+      process: which of the processes that compared this one is; all have the whole report.
     """
 
     a: Side
@@ -75,6 +76,7 @@ class Report:
     read_bytes: int = 0
     equal_chunk_bytes: int = 0
     seconds: float = 0.0
+    process: int = 0
 
     @property
     def is_match(self) -> bool:

@@ -1,10 +1,12 @@
 """The processes that do one piece of work together, as each of them sees it; or one alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nnxconv.events import Event, Watcher
+
+Fold = Callable[[Iterator[Any]], Any]
 
 
 def go_on() -> None:
@@ -32,6 +34,18 @@ class Team(Protocol):
         Raises:
           TeamError: another process has failed, or is lost.
         """
+        ...
+
+    def combine(self, what: str, value: Any, fold: Fold, check: Callable[[], None] = go_on) -> Any:
+        """The same, made into one JSON value by process 0, which takes them one after the other."""
+        ...
+
+    def ask_first(self, value: Any = None, check: Callable[[], None] = go_on) -> Any:
+        """What process 0 says, which does not wait for the others."""
+        ...
+
+    def settle(self) -> None:
+        """From now on process 0 does not need the others: none of them can fail any more."""
         ...
 
     def check(self) -> None:
@@ -62,6 +76,19 @@ class Alone:
         """What this process says."""
         del what, check
         return [value]
+
+    def combine(self, what: str, value: Any, fold: Fold, check: Callable[[], None] = go_on) -> Any:
+        """What this process says, made into one value."""
+        del what, check
+        return fold(iter([value]))
+
+    def ask_first(self, value: Any = None, check: Callable[[], None] = go_on) -> Any:
+        """What this process says."""
+        del check
+        return value
+
+    def settle(self) -> None:
+        """Needs nobody."""
 
     def check(self) -> None:
         """Goes on."""

@@ -1,6 +1,6 @@
 """Prove a conversion before it is committed: read the new arrays back and compare the meaning."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from nnxconv.comparison import compare_pairs
@@ -10,22 +10,23 @@ from nnxconv.errors import DamagedCheckpoint
 from nnxconv.keys import Key, spell
 from nnxconv.pairing import agree_on_layers, join_layers, line_up
 from nnxconv.storage.item import Item
-from nnxconv.storage.writer import Writer
+from nnxconv.storage.writer import Proof, Writer, Writers
+from nnxconv.team import ALONE, Team
 from nnxconv.views import View, cast, dtype_of
 
 EXACT = Tolerance(0.0, 0.0, True)
 
 
 def verifier(
-    conversion: Conversion, items: Mapping[str, Item], max_memory: int
-) -> Callable[[Writer], Awaitable[None]]:
+    conversion: Conversion, items: Mapping[str, Item], max_memory: int, team: Team = ALONE
+) -> Proof:
     """A check to run when all arrays are written, before the target is committed.
 
     It decodes the new tree as if it were a foreign checkpoint, and compares it with the source,
-    key by key and value by value, as `compare` does.
+    key by key and value by value, as `compare` does. The processes of a team share the values.
     """
 
-    async def verify(writer: Writer) -> None:
+    async def verify(writer: Writer | Writers) -> None:
         written = writer.read_back(conversion.tree)
         source, target = agree_on_layers(
             replace(conversion.source, state=conversion.state),
@@ -38,8 +39,8 @@ def verifier(
                 "the new checkpoint does not hold the same leaves", details=keys
             )
         pairs = join_layers([_as_target(*triple) for triple in common], source.groups)
-        both = {**items, written.path.as_posix(): written}
-        values = await compare_pairs(pairs, both, EXACT, max_memory)
+        both = {**items, **written.stores}
+        values = await compare_pairs(pairs, both, EXACT, max_memory, team)
         wrong = [spell(key) for key, found in values.statistics.items() if found.unequal]
         if wrong:
             raise DamagedCheckpoint(

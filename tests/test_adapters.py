@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nnxconv
-from nnxconv.errors import BadInput
+from nnxconv.errors import BadInput, Mismatch
 from tests import checkpoints
 from tests.command import run
 from tests.trees import entries, same_bits, values
@@ -93,6 +93,47 @@ def test_an_adapter_comes_back(layout, names, tmp_path):
     nnxconv.convert(str(source), str(tmp_path / "there"), to=layout)
     nnxconv.convert(str(tmp_path / "there"), str(tmp_path / "back"), to="linen")
     assert is_same(tmp_path / "back/0/items", source / "0/items")
+
+
+@pytest.mark.parametrize("names", [apart, dotted])
+@pytest.mark.parametrize("layout", ["linen", "nnx", "nnx-pure"])
+@pytest.mark.parametrize("is_stacked", [True, False], ids=["unstack", "stack"])
+def test_like_gives_an_adapter_the_conventions_of_another(is_stacked, layout, names, tmp_path):
+    source = saved(tmp_path / "a", is_stacked=is_stacked, names=names)
+    other = saved(tmp_path / "b", is_stacked=not is_stacked, names=names)
+    nnxconv.convert(str(other), str(tmp_path / "like"), to=layout)
+    result = nnxconv.convert(
+        str(source), str(tmp_path / "out"), like=str(tmp_path / "like"), verify=True
+    )
+    assert is_same(tmp_path / "out/0/items", tmp_path / "like/0/items")
+    assert result.companions == ("adapter_config.json",)
+
+
+def test_an_adapter_of_another_rank_is_not_like_it(tmp_path):
+    source, like = saved(tmp_path / "a", is_stacked=True), tmp_path / "b"
+    tree = adapter(apart, is_stacked=True)
+    query = tree["params"]["decoder"]["layers"]["self_attention"]["query"]
+    query["lora_a"]["kernel"] = np.zeros((WIDTH, LAYERS, RANK + 2), np.float32)
+    checkpoints.save_root(like, {0: tree})
+    with pytest.raises(Mismatch) as refused:
+        nnxconv.convert(str(source), str(tmp_path / "out"), like=str(like))
+    assert refused.value.details == (
+        "params.decoder.layers.self_attention.query.lora_a.kernel  f32[16,3,2],"
+        " but f32[16,3,4] in `--like`",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_loaded_as_another_program_has_it(tmp_path):
+    source = saved(tmp_path / "a", is_stacked=True)
+    like = adapter(apart, is_stacked=False)["params"]
+    loaded = nnxconv.load(source, like={"params": like}, without=["step", "opt_state"])
+    for index in range(LAYERS):
+        ours = loaded["params"]["decoder"][f"layers_{index}"]["self_attention"]["out"]
+        assert same_bits(
+            ours["lora_b"]["kernel"],
+            layer(index, apart)["self_attention"]["out"]["lora_b"]["kernel"],
+        )
 
 
 def test_an_adapter_is_cast(tmp_path):

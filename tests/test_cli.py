@@ -20,20 +20,48 @@ ONLY_OPTIONS = {
     "convert": {"as_json", "source", "target"},
     "compare": {"as_json", "a", "b", "verbose", "reports", "transpose_nnx_layers"},
     "inspect": {"as_json", "tree", "depth", "filters", "shardings"},
+    "match": {"as_json", "source"},
+    "checksum": {"as_json", "is_check"},
+    "gpt3-from-paxml": {"as_json", "source", "target", "paxml_ckpt_path", "output_path"},
 }
+"""What only people want, and the words that stand for paths."""
+FUNCTIONS = {
+    "convert": nnxconv.convert,
+    "compare": nnxconv.compare,
+    "inspect": nnxconv.inspect,
+    "match": nnxconv.match,
+    "checksum": nnxconv.write_checksums,
+    "gpt3-from-paxml": nnxconv.gpt3_from_paxml,
+}
+PATHS = {"match": {"source_path"}, "gpt3-from-paxml": {"source_path", "target_path"}}
+"""Paths of a function whose words on the command line are called otherwise."""
 
 
-@pytest.mark.parametrize("name", ["convert", "compare", "inspect"])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_command_and_its_function_have_the_same_options_and_defaults(name):
-    function = inspect.signature(getattr(nnxconv, name)).parameters
-    paths = ["a"] if name == "inspect" else ["a", "b"]
+    function = inspect.signature(FUNCTIONS[name]).parameters
+    paths = ["a"] if name in ("inspect", "checksum") else ["a", "b"]
     parsed = command.commands[name].make_context(name, paths).params
     options = {key: value for key, value in parsed.items() if key not in ONLY_OPTIONS[name]}
-    assert options.keys() == function.keys() - NOT_OPTIONS
+    assert options.keys() == function.keys() - NOT_OPTIONS - PATHS.get(name, set())
     for key, value in options.items():
         default = function[key].default
         if default is not inspect.Parameter.empty:
             assert value == default, key
+
+
+def test_every_command_has_its_function():
+    assert FUNCTIONS.keys() == command.commands.keys()
+
+
+WITHOUT_COMMAND = (nnxconv.check_checksums, nnxconv.load, nnxconv.load_into, nnxconv.open)
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS.values(), *WITHOUT_COMMAND])
+def test_a_function_says_what_each_of_its_arguments_is(function):
+    [described] = re.findall(r"Args:\n(.*?)(?:\n\n|$)", inspect.getdoc(function), re.S)
+    names = re.findall(r"^  (\w+): ", described, re.M)
+    assert names == list(inspect.signature(function).parameters)
 
 
 @pytest.fixture

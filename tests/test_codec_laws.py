@@ -78,6 +78,8 @@ def forms(draw, layout, state):
         return replace(form, has_root=not is_bare, has_level=not is_bare and draw(st.booleans()))
     if layout == "nnx-optimizer":
         form = replace(form, is_wrapped=draw(st.booleans()))
+    if layout == "tunix":
+        form = replace(form, wrapper=draw(st.sampled_from(("", "base"))))
     if state.opt_state is None:
         if layout == "linen":
             absent = draw(st.sampled_from(("Dict", "absent")))
@@ -293,11 +295,12 @@ WEIGHTS = {
     "nnx-state": "optimizer/step/value u32[]\nmodel/*/value x",
     "nnx-pure": "optimizer/step u32[]\nmodel/* x",
     "nnx-optimizer": "step/value u32[]\nmodel/*/value x",
+    "tunix": "optimizer_state/step/value u32[]\nmodel_params/*/value x",
 }
 
 # optimizer: what stands under `opt_state`, under `optimizer/opt_state` in the nnx layouts;
-# `nnx-state` and `nnx-optimizer` are `nnx-pure` with `value` under every leaf; maxtext is linen
-# unless said
+# `nnx-state`, `nnx-optimizer` and `tunix` are `nnx-pure` with `value` under every leaf; maxtext is
+# linen unless said
 TREES = {
     "adamw": {
         "linen": """
@@ -584,8 +587,10 @@ TREES = {
 }
 
 
-_LIKE = {"nnx-state": "nnx-pure", "nnx-optimizer": "nnx-pure", "maxtext": "linen"}
-_HEADS = {"linen": "opt_state", "maxtext": "opt_state", "nnx-optimizer": "opt_state"}
+_WRAPPED = ("nnx-state", "nnx-optimizer", "tunix")
+_LIKE = {"maxtext": "linen"} | dict.fromkeys(_WRAPPED, "nnx-pure")
+_HEADS = dict.fromkeys(("linen", "maxtext", "nnx-optimizer"), "opt_state")
+_HEADS |= {"tunix": "optimizer_state/opt_state"}
 
 
 def expected_tree(layout, optimizer):
@@ -600,7 +605,7 @@ def expected_tree(layout, optimizer):
     for line in text.splitlines():
         if line.strip():
             key, what = line.rsplit(" ", 1)
-            wrapper = "/value" if layout in ("nnx-state", "nnx-optimizer") else ""
+            wrapper = "/value" if layout in _WRAPPED else ""
             lines.append(f"{head}/{key.strip()}".rstrip("/") + f"{wrapper} {what}")
     return table("\n".join([WEIGHTS[layout], *lines]))
 
@@ -930,7 +935,8 @@ def test_a_tree_of_no_layout_is_refused_with_the_evidence():
         "  not nnx-state: no `model` at the root\n"
         "  not nnx-pure: no `model`, and no kernel, bias, scale or embedding at the root\n"
         "  not nnx-optimizer: no `model` at the root, `alpha` at the root, `beta` at the root\n"
-        "  not nnx-rl: no `base` at the root, `alpha` at the root, `beta` at the root"
+        "  not nnx-rl: no `base` at the root, `alpha` at the root, `beta` at the root\n"
+        "  not tunix: no item `model_params`, `alpha` at the root, `beta` at the root"
     )
 
 

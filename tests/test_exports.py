@@ -35,6 +35,7 @@ EXPORTS = {
     "linen-variables": "params/* x",
     "nnx-optimizer": "model/*/value x",
     "nnx-rl": "base/*/value x",
+    "tunix": "model_params/*/value x",
 }
 
 
@@ -84,7 +85,7 @@ def test_only_floating_point_parameters_are_cast(layout, other, data):
         assert dtype_of(leaf) == ("bfloat16" if before in FLOATS else before)
 
 
-@each_layout
+@pytest.mark.parametrize("layout", TRAINING)
 def test_moments_and_counts_keep_their_type(layout):
     _, conversion = stored(layout, tiny("adamw", "int32")).converted(to=layout, dtype="bfloat16")
     types = {

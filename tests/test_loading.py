@@ -14,6 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import nnxconv
+from nnxconv.codecs import CODECS
 from tests import checkpoints, models
 from tests.models import save, tokens, train_linen, train_nnx
 from tests.test_training import (
@@ -494,6 +495,42 @@ def test_keys_of_another_implementation_are_a_mismatch(tmp_path):
         nnxconv.load(source, like=state)
 
 
+# Every layout
+
+
+WITHOUT_OPTIMIZER = ("linen-variables", "nnx-rl")
+
+
+@pytest.fixture(scope="module")
+def in_layout(tmp_path_factory):
+    """One state in every layout."""
+    root = tmp_path_factory.mktemp("layouts")
+    source = str(checkpoints.save_item(root / "source", checkpoints.linen()))
+
+    @cache
+    def written(layout: str) -> str:
+        is_bare = layout in WITHOUT_OPTIMIZER
+        nnxconv.convert(source, str(root / layout), to=layout, params_only=is_bare)
+        return str(root / layout)
+
+    return written
+
+
+@pytest.mark.parametrize("like", [checkpoints.linen, checkpoints.nnx_pure, checkpoints.nnx_state])
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("layout", CODECS)
+def test_every_layout_is_loaded_as_a_program_has_it(layout, axis, like, in_layout):
+    is_bare = layout in WITHOUT_OPTIMIZER
+    zeros = jax.tree.map(np.zeros_like, like(axis=axis))
+    left = ["opt_state", "step"] if is_bare else []
+    loaded = nnxconv.load(in_layout(layout), like=zeros, without=left)
+    name = "model" if "model" in zeros else "params"
+    expected = like(axis=axis)
+    expected = zeros | {name: expected[name]} if is_bare else expected
+    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+    assert all(map(np.array_equal, jax.tree.leaves(loaded), jax.tree.leaves(expected)))
+
+
 # Options
 
 
@@ -505,6 +542,27 @@ def test_options_are_named_as_those_of_convert_and_have_the_same_defaults():
         assert options.keys() - own <= convert.keys()
         for name in options.keys() - own:
             assert options[name].default == convert[name].default, name
+
+
+# what is asked for, and the last line of the message
+IN_WORDS_OF_PYTHON = {
+    "which step": ({}, "hint: choose one with `step=N`"),
+    "more memory": ({"step": 3, "max_memory": 100}, 'hint: `max_memory="1MiB"`'),
+    "rules for one direction": (
+        {"rename": "a", "rename_back": "b"},
+        "`rename` and `rename_back` are both given: give one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "last"), IN_WORDS_OF_PYTHON.values(), ids=IN_WORDS_OF_PYTHON)
+def test_messages_name_arguments_and_no_options(options, last, tmp_path):
+    tree = checkpoints.linen()
+    root = checkpoints.save_root(tmp_path / "root", dict.fromkeys((3, 4), tree))
+    with pytest.raises(nnxconv.NnxconvError) as refused:
+        nnxconv.load(root, like=tree, **options)
+    assert str(refused.value).splitlines()[-1] == last
+    assert "--" not in str(refused.value)
 
 
 def test_one_of_several_steps_is_loaded(tmp_path):

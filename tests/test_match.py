@@ -73,8 +73,21 @@ def test_a_linen_run_goes_on_in_a_differently_named_nnx_model(name, checkpoints_
     nnxconv.convert(str(source), str(target), like=str(template), rename=rules, verify=True)
     model, optimizer = new_nnx(name, 1)
     models.load_states(target, model, optimizer, has_rngs=True)
+    loaded, its_optimizer = new_nnx(name, 3)
+    nnxconv.load_into(loaded, source, optimizer=its_optimizer, rename=found.rules)
+    assert numbers(loaded, its_optimizer) == numbers(model, optimizer)
     losses = train_nnx(model, optimizer, PAIRS[name].batch, AFTER)
     np.testing.assert_allclose(losses, linen_run(name)[1], rtol=2e-5)
+
+
+def numbers(model, optimizer):
+    """The bytes of everything but RNG state, by path."""
+    return {
+        (part, *path): np.asarray(variable.get_value()).tobytes()
+        for part, state in models.nnx_states(model, optimizer).items()
+        for path, variable in nnx.to_flat_state(state)
+        if not isinstance(variable, nnx.RngState)
+    }
 
 
 @pytest.mark.parametrize("name", PAIRS)

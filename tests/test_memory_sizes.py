@@ -6,17 +6,16 @@ well, and every kind of plan is run.
 """
 
 import itertools
-import json
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorstore as ts
 
 from nnxconv.sizes import format_bytes
 from tests import checkpoints
+from tests.chunkwise import Builder
 from tests.test_memory import IMPORTS_BYTES, measure, noise
 
 GIB = 2**30
@@ -24,7 +23,6 @@ IS_LARGE = os.environ.get("NNXCONV_LARGE") == "1"
 SIZES = [GIB, 4 * GIB] if IS_LARGE else [GIB]
 
 DECODER = "params.params.decoder"
-TYPES = {"float32": "<f4", "bfloat16": "bfloat16"}
 BLOCKS = 8
 
 pytestmark = [
@@ -33,57 +31,6 @@ pytestmark = [
         not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc"
     ),
 ]
-
-
-class Builder:
-    """An item whose arrays are written chunk by chunk, never held in memory."""
-
-    def __init__(self, item: Path) -> None:
-        item.mkdir()
-        self._item = item
-        self._base = {"driver": "file", "path": f"{item}/"}
-        self._names: list[str] = []
-
-    def add(self, name, shape, chunks, block=None, dtype="float32") -> None:
-        """An array whose chunks are all `block`; without one, nothing but its metadata."""
-        spec = {
-            "driver": "zarr",
-            "kvstore": {"driver": "ocdbt", "base": self._base, "path": f"{name}/"},
-            "metadata": {
-                "shape": shape,
-                "chunks": chunks,
-                "dtype": TYPES[dtype],
-                "compressor": {"id": "zstd", "level": 1},
-            },
-        }
-        self._names.append(name)
-        store = ts.open(spec, create=True).result()
-        if block is None:
-            return
-        for start in itertools.product(*map(range, (0,) * len(shape), shape, chunks)):
-            store[tuple(map(slice, start, np.add(start, chunks)))].write(block).result()
-
-    def finish(self) -> Path:
-        """Writes what Orbax says about the tree."""
-        tree = {
-            name: {
-                "key_metadata": [{"key": part, "key_type": 2} for part in name.split(".")],
-                "value_metadata": {"value_type": "np.ndarray"},
-            }
-            for name in self._names
-        }
-        metadata = {"tree_metadata": tree, "use_ocdbt": True, "use_zarr3": False}
-        (self._item / "_METADATA").write_text(json.dumps(metadata))
-        return self._item
-
-    def repeat(self, model, *names) -> None:
-        """Gives further arrays the chunk of another one, all in one data file."""
-        spec = {"driver": "ocdbt", "base": self._base}
-        store = ts.KvStore.open(spec).result()
-        value = store.read(f"{model}/0.0").result().value
-        with ts.Transaction(atomic=True) as transaction:
-            for name in names:
-                store.with_transaction(transaction).write(f"{name}/0.0", value).result()
 
 
 def apart(item: Path, size: int) -> Path:

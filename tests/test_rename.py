@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import nnxconv
+from nnxconv.errors import RuleError
 from tests import checkpoints
 from tests.checkpoints import save_item
 from tests.command import check_golden, run, session
@@ -225,6 +226,42 @@ def test_values_are_where_numpy_puts_them(tmp_path):
     assert np.array_equal(found, np.concatenate(flat, 1).T)
 
 
+# --- boxes ------------------------------------------------------------------------------------
+
+
+def boxes():
+    """A Linen training state whose kernels stand in boxes, as `nn.with_partitioning` makes them."""
+    params = {
+        name: {"kernel": {"value": checkpoints.values((4, 4), n)}, "bias": checkpoints.values((4,))}
+        for n, name in enumerate(("up", "down"))
+    }
+    adam = {"count": np.asarray(3, np.int32), "mu": {"params": params}, "nu": {"params": params}}
+    return {"step": np.asarray(3, np.int32), "params": {"params": params}, "opt_state": [adam]}
+
+
+@pytest.mark.parametrize("to", ["linen", "nnx-pure"])
+def test_boxes_follow_a_parameter_that_is_called_otherwise(to, tmp_path):
+    source = save_item(tmp_path / "a", boxes())
+    rename = rules_file(tmp_path, '"{*module}.kernel" = "{*module}.weight"')
+    there, back = tmp_path / "b", tmp_path / "c"
+    nnxconv.convert(str(source), str(there), to=to, rename=rename)
+    names = {path for path in shape_tree(there) if "weight" in path}
+    assert len(names) == 6
+    assert {path[-1] for path in names} == {"value" if to == "linen" else "weight"}
+    nnxconv.convert(str(there), str(back), to="linen", rename_back=rename)
+    same(source, back)
+
+
+def test_a_name_is_boxed_everywhere_or_nowhere(tmp_path):
+    source = save_item(tmp_path / "a", boxes())
+    rename = rules_file(tmp_path, '"up.kernel" = "up.weight"\n"down.bias" = "down.weight"')
+    with pytest.raises(RuleError) as refused:
+        nnxconv.convert(str(source), str(tmp_path / "b"), to="linen", rename=rename)
+    assert refused.value.details == (
+        "some parameters would be called `weight`, others `weight/value`",
+    )
+
+
 # --- built-in rules ---------------------------------------------------------------------------
 
 
@@ -308,6 +345,24 @@ def test_like_chooses_the_rules_of_gemma4(before, after, count, name, tmp_path):
     result = nnxconv.convert(str(source), str(tmp_path / "b"), like=str(like), verify=True)
     assert result.conversion.source.renamed[-1].startswith(f"{name} is chosen")
     same(like, tmp_path / "b")
+
+
+def test_loading_chooses_the_rules_and_says_so(tmp_path):
+    source = save_item(tmp_path / "a", gemma4("linen"))
+    like, said = gemma4("apart"), []
+    loaded = nnxconv.load(source, like={**like, "step": np.int32(0)}, note=said.append)
+    assert said[-1].startswith("inverse of gemma4-blocks-linen is chosen")
+    layer = loaded["params"]["params"]["decoder"]["layers_13"]["mlp"]["wi"]
+    assert same_bits(layer, gemma4_layer(13)["mlp"]["wi"])
+
+
+@pytest.mark.parametrize("rules", ["gemma4-blocks", "gemma4-blocks-linen"])
+def test_what_is_opened_has_the_names_that_rules_give(rules, tmp_path):
+    tree = nnxconv.open(save_item(tmp_path / "a", gemma4("apart")), rename=rules)
+    key = "params.decoder.scanned_blocks[1].local_layers[2].mlp.wi"
+    assert same_bits(tree[key].read(), gemma4_layer(8)["mlp"]["wi"])
+    back = nnxconv.open(save_item(tmp_path / "b", gemma4("nnx")), rename_back="gemma4-nnx")
+    assert back.keys() >= {"params.decoder.Gemma4DecoderLayerToLinen_0.mlp.wi"}
 
 
 @pytest.mark.parametrize("rules", ["gemma4-blocks", "gemma4-blocks-linen"])

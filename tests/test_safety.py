@@ -1064,10 +1064,10 @@ NOT_FOUND = {
         "error: `$/root/100/items` is one item of a checkpoint, so `--step` has no meaning",
     ),
     "two items": (
-        _two_items("model_params", "optimizer_state"),
+        _two_items("actor", "critic"),
         None,
-        "error: `$/root/5` holds 2 items with arrays: model_params, optimizer_state\n\n"
-        "hint: name one of them, for example `$/root/5/model_params`",
+        "error: `$/root/5` holds 2 items with arrays: actor, critic\n\n"
+        "hint: name one of them, for example `$/root/5/actor`",
     ),
 }
 

@@ -1,8 +1,13 @@
 """Arguments that several commands have, or that can be given in two ways."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
 
 from nnxconv.layouts import layouts
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Layout(click.ParamType):
@@ -62,6 +67,39 @@ rename_option = click.option(
 rename_back_option = click.option(
     "--rename_back", metavar="RULES", help="The same, from right to left."
 )
+
+
+_DISTRIBUTED = (
+    click.option(
+        "--distributed",
+        is_flag=True,
+        help="Share the work with other processes; each is started with this command.",
+    ),
+    click.option(
+        "--coordinator_address",
+        metavar="HOST:PORT",
+        help="Where process 0 is, unless the cluster or JAX_COORDINATOR_ADDRESS tells.",
+    ),
+    click.option(
+        "--num_processes",
+        type=int,
+        metavar="N",
+        help="How many processes, unless the cluster or JAX_NUM_PROCESSES tells.",
+    ),
+    click.option(
+        "--process_id",
+        type=int,
+        metavar="I",
+        help="Which one this is, from 0, unless the cluster or JAX_PROCESS_ID tells.",
+    ),
+)
+
+
+def distributed_options(command: Command) -> Command:
+    """Gives a command the options by which several processes find each other."""
+    for option in reversed(_DISTRIBUTED):
+        command = option(command)
+    return command
 
 
 def one_of(position: str, option: str, a: str | None, b: str | None) -> str:

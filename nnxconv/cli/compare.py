@@ -7,6 +7,7 @@ import click
 
 from nnxconv.cli.arguments import (
     allow_uncommitted_option,
+    distributed_options,
     max_memory_option,
     one_of,
     rename_back_option,
@@ -45,6 +46,7 @@ from nnxconv.cli.output import say
 @max_memory_option
 @click.option("--verbose", is_flag=True, help="List every leaf: = equal, - + * different.")
 @allow_uncommitted_option
+@distributed_options
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
     "--report",
@@ -78,6 +80,7 @@ def compare(
     """
     from nnxconv.api import compare as run
     from nnxconv.cli.progress import progress
+    from nnxconv.cli.screen import one_screen
     from nnxconv.render.comparison import check_report_files, comparison_json, write_reports
 
     first = one_of("A", "--ckpt_path_1", a, ckpt_path_1)
@@ -85,10 +88,10 @@ def compare(
     if transpose_nnx_layers:
         say("`--transpose_nnx_layers` is not needed: layer axes are found", err=True)
     check_report_files(reports)
-    with progress() as watch:
+    with one_screen(options["distributed"]), progress() as watch:
         report = run(first, second, watch=watch, **options)
-    write_reports(report, reports)
-    say(
-        json.dumps(comparison_json(report), indent=2) if as_json else report.render(verbose=verbose)
-    )
+    if report.process == 0:
+        write_reports(report, reports)
+        found = comparison_json(report)
+        say(json.dumps(found, indent=2) if as_json else report.render(verbose=verbose))
     context.exit(report.exit_code)

@@ -8,6 +8,7 @@ import click
 from nnxconv.cli.arguments import (
     Layout,
     allow_uncommitted_option,
+    distributed_options,
     dry_run_option,
     dtype_option,
     max_memory_option,
@@ -77,6 +78,7 @@ from nnxconv.cli.output import say
 @dry_run_option
 @verify_option
 @allow_uncommitted_option
+@distributed_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
     source: str | None,
@@ -96,10 +98,13 @@ def convert(
     """
     from nnxconv.api import convert as run
     from nnxconv.cli.progress import progress
+    from nnxconv.cli.screen import one_screen
     from nnxconv.render.conversion import conversion_json, conversion_text
 
     source = one_of("SRC", "--source_path", source, source_path)
     target = one_of("DST", "--target_path", target, target_path)
-    with progress() as watch:
+    with one_screen(options["distributed"]), progress() as watch:
         result = run(source, target, watch=watch, **options)
-    say(json.dumps(conversion_json(result), indent=2) if as_json else conversion_text(result))
+    if result.process == 0:
+        done = conversion_json(result)
+        say(json.dumps(done, indent=2) if as_json else conversion_text(result))

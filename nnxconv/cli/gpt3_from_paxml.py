@@ -7,6 +7,7 @@ import click
 
 from nnxconv.cli.arguments import (
     Layout,
+    distributed_options,
     dry_run_option,
     dtype_option,
     max_memory_option,
@@ -77,6 +78,7 @@ from nnxconv.cli.output import say
 @overwrite_option
 @dry_run_option
 @verify_option
+@distributed_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def gpt3_from_paxml(
     source: str | None,
@@ -96,11 +98,14 @@ def gpt3_from_paxml(
     nnxconv gpt3-from-paxml --to nnx --split_qkv --params_only --dtype bfloat16 checkpoints out
     """
     from nnxconv.cli.progress import progress
+    from nnxconv.cli.screen import one_screen
     from nnxconv.importing import gpt3_from_paxml as run
     from nnxconv.render.conversion import conversion_json, conversion_text
 
     source = one_of("SRC", "--paxml_ckpt_path", source, paxml_ckpt_path)
     target = one_of("DST", "--output_path", target, output_path)
-    with progress() as watch:
+    with one_screen(options["distributed"]), progress() as watch:
         result = run(source, target, watch=watch, **options)
-    say(json.dumps(conversion_json(result), indent=2) if as_json else conversion_text(result))
+    if result.process == 0:
+        done = conversion_json(result)
+        say(json.dumps(done, indent=2) if as_json else conversion_text(result))

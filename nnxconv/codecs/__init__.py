@@ -16,14 +16,26 @@ from nnxconv.codecs import (
     nnx_pure,
     nnx_rl,
     nnx_state,
+    tunix,
 )
 from nnxconv.codecs.form import Codec, Decoded, Encoded, Form, Reading, Record
 from nnxconv.codecs.plugins import Codecs
 from nnxconv.errors import NnxconvError, UnknownLayout
 from nnxconv.keys import spell
+from nnxconv.layouts import TUNIX_ITEMS
 from nnxconv.state import Tree, children
 
-__all__ = ["CODECS", "Codec", "Decoded", "Encoded", "Form", "Reading", "Record", "recognise"]
+__all__ = [
+    "CODECS",
+    "ITEMS",
+    "Codec",
+    "Decoded",
+    "Encoded",
+    "Form",
+    "Reading",
+    "Record",
+    "recognise",
+]
 
 _ALL: tuple[Codec, ...] = (
     linen,
@@ -34,8 +46,11 @@ _ALL: tuple[Codec, ...] = (
     nnx_pure,
     nnx_optimizer,
     nnx_rl,
+    tunix,
 )
 CODECS: Mapping[str, Codec] = Codecs(_ALL)
+ITEMS: Mapping[str, Sequence[str]] = {tunix.name: TUNIX_ITEMS}
+"""Layouts whose trees are several items of a step; the first names in their keys."""
 
 
 def recognise(tree: Tree, where: str = "") -> tuple[Codec, Reading]:
@@ -49,6 +64,7 @@ def recognise(tree: Tree, where: str = "") -> tuple[Codec, Reading]:
     """
     readings = {name: CODECS[name].recognise(tree) for name in CODECS}
     fitting = [name for name, reading in readings.items() if not reading.objections]
+    fitting = [name for name in fitting if not readings[name].is_bare] or fitting
     if len(fitting) > 1 and _mean_the_same(tree, fitting):
         *others, taken = fitting
         return CODECS[taken], replace(readings[taken], others=tuple(others))

@@ -1,7 +1,7 @@
 """What a codec is, and the conventions that a layout leaves open."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, get_args
 from typing import Literal as OneOf
 
@@ -87,6 +87,24 @@ class Form:
         )
         claim("empties", all(isinstance(kind, str) for _, kind in known["empties"]))
         return cls(**known)
+
+
+def reboxed(form: Form, moves: Mapping[Key, Sequence[Key]]) -> tuple[Form, list[str]]:
+    """The form when parameters are renamed, and which boxes it cannot spell.
+
+    >>> reboxed(Form(boxed=("kernel",)), {("up", "kernel"): [("up", "weight")]})[0].boxed
+    ('weight',)
+    """
+    if not form.boxed:
+        return form, []
+    names: dict[bool, set[str]] = {True: set(), False: set()}
+    for old, targets in moves.items():
+        names[old[-1] in form.boxed] |= {str(new[-1]) for new in targets}
+    problems = [
+        f"some parameters would be called `{name}`, others `{name}/value`"
+        for name in sorted(names[True] & names[False])
+    ]
+    return replace(form, boxed=tuple(sorted(names[True]))), problems
 
 
 _STEP_DTYPES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -194,11 +212,13 @@ class Record:
 class Reading:
     """Why a tree is, or is not, of a layout; it is when nothing speaks against it.
 
-    `others` names further layouts that it could be of as well, with the same meaning.
+    `is_bare` is true where any names may stand at the root: such a reading gives way to one that
+    knows them. `others` names further layouts that it could be of as well, with the same meaning.
     """
 
     evidence: tuple[str, ...] = ()
     objections: tuple[str, ...] = ()
+    is_bare: bool = False
     others: tuple[str, ...] = ()
 
 

@@ -47,7 +47,7 @@ def recognise(tree: Tree) -> Reading:
     if is_wrapped(tree):
         objections.append("the weights are wrapped in `value`")
     objections += [f"`{root}` without `params`" for root in children(tree) if root in _COLLECTIONS]
-    return Reading(("bare parameters at the root",), (*objections, *nnx_marks(tree)))
+    return Reading(("bare parameters at the root",), (*objections, *nnx_marks(tree)), is_bare=True)
 
 
 def _has_params(tree: Tree) -> bool:

@@ -34,7 +34,7 @@ def recognise(tree: Tree) -> Reading:
     else:
         objections.append(f"weights {where} are not wrapped in `value`")
     if not parts.has_root(tree):
-        return Reading(tuple(evidence), tuple(objections))
+        return Reading(tuple(evidence), tuple(objections), is_bare=True)
     if not optimizer:
         objections.append("`model` without `optimizer`")
     elif is_wrapped(optimizer):

@@ -27,6 +27,7 @@ from nnxconv.codecs.parts import (
 )
 from nnxconv.errors import CannotHold
 from nnxconv.keys import Key
+from nnxconv.layouts import TUNIX_ITEMS
 from nnxconv.optimizer import digits_from_sequences, parameter_trees, sequences_from_digits
 from nnxconv.state import TrainState, Tree, below, children, under
 from nnxconv.views import EMPTY_KINDS, Leaf, Literal
@@ -34,7 +35,10 @@ from nnxconv.views import EMPTY_KINDS, Leaf, Literal
 MODEL: Key = ("model",)
 OPT_STATE: Key = ("optimizer", "opt_state")
 STEP: Key = ("optimizer", "step")
-_OTHER_ROOTS = ("params", "opt_state", "step", "nnx_aux", "base", "batch_stats", "cache")
+_OTHER_ROOTS = (
+    *("params", "opt_state", "step", "nnx_aux", "base", "batch_stats", "cache"),
+    *TUNIX_ITEMS,
+)
 
 
 def has_root(tree: Tree, record: Record | None = None) -> bool:

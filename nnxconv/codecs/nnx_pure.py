@@ -47,7 +47,7 @@ def recognise(tree: Tree) -> Reading:
         objections.append("the optimizer is wrapped in `value`")
     if any(isinstance(part, int) for key in optimizer for part in key):
         objections.append("chains are sequences")
-    return Reading(tuple(evidence), tuple(objections))
+    return Reading(tuple(evidence), tuple(objections), is_bare=not parts.has_root(tree))
 
 
 def decode(tree: Tree, record: Record) -> Decoded:

@@ -14,6 +14,7 @@ beside it, it is a step of Tunix (see `tunix`).
 from nnxconv.codecs import nnx_parts as parts
 from nnxconv.codecs.form import Decoded, Encoded, Family, Form, Reading, Record
 from nnxconv.codecs.parts import (
+    ADAPTER,
     is_wrapped,
     model_misfits,
     refuse_misfits,
@@ -29,7 +30,7 @@ name = "nnx-rl"
 family: Family = "nnx"
 spelling: Spelling = "index"
 
-BASE: Key = ("base",)
+BASE: Key = (ADAPTER,)
 
 
 def recognise(tree: Tree) -> Reading:

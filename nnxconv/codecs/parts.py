@@ -3,16 +3,19 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from nnxconv.codecs.form import PARAMETERS, Form, Record
 from nnxconv.errors import CannotHold
 from nnxconv.keys import Key, in_order, is_digits, spell
-from nnxconv.optimizer import parameter_trees
+from nnxconv.optimizer import parameter_trees, with_level
 from nnxconv.sizes import counted
-from nnxconv.state import BATCH_STATS, RNGS, TrainState, Tree
+from nnxconv.state import BATCH_STATS, RNGS, TrainState, Tree, under
 from nnxconv.views import Leaf, Literal, View, cast, dtype_of, first_source, notation, with_kind
 
 WRAPPER = "value"
+ADAPTER = "base"
+"""The attribute under which the module that Tunix trains has the model."""
 CACHE = "cache"
 NAMED_COLLECTIONS = {
     "mean": BATCH_STATS,
@@ -234,3 +237,12 @@ def training_misfits(state: TrainState) -> list[Key]:
     """The optimizer's arrays and the step, which layouts of a model alone have no place for."""
     opt_state: list[Key] = [("opt_state", *key) for key in in_order(state.opt_state or {})]
     return opt_state if state.step is None else [*opt_state, ("step",)]
+
+
+def within(state: TrainState, name: str) -> TrainState:
+    """The state of a module that has the model as its attribute `name`."""
+    opt_state = state.opt_state
+    if opt_state is not None:
+        opt_state = with_level(opt_state, parameter_trees(opt_state, state.params), name)
+    aux = {(key[0], name, *key[1:]): leaf for key, leaf in state.aux.items()}
+    return replace(state, params=under((name,), state.params), opt_state=opt_state, aux=aux)

@@ -1,7 +1,7 @@
 """The result of `convert`, for people and for programs."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from nnxconv.conversion import Conversion
@@ -10,16 +10,19 @@ from nnxconv.layers import Apart, Arrangement, Blocks, LayerGroup
 from nnxconv.optimizer import parameter_trees
 from nnxconv.outcome import Result
 from nnxconv.sizes import counted, format_bytes
+from nnxconv.state import Tree
 from nnxconv.storage.transfer import Moved
 from nnxconv.views import (
     Cast,
     Concat,
+    Literal,
     Part,
     Scaled,
     Slot,
     Source,
     Stack,
     View,
+    first_source,
     notation,
     size_bytes,
 )
@@ -53,6 +56,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
         "predicted_peak_bytes": result.predicted_peak_bytes,
         "peak_memory_bytes": result.peak_memory_bytes,
         "verified": result.is_verified,
+        "processes": result.processes,
         "seconds": round(result.seconds, 3),
         "plan": [
             {"to": spell(a.key), "array": notation(a.view), "how": a.how, "why": a.why}
@@ -83,10 +87,15 @@ def conversion_text(result: Result) -> str:
     else:
         lines.append(_totals(result))
         lines.append(
-            f"{format_bytes(plan.total_bytes)} in {result.seconds:.2f} s;"
+            f"{format_bytes(plan.total_bytes)} in {result.seconds:.2f} s{_by(result)};"
             f" peak memory {format_bytes(result.peak_memory_bytes)}"
         )
     return "\n".join(lines)
+
+
+def _by(result: Result) -> str:
+    """` by 4 processes`, whose first one's memory is told."""
+    return f" by {result.processes} processes" if result.processes > 1 else ""
 
 
 def _totals(result: Result) -> str:
@@ -194,12 +203,17 @@ def _moments(conversion: Conversion) -> list[str]:
 def _step(conversion: Conversion) -> str:
     """Where the step was and is, when it has moved or changed its type."""
 
-    def found(tree: Mapping[Key, Any]) -> str | None:
-        keys = (("step",), ("optimizer", "step"), ("optimizer", "step", "value"))
-        key = next((key for key in keys if key in tree), None)
-        return None if key is None else f"{'/'.join(map(str, key))} {notation(tree[key])}"
+    def found(step: View | None, tree: Tree) -> str | None:
+        same = (
+            key
+            for key, leaf in tree.items()
+            if step and not isinstance(leaf, Literal) and first_source(leaf) == first_source(step)
+        )
+        key: Key = next(same, ("step",))
+        return f"{'/'.join(map(str, key))} {notation(tree[key])}" if key in tree else None
 
-    before, after = found(conversion.source.tree), found(conversion.tree)
+    before = found(conversion.source.state.step, conversion.source.tree)
+    after = found(conversion.state.step, conversion.tree)
     return "" if before == after else f"{before or 'none'} -> {after or 'none'}"
 
 

@@ -1,6 +1,6 @@
 """The rule sets that come with nnxconv, and those in files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,18 @@ def builtin_rules() -> Mapping[str, Rules]:
     return {name: parse_rules(texts[name], name) for name in sorted(texts)}
 
 
-def asked_rules(rename: str | Rules | None, rename_back: str | Rules | None) -> Rules | None:
+Read = Callable[[str], str | None]
+"""Gives the text of a file; None when it is not there."""
+
+
+def _read_local(name: str) -> str | None:
+    path = Path(name)
+    return path.read_text() if path.is_file() else None
+
+
+def asked_rules(
+    rename: str | Rules | None, rename_back: str | Rules | None, read: Read = _read_local
+) -> Rules | None:
     """The rules that `--rename` names, or the inverse of those that `--rename_back` names.
 
     Raises:
@@ -27,11 +38,11 @@ def asked_rules(rename: str | Rules | None, rename_back: str | Rules | None) -> 
     if rename is not None and rename_back is not None:
         raise BadInput("`--rename` and `--rename_back` are both given: give one of them")
     if rename is not None:
-        return read_rules(rename)
-    return None if rename_back is None else read_rules(rename_back).inverse()
+        return read_rules(rename, read)
+    return None if rename_back is None else read_rules(rename_back, read).inverse()
 
 
-def read_rules(name: str | Rules) -> Rules:
+def read_rules(name: str | Rules, read: Read = _read_local) -> Rules:
     """The rule set in a file, or the one that comes with nnxconv under this name.
 
     Raises:
@@ -39,9 +50,9 @@ def read_rules(name: str | Rules) -> Rules:
     """
     if isinstance(name, Rules):
         return name
-    path = Path(name)
-    if path.is_file():
-        return parse_rules(path.read_text(), name)
+    text = read(name)
+    if text is not None:
+        return parse_rules(text, name)
     if name in builtin_rules():
         return builtin_rules()[name]
     known = ", ".join(builtin_rules())

@@ -10,6 +10,7 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.formats import ArrayFormat
+from nnxconv.storage.patience import for_tensorstore
 from nnxconv.storage.remote import SCHEME, is_remote, prepare
 
 
@@ -34,11 +35,7 @@ def new_context() -> ts.Context:
             "data_copy_concurrency": {"limit": 2},
             "file_io_concurrency": {"limit": 4},
             "file_io_mode": {"mode": "memmap"},
-            "gcs_request_retries": {
-                "max_retries": 8,
-                "initial_delay": "200ms",
-                "max_delay": "16s",
-            },
+            "gcs_request_retries": for_tensorstore(),
         }
     )
 

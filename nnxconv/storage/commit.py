@@ -12,19 +12,22 @@ from nnxconv.errors import BadInput, StorageError
 from nnxconv.storage.alone import alone
 from nnxconv.storage.exchange import exchange
 from nnxconv.storage.locate import UNFINISHED
-from nnxconv.storage.remote import COMMITTED, is_remote, move_tree, remove_tree
+from nnxconv.storage.remote import COMMITTED, copy_tree, files_below, is_remote, remove_tree
+from nnxconv.storage.server_errors import plain_reason
 
 
 @contextmanager
-def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[None]:
+def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[epath.Path]:
     """Removes the temporary directory, and the parents made for it, unless all goes well.
+
+    Gives the path that Orbax is told to write.
 
     Raises:
       BadInput: another conversion is writing the target, or has just written it.
     """
     if is_remote(path):
-        with _no_objects_left_on_failure(path):
-            yield
+        with _no_objects_left_on_failure(path) as place:
+            yield place
         return
     made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +36,7 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
             _undo(path)  # what a killed run left
             refuse_replacing(path, may_replace)
             try:
-                yield
+                yield _stand_in(path)
             except BaseException:
                 _undo(path)
                 raise
@@ -45,30 +48,76 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
 
 
 @contextmanager
-def _no_objects_left_on_failure(path: epath.Path) -> Iterator[None]:
-    """The same in a bucket, where there are no directories, and no temporary names for new ones."""
-    beside = _beside(path)
-    if (beside / COMMITTED).exists():
+def _no_objects_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
+    """The same in a bucket, where there are no directories, and no temporary names for new ones.
+
+    An old target is replaced when the new one, beside it, is complete.
+    """
+    beside = path.parent / f"{path.name}.nnxconv-new"
+    place = beside if files_below(path) else path
+    left = files_below(beside)
+    if COMMITTED in left:
         raise BadInput(
             f"`{beside}` is a complete checkpoint, which an interrupted `--overwrite` left",
             hint=f"`gcloud storage mv {beside} ...` keeps it, `gcloud storage rm -r {beside}`"
             " removes it",
         )
-    temporary = beside if path.exists() else path
-    remove_tree(beside)
+    if left:
+        remove_tree(beside)
     try:
-        yield
+        yield place
     except BaseException as error:
         try:
-            if not (temporary / COMMITTED).exists():
-                remove_tree(temporary)
+            _remove_objects(place)
         except Exception as trouble:
             raise StorageError(
-                f"`{temporary}` is not complete, and could not be removed",
-                details=[str(error).splitlines()[0]],
-                hint=f"`gcloud storage rm -r {temporary}` removes it",
+                f"`{place}` is not complete, and could not be removed",
+                details=[plain_reason(error)],
+                hint=f"`gcloud storage rm -r {place}` removes it",
             ) from trouble
         raise
+    if place == beside:
+        _replace(path, beside)
+
+
+def _remove_objects(path: epath.Path) -> None:
+    """Removes what is below a path, and what writes that were under way still bring there."""
+    quiet = 0
+    for _ in range(_LOOKS):
+        quiet = 0 if remove_tree(path) else quiet + 1
+        if quiet == _QUIET_LOOKS:
+            return
+        time.sleep(_BETWEEN_LOOKS_SECONDS)
+
+
+_LOOKS, _QUIET_LOOKS, _BETWEEN_LOOKS_SECONDS = 50, 3, 0.1
+
+
+def _replace(old: epath.Path, new: epath.Path) -> None:
+    """Puts the new checkpoint, which is complete, in the place of the old one.
+
+    A bucket has no atomic rename: until the server has copied the objects, only `new` is whole.
+
+    Raises:
+      StorageError: where the whole checkpoint lies, and how to finish by hand.
+    """
+    try:
+        remove_tree(old)
+        copy_tree(new, old)
+    except Exception as error:
+        raise StorageError(
+            f"the new checkpoint is complete at `{new}`, but could not replace `{old}`",
+            details=[plain_reason(error)],
+            hint=f"`gcloud storage rm -r {old}`, then `gcloud storage mv {new} {old}`",
+        ) from error
+    try:
+        remove_tree(new)
+    except Exception as error:
+        raise StorageError(
+            f"`{old}` is complete, but the copy beside it could not be removed",
+            details=[plain_reason(error)],
+            hint=f"`gcloud storage rm -r {new}` removes it",
+        ) from error
 
 
 def refuse_replacing(path: epath.Path, may_replace: bool) -> None:
@@ -113,21 +162,16 @@ def _aside(path: epath.Path) -> epath.Path:
 _STAND_IN = ".nnxconv-final"
 
 
-def _beside(path: epath.Path) -> epath.Path:
-    """Where in a bucket the new target is written while the old one is there."""
-    return path.parent / f"{path.name}.nnxconv-new"
-
-
 def temporary_path_class(
     path: epath.Path, *, may_replace: bool
 ) -> type[atomicity.TemporaryPathBase]:
     """How Orbax shall name and commit a target."""
     if is_remote(path):
-        return SwapObjects
+        return atomicity.CommitFileTemporaryPath
     return Swap if may_replace else Rename
 
 
-def stand_in(path: epath.Path) -> epath.Path:
+def _stand_in(path: epath.Path) -> epath.Path:
     """A name that never exists: Orbax would refuse, or delete first, a target that does."""
     return path.parent / (path.name + _STAND_IN)
 
@@ -157,28 +201,3 @@ class Rename(Swap):
     async def finalize(self) -> None:
         refuse_replacing(self.get_final(), may_replace=False)
         await super().finalize()
-
-
-class SwapObjects(atomicity.CommitFileTemporaryPath):
-    """Orbax's commit by a last object; a target that exists is replaced after that.
-
-    A bucket has no atomic rename: while the server copies the new objects to the place of the old
-    ones, which are removed first, only the complete checkpoint beside it is whole.
-    """
-
-    _replaced: epath.Path | None = None
-
-    @classmethod
-    def from_final(cls, final_path: epath.Path, **options: Any) -> "SwapObjects":
-        real = final_path.parent / final_path.name.removesuffix(_STAND_IN)
-        if not real.exists():
-            return super().from_final(real, **options)  # type: ignore[return-value]
-        made = super().from_final(_beside(real), **options)
-        made._replaced = real  # type: ignore[attr-defined]
-        return made  # type: ignore[return-value]
-
-    async def finalize(self) -> None:
-        await super().finalize()
-        if self._replaced is not None:
-            remove_tree(self._replaced)
-            move_tree(self.get_final(), self._replaced)

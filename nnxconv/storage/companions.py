@@ -18,6 +18,7 @@ from etils import epath
 from nnxconv.errors import BadInput
 from nnxconv.storage.contained import refuse_strangers
 from nnxconv.storage.locate import Location
+from nnxconv.storage.remote import read_if_there
 from nnxconv.storage.save import Target
 
 NAMES = ("adapter_config.json",)
@@ -47,7 +48,8 @@ class Companions:
           BadInput: there is one, and it may not be replaced.
         """
         for new, old in self.beside.items():
-            if not overwrite and new.exists() and new.read_bytes() != old.read_bytes():
+            text = None if overwrite else read_if_there(new)
+            if text is not None and text != read_if_there(old):
                 raise BadInput(
                     f"`{new}` exists, and is not the one of the source",
                     hint="add `--overwrite` to replace it",
@@ -56,8 +58,9 @@ class Companions:
     def write_beside(self) -> None:
         """Writes the files outside the target."""
         for new, old in self.beside.items():
-            if not new.exists() or new.read_bytes() != old.read_bytes():
-                new.write_bytes(old.read_bytes())
+            text = read_if_there(old)
+            if text is not None and text != read_if_there(new):
+                new.write_bytes(text)
 
 
 def companions(location: Location, target: Target) -> Companions:
@@ -72,4 +75,6 @@ def companions(location: Location, target: Target) -> Companions:
 def _found(folder: epath.Path, target: epath.Path) -> dict[epath.Path, epath.Path]:
     """The files in a folder, by their new paths."""
     refuse_strangers(folder, *(folder / name for name in NAMES))
-    return {target / name: folder / name for name in NAMES if (folder / name).exists()}
+    return {
+        target / name: folder / name for name in NAMES if read_if_there(folder / name) is not None
+    }

@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NnxconvError
+from nnxconv.storage.remote import read_if_there
 
 _DEEPEST = 64
 """How many levels free metadata may have; those that runs keep have two or three."""
@@ -34,10 +35,20 @@ def read_json(path: epath.Path, kind: type[NnxconvError] = DamagedCheckpoint) ->
     Raises:
       DamagedCheckpoint, or `kind`: the file is not there, or is none.
     """
+    text = read_if_there(path)
+    if text is None:
+        raise kind(f"`{path}` is missing")
+    return mapping_in(text, path, kind)
+
+
+def mapping_in(text: bytes, path: epath.Path, kind: type[NnxconvError]) -> dict[str, Any]:
+    """The mapping that the text of a JSON file describes.
+
+    Raises:
+      `kind`: it describes none.
+    """
     try:
-        value = parse_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise kind(f"`{path}` is missing") from error
+        value = parse_json(text)
     except ValueError as error:
         raise kind(f"`{path}` is not JSON: {error}") from error
     if not isinstance(value, dict):

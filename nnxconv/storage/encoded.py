@@ -1,7 +1,11 @@
 """Stored chunks as they are, without decoding: equal bytes under equal codecs are equal values."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import tensorstore as ts
 
 from nnxconv.pieces import Piece, Region
 from nnxconv.storage.arrays import damaged
@@ -12,6 +16,9 @@ from nnxconv.views import Shape, Source
 
 Cell = tuple[tuple[int, int], ...]
 """Where a chunk lies in a view: start and stop on every axis."""
+
+_Read = tuple[str, str, "ts.Future[ts.KvStore.ReadResult]"]
+"""A store, a key, and the value that is on its way."""
 
 
 class EncodedChunks:
@@ -32,7 +39,8 @@ class EncodedChunks:
         for cell, (piece, _) in left.items():
             if not self._mean_the_same(piece, right[cell][0]):
                 return False
-        return all(self._have_equal_bytes(left[cell], right[cell]) for cell in left)
+        under_way = [self._start_comparing(left[cell], right[cell]) for cell in left]
+        return all(is_equal() for is_equal in under_way)
 
     def _cells(
         self, parts: Sequence[Piece], region: Region
@@ -58,30 +66,42 @@ class EncodedChunks:
         """True when equal bytes of a chunk of each are equal values in the view."""
         return a.chunk_order() == b.chunk_order() and a.source.encoding == b.source.encoding
 
-    def _have_equal_bytes(self, a: tuple[Piece, Shape], b: tuple[Piece, Shape]) -> bool:
-        """Compares two chunks where they lie on disk, or else as their stores give them."""
+    def _start_comparing(
+        self, a: tuple[Piece, Shape], b: tuple[Piece, Shape]
+    ) -> Callable[[], bool]:
+        """Compares two chunks where they lie on disk, or else as their stores give them.
+
+        Stores are asked now, and waited for when the result is asked for.
+        """
         (store_a, key_a), (store_b, key_b) = (
             (piece.source.store, self._key(piece, index)) for piece, index in (a, b)
         )
         first, second = self._extents[store_a].of(key_a), self._extents[store_b].of(key_b)
         if isinstance(first, Extent) and isinstance(second, Extent):
-            return have_same_bytes(first, second)
+            return partial(have_same_bytes, first, second)
         if isinstance(first, bytes) and isinstance(second, bytes):
-            return first == second
-        left, right = self._read(store_a, key_a), self._read(store_b, key_b)
-        return left is not None and left == right
+            return partial(operator.eq, first, second)
+        reads = [
+            (store, key, self._items[store].kvstore.read(key))
+            for store, key in ((store_a, key_a), (store_b, key_b))
+        ]
+        return partial(self._are_equal_values, *reads)
 
     def _key(self, piece: Piece, index: Shape) -> str:
         array = self._items[piece.source.store].formats[piece.source.name]
         return f"{piece.source.name}/{chunk_key(array.zarr_format, array.metadata, index)}"
 
-    def _read(self, store: str, key: str) -> bytes | None:
-        item = self._items[store]
+    def _are_equal_values(self, a: _Read, b: _Read) -> bool:
+        left, right = self._value(a), self._value(b)
+        return left is not None and left == right
+
+    def _value(self, read: _Read) -> bytes | None:
+        store, key, future = read
         try:
-            read = item.kvstore.read(key).result()
+            found = future.result()
         except (ValueError, OSError) as error:
-            raise damaged(item.path, key, error) from error
-        return read.value if read.state == "value" else None
+            raise damaged(self._items[store].path, key, error) from error
+        return found.value if found.state == "value" else None
 
 
 def _chunks_in(source: Source, region: Region) -> Iterator[tuple[Shape, Region | None]]:

@@ -3,7 +3,7 @@
 import xxhash
 from etils import epath
 
-from nnxconv.storage.remote import files_below, is_remote, prepare
+from nnxconv.storage.remote import files_below, is_remote, prepare, read_if_there
 
 _BLOCK_BYTES = 2**22
 
@@ -15,8 +15,8 @@ def write_text(path: str, text: str) -> None:
 
 def read_text(path: str) -> str | None:
     """The text of a file, local or gs://; None when it is not there."""
-    file = _place(path)
-    return file.read_text() if file.exists() and not file.is_dir() else None
+    found = read_if_there(_place(path))
+    return None if found is None else found.decode()
 
 
 def _place(path: str) -> epath.Path:

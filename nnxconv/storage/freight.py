@@ -61,7 +61,8 @@ class Freight:
     @property
     def copied_bytes(self) -> int:
         """Bytes that the target has of its own."""
-        return sum(self.value_bytes.values()) + (0 if self.is_linked else self.file_bytes)
+        own = 0 if self.is_linked else self.file_bytes
+        return own + sum(self.value_bytes.values())
 
     @property
     def peak_bytes(self) -> int:
@@ -74,12 +75,12 @@ class Freight:
         """How many bytes of values are copied at once."""
         return window_bytes(self.max_memory)
 
-    def only(self, files: Collection[str], values: Collection[str], *, refers: bool) -> "Freight":
-        """The part of it that these files and values are, with all references or none."""
+    def only(self, files: Collection[str], values: Collection[str]) -> "Freight":
+        """The part of it that these files and values are."""
         return replace(
             self,
             files={old: new for old, new in self.files.items() if old in files},
-            references=self.references if refers else {},
+            references={},
             values={old: new for old, new in self.values.items() if old in values},
             file_sizes={old: size for old, size in self.file_sizes.items() if old in files},
             value_bytes={old: size for old, size in self.value_bytes.items() if old in values},

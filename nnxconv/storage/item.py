@@ -13,6 +13,7 @@ from nnxconv.keys import Key
 from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, kvstore_spec
 from nnxconv.storage.documents import free_metadata, parse_json, read_json
+from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.formats import (
     ORBAX,
     ZARR2_FILE,
@@ -45,6 +46,7 @@ class Item:
 
     `contents` says where the values of an OCDBT database are; None where each has its own file.
     `seen` is what its files were when it was opened.
+    `parts` are the items that this one is joined from, by the first name in its keys.
     """
 
     path: epath.Path
@@ -56,6 +58,12 @@ class Item:
     value_types: Mapping[Key, str] = field(default_factory=dict)
     contents: Contents | None = None
     seen: Seen = field(default_factory=dict)
+    parts: Mapping[str, "Item"] = field(default_factory=dict)
+
+    @property
+    def stores(self) -> dict[str, "Item"]:
+        """The items that hold the arrays, by path: its parts, or the item itself."""
+        return {item.path.as_posix(): item for item in self.parts.values() or (self,)}
 
     @property
     def container(self) -> Container:
@@ -69,14 +77,42 @@ class Item:
         return _open_kvstore(self.path, self.use_ocdbt)
 
 
+def joined_items(path: epath.Path, parts: Mapping[str, Item]) -> Item:
+    """The items of one step as one: each one's keys start with its name."""
+    first = next(iter(parts.values()))
+    return Item(
+        path,
+        {(name, *key): leaf for name, item in parts.items() for key, leaf in item.tree.items()},
+        {f"{name}.{array}": f for name, item in parts.items() for array, f in item.formats.items()},
+        first.use_ocdbt,
+        first.use_zarr3,
+        first.custom_metadata,
+        {(name, *k): kind for name, item in parts.items() for k, kind in item.value_types.items()},
+        parts=parts,
+    )
+
+
 def open_item(location: Location) -> Item:
+    """Opens the item that was located, or the items that are one tree.
+
+    Raises:
+      NotACheckpoint: `_METADATA` is not what Orbax writes.
+      DamagedCheckpoint: an array that the tree names is not there.
+    """
+    if not location.joined:
+        return _open_item(location.folder)
+    parts = {folder.path.name: _open_item(folder) for folder in location.joined}
+    return joined_items(location.item.parent, parts)
+
+
+def _open_item(folder: Folder) -> Item:
     """Reads an item's metadata: tree, shapes, types and chunks of all arrays.
 
     Raises:
       NotACheckpoint: `_METADATA` is not what Orbax writes.
       DamagedCheckpoint: an array that the tree names is not there.
     """
-    path = location.item
+    path = folder.path
     seen = look(path)
     metadata = read_json(path / TREE_METADATA)
     try:
@@ -91,12 +127,12 @@ def open_item(location: Location) -> Item:
         ) from error
     use_ocdbt = metadata.get("use_ocdbt")
     if use_ocdbt is None:
-        use_ocdbt = (path / "manifest.ocdbt").exists()
+        use_ocdbt = "manifest.ocdbt" in folder.files
     use_zarr3 = bool(metadata.get("use_zarr3"))
     names = {key: array_name(key) for key, kind in entries if kind in _ARRAY_TYPES}
     contents = read_contents(path) if use_ocdbt else None
     formats = read_formats(path, contents, use_zarr3, names.values())
-    impls = _prng_impls(path)
+    impls = _prng_impls(folder)
     strings = read_json(path / "_strings.json") if _has_strings(entries) else {}
     store = path.as_posix()
     tree: dict[Key, Leaf] = {}
@@ -173,6 +209,7 @@ def read_formats(
     }
     formats: dict[str, ArrayFormat] = {}
     problems: list[str] = []
+    cause: Exception | None = None
     for name, key in keys.items():
         try:
             text = known[key].inline if key in known and not known[key].file else None
@@ -192,7 +229,7 @@ def read_formats(
             f"{len(problems):,} of {len(keys):,} arrays cannot be read",
             where=str(path),
             details=problems,
-        )
+        ) from cause
     return formats
 
 
@@ -224,13 +261,13 @@ def _parsed(zarr_format: int, text: bytes) -> ArrayFormat:
     return parse_format(zarr_format, parse_json(text))
 
 
-def _prng_impls(path: epath.Path) -> dict[str, str]:
+def _prng_impls(item: Folder) -> dict[str, str]:
     """The implementation of each typed PRNG key; Orbax keeps it nowhere else."""
-    folder = path / "array_metadatas"
     impls: dict[str, str] = {}
-    if not folder.exists():
+    if "array_metadatas" not in item.folders:
         return impls
-    for file in folder.iterdir():
+    folder = open_folder(item.path / "array_metadatas")
+    for file in (folder.path / name for name in sorted(folder.files)):
         try:
             for entry in read_json(file).get("array_metadatas", []):
                 metadata = entry["array_metadata"]

@@ -17,9 +17,11 @@ from typing import Literal as OneOf
 from etils import epath
 
 from nnxconv.errors import BadInput, NotACheckpoint
+from nnxconv.layouts import TUNIX_ITEMS
 from nnxconv.storage.contained import refuse_strangers
-from nnxconv.storage.documents import free_metadata, read_json
-from nnxconv.storage.remote import COMMITTED, is_remote, prepare
+from nnxconv.storage.documents import free_metadata, mapping_in
+from nnxconv.storage.folders import Folder, open_folder
+from nnxconv.storage.remote import COMMITTED, is_remote, prepare, read_if_there
 
 TREE_METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
@@ -32,18 +34,26 @@ class Location:
     """Where a checkpoint lies.
 
     Attributes:
-      item: the directory that holds the arrays.
+      folder: the directory that holds the arrays.
       given_as: what the user's path is: the item itself, its step, or a root of steps.
       step_name: name of the step directory, unless the item was given.
       other_items: names of the step's other directories, which are carried over as they are.
       step_metadata: contents of the nearest `_CHECKPOINT_METADATA`.
+      joined: the step's items that together are one tree, `folder` the first of them; empty where
+        that is the whole tree.
     """
 
-    item: epath.Path
+    folder: Folder
     given_as: OneOf["item", "step", "root"]
     step_name: str = ""
     other_items: tuple[str, ...] = ()
     step_metadata: dict[str, Any] | None = None
+    joined: tuple[Folder, ...] = ()
+
+    @property
+    def item(self) -> epath.Path:
+        """The path of that directory."""
+        return self.folder.path
 
     @property
     def item_handlers(self) -> dict[str, str]:
@@ -72,67 +82,60 @@ def locate(
       NotACheckpoint: there is nothing there that Orbax could read.
       BadInput: there are several steps or items to choose from, or the step is not there.
     """
-    location = _locate(path, step, has_step)
-    if not allow_uncommitted:
-        _refuse_uncommitted(location)
-    return location
+    given = finished_directory(path)
+    if TREE_METADATA in given.files:
+        if step is not None:
+            raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
+        refuse_strangers(given.path, given.path)
+        refuse_strangers(given.path.parent, given.path.parent / STEP_METADATA)
+        metadata = _read_step_metadata(given.path, given.path.parent)
+        _refuse_uncommitted(allow_uncommitted, given)
+        return Location(given, "item", step_metadata=metadata)
+    items = _items(given)
+    if items:
+        if step is not None and _step_number(given.path.name) != step:
+            raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
+        refuse_strangers(given.path, given.path)
+        return _in_step(given, items, "step", allow_uncommitted)
+    chosen = open_folder(choose_step(given, step, has_step, allow_uncommitted))
+    refuse_strangers(given.path, chosen.path)
+    return _in_step(chosen, _items(chosen), "root", allow_uncommitted)
 
 
-def _refuse_uncommitted(location: Location) -> None:
+def _refuse_uncommitted(is_allowed: bool, *folders: Folder) -> None:
     """Refuses what Orbax, too, takes for an unfinished save in a bucket.
 
     Raises:
       NotACheckpoint: the item or its step has no `commit_success.txt`.
     """
-    if not is_remote(location.item):
-        return
-    folders = [location.item]
-    if location.given_as != "item":
-        folders.append(location.item.parent)
     for folder in folders:
-        if not (folder / COMMITTED).exists():
+        if is_remote(folder.path) and not is_allowed and COMMITTED not in folder.files:
             raise NotACheckpoint(
-                f"`{folder}` has no `{COMMITTED}`: it is an unfinished save, or a copy of a"
+                f"`{folder.path}` has no `{COMMITTED}`: it is an unfinished save, or a copy of a"
                 " checkpoint from a local disk",
                 hint="`--allow_uncommitted` reads it all the same",
             )
 
 
-def _locate(path: str, step: int | None, has_step: bool) -> Location:
-    given = finished_directory(path)
-    if (given / TREE_METADATA).exists():
-        if step is not None:
-            raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
-        refuse_strangers(given, given)
-        refuse_strangers(given.parent, given.parent / STEP_METADATA)
-        return Location(given, "item", step_metadata=_read_step_metadata(given, given.parent))
-    if _items(given):
-        if step is not None and _step_number(given.name) != step:
-            raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
-        refuse_strangers(given, given)
-        return _in_step(given, "step")
-    chosen = choose_step(given, step, has_step)
-    refuse_strangers(given, chosen)
-    return _in_step(chosen, "root")
-
-
-def finished_directory(path: str) -> epath.Path:
+def finished_directory(path: str) -> Folder:
     """The directory that a user names.
 
     Raises:
       NotACheckpoint: it is not there, or is what an interrupted save left.
     """
     given = absolute(path)
-    if not given.exists():
-        raise NotACheckpoint(f"`{path}` does not exist")
-    if not given.is_dir():
-        raise NotACheckpoint(f"`{path}` is a file, not a checkpoint directory")
+    try:
+        folder = open_folder(given)
+    except FileNotFoundError as error:
+        raise NotACheckpoint(f"`{path}` does not exist") from error
+    except NotADirectoryError as error:
+        raise NotACheckpoint(f"`{path}` is a file, not a checkpoint directory") from error
     if UNFINISHED in given.name:
         raise NotACheckpoint(
             f"`{path}` is an unfinished save",
             hint="it was interrupted before it was committed; use a finished step",
         )
-    return given
+    return folder
 
 
 def absolute(path: str) -> epath.Path:
@@ -143,34 +146,37 @@ def absolute(path: str) -> epath.Path:
     return epath.Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111
 
 
-def _in_step(path: epath.Path, given_as: OneOf["step", "root"]) -> Location:
-    items = _items(path)
+def _in_step(
+    step: Folder, items: list[Folder], given_as: OneOf["step", "root"], allow_uncommitted: bool
+) -> Location:
+    path, names = step.path, sorted(item.path.name for item in items)
     if not items:
-        raise NotACheckpoint(f"step `{path}` has no item with arrays", hint=_looks_like(path))
-    usual = [name for name in USUAL_ITEMS if name in items]
+        raise NotACheckpoint(f"step `{path}` has no item with arrays", hint=_looks_like(step))
+    usual = [item for item in items if item.path.name in USUAL_ITEMS]
+    joined = [item for name in TUNIX_ITEMS for item in items if item.path.name == name]
+    if joined and joined[0].path.name == TUNIX_ITEMS[0] and not usual:
+        usual = joined[:1]
+    else:
+        joined = []
     if len(items) > 1 and len(usual) != 1:
         raise BadInput(
-            f"`{path}` holds {len(items)} items with arrays: {', '.join(sorted(items))}",
-            hint=f"name one of them, for example `{path / sorted(items)[0]}`",
+            f"`{path}` holds {len(items)} items with arrays: {', '.join(names)}",
+            hint=f"name one of them, for example `{path / names[0]}`",
         )
     item = usual[0] if usual else items[0]
-    others = tuple(sorted(child.name for child in path.iterdir() if _is_other(child, item)))
-    return Location(path / item, given_as, path.name, others, _read_step_metadata(path))
+    own = joined or [item]
+    others = {name for name in step.folders if UNFINISHED not in name}
+    others -= {one.path.name for one in own}
+    _refuse_uncommitted(allow_uncommitted, *own, step)
+    metadata = _read_step_metadata(path)
+    return Location(item, given_as, path.name, tuple(sorted(others)), metadata, tuple(joined))
 
 
-def _is_other(child: epath.Path, item: str) -> bool:
-    return child.is_dir() and child.name != item and UNFINISHED not in child.name
-
-
-def _items(path: epath.Path) -> list[str]:
+def _items(step: Folder) -> list[Folder]:
     """The directories under a step that hold a tree of arrays."""
-    return [
-        child.name
-        for child in path.iterdir()
-        if _step_number(child.name) is None
-        and UNFINISHED not in child.name
-        and (child / TREE_METADATA).exists()
-    ]
+    names = [n for n in step.folders if _step_number(n) is None and UNFINISHED not in n]
+    children = [open_folder(step.path / name) for name in names]
+    return [child for child in children if TREE_METADATA in child.files]
 
 
 def _step_number(name: str) -> int | None:
@@ -179,35 +185,48 @@ def _step_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def steps_in(root: epath.Path) -> dict[int, epath.Path]:
-    """The finished steps under a root, by number."""
-    numbered = {_step_number(child.name): child for child in root.iterdir() if child.is_dir()}
-    return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
+def steps_in(root: Folder) -> dict[int, epath.Path]:
+    """The steps under a root, by number; in a bucket also those that are being saved."""
+    numbers = {_step_number(name): root.path / name for name in root.folders}
+    return {number: numbers[number] for number in sorted(n for n in numbers if n is not None)}
 
 
-def choose_step(root: epath.Path, step: int | None, has_step: bool = True) -> epath.Path:
+def _finished(steps: dict[int, epath.Path]) -> dict[int, epath.Path]:
+    """The steps without those that are being saved, which outside of buckets have other names."""
+    return {
+        number: path
+        for number, path in steps.items()
+        if not is_remote(path) or read_if_there(path / COMMITTED) is not None
+    }
+
+
+def choose_step(
+    root: Folder, step: int | None, has_step: bool = True, allow_uncommitted: bool = False
+) -> epath.Path:
     """The step that `--step` names, or the only one.
 
     Raises:
       NotACheckpoint: there are no steps.
       BadInput: there are several to choose from, or not the one that is asked for.
     """
-    steps = steps_in(root)
+    steps, path = steps_in(root), root.path
     if not steps:
-        raise NotACheckpoint(f"`{root}` is not an Orbax checkpoint", hint=_looks_like(root))
+        raise NotACheckpoint(f"`{path}` is not an Orbax checkpoint", hint=_looks_like(root))
+    if step is None and len(steps) > 1 and not allow_uncommitted:
+        steps = _finished(steps) or steps
     listed = ", ".join(map(str, steps))
     if step is None and len(steps) > 1:
         name_it = f"name one of them, for example `{steps[max(steps)]}`"
         hint = "choose one with `--step N`" if has_step else name_it
-        raise BadInput(f"`{root}` holds {len(steps)} steps: {listed}", hint=hint)
+        raise BadInput(f"`{path}` holds {len(steps)} steps: {listed}", hint=hint)
     if step is not None and step not in steps:
-        raise BadInput(f"`{root}` has no step {step}", hint=f"it has {listed}")
+        raise BadInput(f"`{path}` has no step {step}", hint=f"it has {listed}")
     return steps[next(iter(steps)) if step is None else step]
 
 
-def _looks_like(path: epath.Path) -> str:
+def _looks_like(folder: Folder) -> str:
     """What a directory that is no checkpoint seems to be, and what to try."""
-    names = {child.name for child in path.iterdir()}
+    names = folder.names
     if any(UNFINISHED in name for name in names):
         return "it holds only unfinished saves, which were interrupted before they were committed"
     if "metadata" in names and "state" in names:
@@ -222,10 +241,10 @@ def _looks_like(path: epath.Path) -> str:
 
 
 def _read_step_metadata(*paths: epath.Path) -> dict[str, Any] | None:
-    for path in paths:
-        file = path / STEP_METADATA
-        if file.exists():
-            metadata = read_json(file, NotACheckpoint)
+    for file in (path / STEP_METADATA for path in paths):
+        text = read_if_there(file)
+        if text is not None:
+            metadata = mapping_in(text, file, NotACheckpoint)
             custom = free_metadata(metadata, "custom_metadata", file)
             return {**metadata, "custom_metadata": custom}
     return None

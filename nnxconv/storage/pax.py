@@ -20,9 +20,11 @@ from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.keys import Key
 from nnxconv.storage.contained import refuse_strangers
 from nnxconv.storage.documents import parse_json
+from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.formats import ArrayFormat, chunk_key, encoding
 from nnxconv.storage.item import Item, read_formats
 from nnxconv.storage.locate import TREE_METADATA, choose_step, finished_directory, steps_in
+from nnxconv.storage.remote import files_below, read_if_there
 from nnxconv.storage.unchanged import look
 from nnxconv.views import Shape, Source
 
@@ -35,12 +37,14 @@ class PaxCheckpoint:
     """The leaves of a Pax checkpoint.
 
     Attributes:
-      item: the directory of the leaves, each leaf an array of one key.
+      folder: the directory of the leaves.
+      item: what is in it, each leaf an array of one key.
       step: the number in the step's name; None when it has none.
       unpadded: shapes without padding by leaf, for parameters only; empty before version 1.1.
       missing_chunks: for each leaf of which chunks are missing, how many, and some of them.
     """
 
+    folder: Folder
     item: Item
     step: int | None
     unpadded: Mapping[str, Shape]
@@ -61,12 +65,14 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
       DamagedCheckpoint: the metadata of the checkpoint or of a leaf cannot be read.
     """
     given = finished_directory(path)
-    folder = _locate(path, given, step)
+    found = _locate(path, given, step)
+    folder = found.path
     parent = folder.parent if folder.name == "state" else folder
-    refuse_strangers(given if given in folder.parents else parent, folder, parent / "metadata")
+    top = given.path if given.path in folder.parents else parent
+    refuse_strangers(top, folder, parent / "metadata")
     seen = look(folder)
-    names = sorted(child.name for child in folder.iterdir() if child.is_dir())
-    if (folder / "manifest.ocdbt").exists():
+    names = sorted(found.folders)
+    if "manifest.ocdbt" in found.files:
         raise NotACheckpoint(
             "this Pax checkpoint is an OCDBT database (version 1.2), which is not supported",
             where=str(folder),
@@ -75,6 +81,7 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
     formats = read_formats(folder, None, False, names)
     tree = {_key(name): _source(folder, name, formats[name]) for name in names}
     return PaxCheckpoint(
+        found,
         Item(folder, tree, formats, use_ocdbt=False, use_zarr3=False, seen=seen),
         _number(parent.name),
         _unpadded(parent / "metadata" / "metadata"),
@@ -93,41 +100,39 @@ def _source(folder: epath.Path, name: str, array: ArrayFormat) -> Source:
     )
 
 
-def _locate(path: str, given: epath.Path, step: int | None) -> epath.Path:
+def _locate(path: str, given: Folder, step: int | None) -> Folder:
     """The directory that holds the leaves."""
-    if not _has_leaves(given) and (given / "checkpoints").is_dir():
-        given /= "checkpoints"
+    if not _has_leaves(given) and "checkpoints" in given.folders:
+        given = open_folder(given.path / "checkpoints")
     if not _has_leaves(given) and _step_folders(given):
-        given = choose_step(given, step)
-    for folder in (given / "state", given):
-        if folder.is_dir() and _has_leaves(folder):
-            return folder
+        given = open_folder(choose_step(given, step, allow_uncommitted=True))
+    if "state" in given.folders:
+        state = open_folder(given.path / "state")
+        if _has_leaves(state):
+            return state
+    if _has_leaves(given):
+        return given
     raise NotACheckpoint(f"`{path}` is not a Pax checkpoint", hint=_looks_like(given))
 
 
-def _has_leaves(folder: epath.Path) -> bool:
+def _has_leaves(folder: Folder) -> bool:
     """True where parameters are, one by one or in a database."""
-    if (folder / TREE_METADATA).exists():
+    if TREE_METADATA in folder.files:
         return False
-    children = list(folder.iterdir())
-    return any(
-        child.name.startswith(_PARAMETERS) or child.name == "manifest.ocdbt" for child in children
-    ) or _is_state(folder)
+    if any(name.startswith(_PARAMETERS) or name == "manifest.ocdbt" for name in folder.names):
+        return True
+    return "state" in folder.folders and _has_leaves(open_folder(folder.path / "state"))
 
 
-def _is_state(folder: epath.Path) -> bool:
-    return (folder / "state").is_dir() and _has_leaves(folder / "state")
+def _step_folders(folder: Folder) -> bool:
+    return any(_has_leaves(open_folder(step)) for step in steps_in(folder).values())
 
 
-def _step_folders(folder: epath.Path) -> bool:
-    return any(_has_leaves(step) for step in steps_in(folder).values())
-
-
-def _looks_like(folder: epath.Path) -> str:
-    if not any(folder.iterdir()):
+def _looks_like(folder: Folder) -> str:
+    if not folder.names:
         return "it is empty"
-    if (folder / TREE_METADATA).exists() or any(
-        (child / TREE_METADATA).exists() for child in folder.iterdir()
+    if TREE_METADATA in folder.files or any(
+        TREE_METADATA in open_folder(folder.path / name).files for name in folder.folders
     ):
         return "it is an Orbax checkpoint: `nnxconv convert` takes it"
     return "expected `mdl_vars.params.lm...`, `state`, or steps such as `checkpoint_00000005`"
@@ -140,10 +145,11 @@ def _number(name: str) -> int | None:
 
 def _unpadded(file: epath.Path) -> dict[str, Shape]:
     """The shapes without padding that the metadata give, by leaf."""
-    if not file.exists():
+    text = read_if_there(file)
+    if text is None:
         return {}
     try:
-        metadata = parse_json(file.read_bytes())
+        metadata = parse_json(text)
         if float(metadata["version"]) < 1.1:
             return {}
         return dict(_shapes(metadata["train_state_metadata"]["mdl_vars"], "mdl_vars"))
@@ -170,11 +176,8 @@ def _missing(folder: epath.Path, array: ArrayFormat) -> str:
         chunk_key(array.zarr_format, array.metadata, index)
         for index in itertools.product(*map(range, counts))
     ]
-    if any("/" in key for key in wanted):
-        missing = [key for key in wanted if not (folder / key).exists()]
-    else:
-        found = {child.name for child in folder.iterdir()}
-        missing = [key for key in wanted if key not in found]
+    found = files_below(folder)
+    missing = [key for key in wanted if key not in found]
     if not missing:
         return ""
     named = ", ".join(missing[:_MAX_CHUNKS_NAMED])

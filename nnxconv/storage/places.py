@@ -11,6 +11,7 @@ from etils import epath
 from nnxconv.errors import BadInput, PlanError, StorageError
 from nnxconv.plan import Plan
 from nnxconv.sizes import format_bytes
+from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.freight import Freight, rewritten_bytes
 from nnxconv.storage.item import Item
 from nnxconv.storage.locate import (
@@ -21,7 +22,7 @@ from nnxconv.storage.locate import (
     absolute,
     steps_in,
 )
-from nnxconv.storage.remote import is_remote
+from nnxconv.storage.remote import COMMITTED, is_remote
 from nnxconv.storage.save import Target
 
 
@@ -44,23 +45,60 @@ def check_places(
     for parent in () if is_remote(destination) else destination.parents:
         if parent.exists() and not parent.is_dir():
             raise BadInput(f"`{target_path}` lies in `{parent}`, which is not a directory")
-    if not destination.exists() or _is_left_over_root(destination, location):
+    there = _folder_or_none(target_path, destination)
+    if there is None or _is_left_over_root(there, location):
         return
     if not overwrite:
-        raise BadInput(f"`{target_path}` exists", hint="add `--overwrite` to replace it")
+        raise BadInput(f"`{target_path}` exists", hint=_way_out(there, location))
     if location.given_as == "root":
-        _check_root(target_path, destination, location)
-    elif destination.is_dir() and steps_in(destination):
+        _check_root(target_path, there, location)
+    elif steps_in(there):
         raise BadInput(
             f"`{target_path}` is a root of steps, so it is not replaced by one step",
             hint=f"name the step in it, for example `{target_path}/0`",
         )
-    if target.path.exists() and not _is_replaceable(target.path, location.given_as):
+    old = there
+    if target.path != destination:
+        old = _folder_or_none(target_path, target.path)
+    if old is not None and not _is_replaceable(old, location.given_as):
         what = "an item" if location.given_as == "item" else "a step"
         raise BadInput(
             f"`{target.path}` exists and is not {what} of a checkpoint, so it is not replaced",
-            hint="remove it yourself, or choose another target",
+            hint=_removal(target.path),
         )
+
+
+def _folder_or_none(target_path: str, path: epath.Path) -> Folder | None:
+    """What stands at a path, or nothing.
+
+    Raises:
+      BadInput: a file does.
+    """
+    try:
+        return open_folder(path)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise BadInput(
+            f"`{target_path}` is a file, and is not replaced", hint=_removal(path)
+        ) from error
+
+
+def _removal(path: epath.Path) -> str:
+    if is_remote(path):
+        return f"`gcloud storage rm -r {path}` removes it; or choose another target"
+    return "remove it yourself, or choose another target"
+
+
+def _way_out(there: Folder, location: Location) -> str:
+    """How to write where something is; what a killed run left in a bucket has its final name."""
+    is_finished = not is_remote(there.path) or location.given_as == "root"
+    if is_finished or COMMITTED in there.files:
+        return "add `--overwrite` to replace it"
+    return (
+        f"it is no finished checkpoint: if nobody is writing it,"
+        f" `gcloud storage rm -r {there.path}` removes it"
+    )
 
 
 def _in_each_other(path: epath.Path, source: str, location: Location) -> bool:
@@ -68,32 +106,28 @@ def _in_each_other(path: epath.Path, source: str, location: Location) -> bool:
     return path in (given, location.item) or given in path.parents or path in location.item.parents
 
 
-def _is_left_over_root(destination: epath.Path, location: Location) -> bool:
+def _is_left_over_root(there: Folder, location: Location) -> bool:
     """True for a root that holds nothing, or only what a killed conversion left."""
-    if location.given_as != "root" or not destination.is_dir():
-        return False
-    return all(UNFINISHED in child.name for child in destination.iterdir())
+    return location.given_as == "root" and all(UNFINISHED in name for name in there.names)
 
 
-def _check_root(target_path: str, destination: epath.Path, location: Location) -> None:
-    if not destination.is_dir() or not steps_in(destination):
+def _check_root(target_path: str, there: Folder, location: Location) -> None:
+    if not steps_in(there):
         raise BadInput(
             f"`{target_path}` is not a root of steps as the source is, so it is not replaced",
             hint=f"give the step itself as the source: `{location.item.parent}`",
         )
 
 
-def _is_replaceable(path: epath.Path, given_as: str) -> bool:
+def _is_replaceable(there: Folder, given_as: str) -> bool:
     """True for a whole item, or a step that holds items and nothing else."""
-    if not path.is_dir():
-        return False
     if given_as == "item":
-        return (path / TREE_METADATA).exists()
-    if (path / TREE_METADATA).exists() or steps_in(path):
+        return TREE_METADATA in there.files
+    if TREE_METADATA in there.files or steps_in(there):
         return False
-    children = list(path.iterdir())
-    return (path / STEP_METADATA).exists() or all(
-        child.is_dir() and (child / TREE_METADATA).exists() for child in children
+    return STEP_METADATA in there.files or (
+        not there.files - {COMMITTED}
+        and all(TREE_METADATA in open_folder(there.path / n).files for n in there.folders)
     )
 
 

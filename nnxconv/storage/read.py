@@ -1,6 +1,5 @@
 """Read regions of stored arrays."""
 
-import asyncio
 import math
 from collections.abc import Mapping
 
@@ -10,6 +9,7 @@ import tensorstore as ts
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.arrays import array_spec, damaged, new_context
 from nnxconv.storage.item import Item
+from nnxconv.tasks import run
 from nnxconv.views import Source, View, first_source, notation
 
 
@@ -60,7 +60,7 @@ def read_numbers(item: Item, source: Source) -> list[int]:
     if math.prod(source.shape) > MOST_NUMBERS:
         raise _no_number(source)
     region = tuple(slice(0, size) for size in source.shape)
-    values = asyncio.run(Reader({source.store: item}).read(source, region))
+    values = run(Reader(item.stores).read(source, region))
     return [int(value) for value in values.reshape(-1)]
 
 

@@ -6,13 +6,20 @@ Listings and small files go through etils over gcsfs, arrays through TensorStore
 
 import logging
 import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from etils import epath
 
+from nnxconv.storage.patience import timeout_seconds
+
 SCHEME = "gs://"
+REQUESTS_AT_ONCE = 32
+_UPLOAD_BYTES, _DOWNLOAD_BYTES = 2**24, 2**22
+"""How much of a file one request carries; each waits for the one before it when files go up."""
 
 
 def is_remote(path: object) -> bool:
@@ -22,7 +29,11 @@ def is_remote(path: object) -> bool:
 
 @cache
 def prepare() -> None:
-    """Settings that both libraries read when they are used for the first time."""
+    """Settings that both libraries read when they are used for the first time.
+
+    From then on fsspec gives everybody in this process our `Buckets` for gs:// paths.
+    """
+    import fsspec
     from fsspec.config import conf
 
     for name in ("gcsfs", "fsspec"):  # they print the traceback of every failed request
@@ -31,6 +42,9 @@ def prepare() -> None:
     options: dict[str, Any] = {"use_listings_cache": False}
     # Hierarchical buckets are looked for with a call that many accounts may not make.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    for limit in ("CONNECT_TIMEOUT_SECONDS", "LOW_SPEED_TIME_SECONDS"):
+        os.environ.setdefault(f"TENSORSTORE_CURL_{limit}", str(timeout_seconds()))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     if emulator:
         url = emulator if "://" in emulator else f"http://{emulator}"
@@ -38,8 +52,12 @@ def prepare() -> None:
         os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
         os.environ.setdefault("NO_GCE_CHECK", "true")
         options["token"] = "anon"
+
+    from nnxconv.storage.buckets import Buckets  # gcsfs reads the environment when it is imported
+
     for protocol in ("gcs", "gs"):
         conf[protocol] = {**options, **conf.get(protocol, {})}
+        fsspec.register_implementation(protocol, Buckets, clobber=True)
 
 
 def filesystem() -> Any:
@@ -48,6 +66,14 @@ def filesystem() -> Any:
 
     prepare()
     return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
+def read_if_there(path: epath.Path) -> bytes | None:
+    """A small file; None when there is none. One request in a bucket."""
+    try:
+        return filesystem().cat_file(path.as_posix()) if is_remote(path) else path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return None
 
 
 def files_below(path: epath.Path) -> dict[str, int]:
@@ -81,34 +107,57 @@ def copy_file(source: epath.Path, target: epath.Path) -> None:
         filesystem().put_file(os.fspath(source), target.as_posix(), chunksize=_UPLOAD_BYTES)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
-        filesystem().get_file(source.as_posix(), os.fspath(target))
+        filesystem().get_file(
+            source.as_posix(),
+            os.fspath(target),
+            chunk_size=_DOWNLOAD_BYTES,
+            max_prefetch_size=2 * _DOWNLOAD_BYTES,
+        )
         with open(target, "rb+") as copied:  # noqa: PTH123
             os.fsync(copied.fileno())
 
 
-_UPLOAD_BYTES = 2**24
+def copy_files(pairs: Iterable[tuple[epath.Path, epath.Path]]) -> None:
+    """Copies files from or to a bucket, many at once."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        for copied in [pool.submit(copy_file, source, target) for source, target in pairs]:
+            copied.result()
 
 
-def remove_tree(path: epath.Path) -> None:
-    """Removes every object below a path, the marks that it is complete first."""
+def is_mark(name: str) -> bool:
+    """True for the relative path of an object that says that what it lies in is complete."""
+    return name.rpartition("/")[2] == COMMITTED
+
+
+def remove_files(files: Sequence[epath.Path]) -> None:
+    """Removes files, local or on gs://."""
+    if not any(map(is_remote, files)):
+        for file in files:
+            file.unlink()
+        return
+    with suppress(FileNotFoundError):  # the answer to an earlier try was lost
+        filesystem().rm([file.as_posix() for file in files])
+
+
+def remove_tree(path: epath.Path) -> bool:
+    """Removes every object below a path, the marks that it is complete first.
+
+    Returns whether there were any.
+    """
     files = files_below(path)
-    marks = [name for name in files if name.rpartition("/")[2] == COMMITTED]
-    root = path.as_posix().rstrip("/")
-    for names in (marks, [name for name in files if name not in marks]):
-        if names:
-            with suppress(FileNotFoundError):  # the answer to an earlier try was lost
-                filesystem().rm([f"{root}/{name}" for name in names])
+    for are_marks in (True, False):
+        remove_files([path / name for name in files if is_mark(name) == are_marks])
+    return bool(files)
 
 
 COMMITTED = "commit_success.txt"
 """The last object that Orbax writes into an item or a step on gs://."""
 
 
-def move_tree(source: epath.Path, target: epath.Path) -> None:
-    """Moves a checkpoint; what is below `target` is complete only when its last mark is there."""
+def copy_tree(source: epath.Path, target: epath.Path) -> None:
+    """Copies a checkpoint; what is below `target` is complete only when its last mark is there."""
     files = files_below(source)
-    marks = [name for name in files if name.rpartition("/")[2] == COMMITTED]
-    inner_first = sorted(marks, key=lambda name: -name.count("/"))
-    for name in [*(name for name in files if name not in marks), *inner_first]:
+    marks = sorted(filter(is_mark, files), key=lambda name: -name.count("/"))
+    copy_files((source / name, target / name) for name in files if not is_mark(name))
+    for name in marks:  # inner ones first
         copy_file(source / name, target / name)
-    remove_tree(source)

@@ -7,7 +7,7 @@ directory is removed.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nnxconv.keys import Key
-from nnxconv.storage.commit import nothing_left_on_failure, stand_in, temporary_path_class
+from nnxconv.storage.commit import nothing_left_on_failure, temporary_path_class
 from nnxconv.storage.leaves import Run, leaf_of, nested_tree, plain_value, registry
 from nnxconv.storage.locate import Location, absolute
+from nnxconv.storage.remote import COMMITTED, copy_files, files_below, is_remote
 from nnxconv.storage.writer import NewArray, Work, Writer
 from nnxconv.views import Literal
 
@@ -30,6 +31,7 @@ class Target:
     Attributes:
       path: the item directory, or the step directory that will hold it.
       item_name: name of the item in its step; empty when `path` is the item itself.
+      is_split: the step gets several items, which are the names at the root of the tree.
       carried: directories of other items that are copied into the step, by name.
       handlers: what `_CHECKPOINT_METADATA` calls the handlers of the carried items.
       files: files that are copied into the step, by name.
@@ -43,58 +45,88 @@ class Target:
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, epath.Path] = field(default_factory=dict)
     may_replace: bool = False
+    is_split: bool = False
+
+    @property
+    def item_path(self) -> epath.Path:
+        """The item; the step where there are several."""
+        return self.path / self.item_name if self.item_name else self.path
 
 
-def target_for(target_path: str, source: Location, custom_metadata: dict[str, Any]) -> Target:
-    """The target in the structure in which the source was given."""
+def target_for(
+    target_path: str,
+    source: Location,
+    custom_metadata: dict[str, Any],
+    *,
+    is_split: bool = False,
+) -> Target:
+    """The target in the structure in which the source was given; one of several items is a step."""
     destination = absolute(target_path)
     if source.given_as == "item":
-        return Target(destination, custom_metadata=custom_metadata)
+        return Target(destination, custom_metadata=custom_metadata, is_split=is_split)
     path = destination
     if source.given_as == "root":
         path = absolute((destination / source.step_name).as_posix())
     step = source.item.parent
     return Target(
         path,
-        source.item.name,
+        "" if is_split else _USUAL_ITEM if source.joined else source.item.name,
         {name: step / name for name in source.other_items},
         source.item_handlers,
         custom_metadata,
+        is_split=is_split,
     )
 
 
-def save(
-    target: Target,
-    arrays: Iterable[NewArray],
-    literals: Iterable[tuple[Key, Literal]],
-    *,
-    use_ocdbt: bool,
-    use_zarr3: bool,
-    custom_metadata: dict[str, Any],
-    work: Work,
-) -> None:
-    """Writes one item and commits it; on any failure nothing is left of it."""
-    run = Run(_with_files(work, target.files), use_ocdbt)
-    tree = nested_tree(
-        [*((a.key, leaf_of(a)) for a in arrays), *((k, plain_value(v)) for k, v in literals)]
-    )
-    args: Any = ocp.args.PyTreeSave(tree, custom_metadata=custom_metadata or None)
+_USUAL_ITEM = "default"
+"""What `CheckpointManager` calls the item of a step that has one only."""
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item that is written: its leaves, its container, and the work that fills it."""
+
+    name: str
+    arrays: Iterable[NewArray]
+    literals: Iterable[tuple[Key, Literal]]
+    use_ocdbt: bool
+    use_zarr3: bool
+    work: Work
+
+
+def save(target: Target, items: Sequence[NewItem], *, custom_metadata: dict[str, Any]) -> None:
+    """Writes the items and commits them together; on any failure nothing is left of them."""
     may_replace = target.may_replace
-    with _quiet_orbax(), nothing_left_on_failure(target.path, may_replace=may_replace):
-        handler: Any = ocp.PyTreeCheckpointHandler(
-            use_ocdbt=use_ocdbt, use_zarr3=use_zarr3, type_handler_registry=registry(run)
-        )
-        if target.item_name:
-            handler, args = _in_step(target, handler, args)
+    with _quiet_orbax(), nothing_left_on_failure(target.path, may_replace=may_replace) as place:
+        savers = {item.name: _saver(item, target, custom_metadata) for item in items}
+        handler, args = savers[""] if "" in savers else _in_step(target, savers)
         with ocp.Checkpointer(
             handler,
             temporary_path_class=temporary_path_class(target.path, may_replace=may_replace),
         ) as checkpointer:
             checkpointer.save(
-                stand_in(target.path),
+                place,
                 args=args,
                 custom_metadata=dict(target.custom_metadata) or None,
             )
+
+
+def _saver(item: NewItem, target: Target, custom_metadata: dict[str, Any]) -> tuple[Any, Any]:
+    """Handler and arguments that make Orbax write an item."""
+    run = Run(_with_files(item.work, target.files), item.use_ocdbt)
+    tree = nested_tree(
+        [
+            *((array.key, leaf_of(array)) for array in item.arrays),
+            *((key, plain_value(literal)) for key, literal in item.literals),
+        ]
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=item.use_ocdbt,
+        use_zarr3=item.use_zarr3,
+        type_handler_registry=registry(run),
+    )
+    args: Any = ocp.args.PyTreeSave(tree, custom_metadata=custom_metadata or None)
+    return handler, args
 
 
 def _with_files(work: Work, files: Mapping[str, epath.Path]) -> Work:
@@ -108,24 +140,30 @@ def _with_files(work: Work, files: Mapping[str, epath.Path]) -> Work:
     return both
 
 
-def _in_step(target: Target, handler: Any, args: Any) -> tuple[Any, Any]:
-    """Handler and arguments for a whole step: the new item, and those carried over."""
+def _in_step(target: Target, savers: Mapping[str, tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Handler and arguments for a whole step: the new items, and those carried over."""
     handlers = {name: _CopyHandler(target.handlers.get(name)) for name in target.carried}
     copies = {name: _CopySave(path) for name, path in target.carried.items()}
-    name = target.item_name
     composite: Any = ocp.CompositeCheckpointHandler
     return (
-        composite(composite_options=_IN_ORDER, **handlers, **{name: handler}),
-        ocp.args.Composite(**copies, **{name: args}),
+        composite(
+            composite_options=_IN_ORDER,
+            **handlers,
+            **{name: handler for name, (handler, _) in savers.items()},
+        ),
+        ocp.args.Composite(**copies, **{name: args for name, (_, args) in savers.items()}),
     )
 
 
 @contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Keeps Orbax's remarks about handlers that we left out on purpose off the user's screen."""
+    """Keeps off the screen what Orbax says of handlers that we left out on purpose, and of errors.
+
+    It prints the traceback of an error in one of its threads, and raises the error too.
+    """
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -156,12 +194,19 @@ class _CopyHandler(ocp.CheckpointHandler):
 
 
 def _copy_tree(source: epath.Path, target: epath.Path) -> None:
-    """Copies files and folders, but not their permissions: a source may be read-only."""
+    """Copies files and folders, but not their permissions: a source may be read-only.
+
+    The mark that the item is complete stays behind; in a bucket Orbax writes it when it is.
+    """
+    if is_remote(source) or is_remote(target):
+        names = [name for name in files_below(source) if name != COMMITTED]
+        copy_files((source / name, target / name) for name in names)
+        return
     target.mkdir(parents=True, exist_ok=True)
     for child in source.iterdir():
         if child.is_dir():
             _copy_tree(child, target / child.name)
-        else:
+        elif child.name != COMMITTED:
             child.copy(target / child.name)
 
 

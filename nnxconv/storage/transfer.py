@@ -9,7 +9,8 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import tensorstore as ts
@@ -25,11 +26,12 @@ from nnxconv.storage.arrays import (
 from nnxconv.storage.freight import Freight
 from nnxconv.storage.item import Item
 from nnxconv.storage.ocdbt import read_contents
-from nnxconv.storage.remote import copy_file, file_bytes, is_remote
+from nnxconv.storage.remote import REQUESTS_AT_ONCE, copy_file, copy_files, is_remote, remove_files
 from nnxconv.storage.writer import Writer
 from nnxconv.tasks import together
 
 FILES_AT_ONCE = 8
+"""Files that go through this process; servers copy more at once."""
 
 
 @dataclass
@@ -75,21 +77,21 @@ class Carrier:
         self._transfer: Transfer = transfer
         self._moved = moved
         self._saying = threading.Lock()
+        ends = [is_remote(item.path), is_remote(self._target)]
+        self._is_remote, self._is_served = any(ends), all(ends)
 
     async def carry(self, freight: Freight, tell: Tell) -> None:
         """Gives the target the files and the single values that the freight names."""
-        await self._take_files(freight.files, tell)
+        await self._take_files(freight, tell)
         await self._copy_values(freight, tell)
 
-    async def refer(self, keys: Mapping[str, str]) -> None:
+    async def refer(self, freight: Freight) -> None:
         """References in the target's database to values in data files that it has now."""
         contents = self._item.contents
-        if not keys or contents is None:
+        if not freight.references or contents is None:
             return
-        nodes = [file for file in contents.node_files if not (self._target / file).exists()]
-        for file in nodes:
-            (self._target / file).parent.mkdir(parents=True, exist_ok=True)
-            (self._item.path / file).copy(self._target / file)
+        nodes = contents.node_files - set(freight.files.values())
+        await asyncio.to_thread(self._take_nodes, nodes)
         target = self._writer.references_spec
         manifest = directory_spec(self._item.path)
         source = {"driver": "ocdbt", "base": target["base"], "manifest": manifest}
@@ -100,16 +102,25 @@ class Carrier:
         one_key = ts.KvStore.KeyRange("", "\0")
         copies = [
             (old_store + old).experimental_copy_range_to(into + new, source_range=one_key)
-            for old, new in keys.items()
+            for old, new in freight.references.items()
         ]
         await all_done(copies)
         for copy in copies:
             copy.result()
         await transaction.commit_async()
         still_needed = read_contents(self._target).files()
-        for file in nodes:
-            if file not in still_needed:
-                (self._target / file).unlink()
+        needless = [self._target / file for file in nodes - still_needed]
+        await asyncio.to_thread(remove_files, needless)
+
+    def _take_nodes(self, nodes: Iterable[str]) -> None:
+        """Copies files that hold the source's nodes."""
+        pairs = [(self._item.path / file, self._target / file) for file in nodes]
+        if self._is_remote:
+            copy_files(pairs)
+            return
+        for source, target in pairs:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.copy(target)
 
     async def _copy_values(self, freight: Freight, tell: Tell) -> None:
         """Encoded values, read and written as they are, a window to a commit."""
@@ -134,45 +145,51 @@ class Carrier:
             except (ValueError, OSError) as error:
                 raise damaged(self._item.path, value.old, error) from error
 
-    async def _take_files(self, files: Mapping[str, str], tell: Tell) -> None:
+    async def _take_files(self, freight: Freight, tell: Tell) -> None:
         """Links or copies files of the item into the target, several at once."""
-
-        at_once = asyncio.Semaphore(FILES_AT_ONCE)
+        at_once = REQUESTS_AT_ONCE if self._is_served else FILES_AT_ONCE
         is_stopped = False
 
-        async def take(old: str, new: str) -> None:
+        def take(old: str, new: str) -> bool | None:
+            return None if is_stopped else self._take_file(old, new)
+
+        async def took(old: str, new: str) -> None:
             nonlocal is_stopped
-            async with at_once:
-                if is_stopped:
-                    return
-                try:
-                    was_linked, nbytes = await asyncio.to_thread(self._take_file, old, new)
+            try:
+                was_linked = await loop.run_in_executor(pool, take, old, new)
+                if was_linked is not None:
+                    nbytes = freight.file_sizes[old]
                     self._moved.nbytes += nbytes
                     self._moved.linked_files += was_linked
                     self._moved.copied_files += not was_linked
                     tell(nbytes)
-                except BaseException:
-                    is_stopped = True
-                    raise
+            except BaseException:
+                is_stopped = True
+                raise
 
-        await together(take(old, new) for old, new in files.items())
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(at_once) as pool:
+            await together(took(old, new) for old, new in freight.files.items())
 
-    def _take_file(self, old: str, new: str) -> tuple[bool, int]:
-        """Whether a file was linked, and its length; a copy is on disk when this returns."""
+    def _take_file(self, old: str, new: str) -> bool:
+        """Whether a file was linked; a copy is on disk when this returns."""
         source, target = self._item.path / old, self._target / new
-        if is_remote(source) or is_remote(target):
-            return False, self._take_object(source, target)
+        if self._is_remote:
+            if self._transfer == "link":
+                who = "the server copied the files" if self._is_served else "files were copied"
+                self._copy_from_now_on(f"{who}: there are no links to files on gs://")
+            copy_file(source, target)
+            return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        nbytes = file_bytes(source)
         if self._transfer == "link":
             try:
                 os.link(source, target)
-                return True, nbytes
+                return True
             except OSError as error:
                 reason = error.strerror or str(error)
                 self._copy_from_now_on(f"files were copied, because links failed: {reason}")
         _copy_file(source, target)
-        return False, nbytes
+        return False
 
     def _copy_from_now_on(self, why: str) -> None:
         """Says once, however many threads find out, that there are no links."""
@@ -180,16 +197,6 @@ class Carrier:
             if self._transfer == "link":
                 self._transfer = "copy"
                 self._moved.notes.append(why)
-
-    def _take_object(self, source: epath.Path, target: epath.Path) -> int:
-        """Copies a file from or to a bucket, and gives its length."""
-        nbytes = file_bytes(source)
-        is_served = is_remote(source) and is_remote(target)
-        if self._transfer == "link":
-            who = "the server copied the files" if is_served else "files were copied"
-            self._copy_from_now_on(f"{who}: there are no links to files on gs://")
-        copy_file(source, target)
-        return nbytes
 
 
 def _copy_file(source: epath.Path, target: epath.Path) -> None:

@@ -11,7 +11,7 @@ from etils import epath
 
 from nnxconv.errors import BadInput
 from nnxconv.keys import Key
-from nnxconv.state import Tree
+from nnxconv.state import Tree, below
 from nnxconv.storage.arrays import (
     all_done,
     kvstore_spec,
@@ -20,7 +20,7 @@ from nnxconv.storage.arrays import (
     new_kvstore_spec,
 )
 from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
-from nnxconv.storage.item import Item, array_name
+from nnxconv.storage.item import Item, array_name, joined_items
 from nnxconv.storage.locate import absolute
 from nnxconv.storage.ocdbt import read_contents
 from nnxconv.storage.remote import is_remote
@@ -193,4 +193,21 @@ def _stored(
     return Source(array_name(key), stored.shape, stored.dtype, stored.chunks, store, kind, impl)
 
 
+@dataclass(frozen=True)
+class Writers:
+    """The items of a step that together are one tree, by name, while they are being written."""
+
+    step: epath.Path
+    writers: Mapping[str, Writer]
+
+    def read_back(self, tree: Tree) -> Item:
+        """The items as they have been written so far, as one."""
+        return joined_items(
+            self.step,
+            {name: w.read_back(below(tree, (name,))) for name, w in self.writers.items()},
+        )
+
+
 Work = Callable[[Writer], Awaitable[None]]
+Proof = Callable[[Writer | Writers], Awaitable[None]]
+"""A check of what has been written."""

@@ -23,6 +23,8 @@ from tests.benchmarks import generate
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 NNXCONV = [sys.executable, "-c", "from nnxconv.cli import main; main()"]
+MOST_IN_MEMORY = 4.0
+"""GiB that the eager way is tried on: it takes several times as much memory."""
 EAGER = [sys.executable, "-m", "tests.benchmarks.eager"]
 
 
@@ -46,11 +48,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--linked", type=float, nargs="*", default=[], help="GiB to link")
     parser.add_argument("--no-leaves", action="store_true", help="leave out the many small leaves")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         bench = Bench(Path(folder), options.gigabytes, options.layers, options.runs)
         bench.run(with_leaves=not options.no_leaves)
+        for gigabytes in options.linked:
+            bench.linked(gigabytes)
 
 
 class Bench:
@@ -118,6 +123,18 @@ class Bench:
                 os.sync()
                 timings.append(self._run(one))
         self._row(name, ours, theirs, against, work)
+
+    def linked(self, gigabytes: float) -> None:
+        """Hard links to parameters of any size: against the eager way where that has the memory."""
+        source = str(generate.save_weights(self.folder / "weights", gigabytes))
+        command = [*NNXCONV, "convert", source, str(self.folder / "out"), "--layer_axis", "1"]
+        other, against = [sys.executable, "-c", "import orbax.checkpoint"], "import of Orbax"
+        if gigabytes <= MOST_IN_MEMORY:
+            other = [*EAGER, "convert", source, str(self.folder / "other"), "names"]
+            against = "eager"
+        name = f"names only, link, {gigabytes:g} GiB"
+        self.case(name, [*command, "--transfer", "link", "--json"], other, against)
+        shutil.rmtree(source)
 
     def compare(self, name: str, a: str, b: str, against: str) -> None:
         """A comparison of everything, against `diff -r` or the eager way."""

@@ -21,12 +21,16 @@ def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     command, first, second, *rest = sys.argv[1:]
     with ocp.PyTreeCheckpointer() as checkpointer:
-        a = checkpointer.restore(os.path.abspath(first))  # noqa: PTH100
+        a = checkpointer.restore(_absolute(first))
         if command == "compare":
-            b = checkpointer.restore(os.path.abspath(second))  # noqa: PTH100
+            b = checkpointer.restore(_absolute(second))
             print("match" if _all_close(_model(a), _model(b)) else "differ")
         else:
-            checkpointer.save(os.path.abspath(second), _converted(a, rest[0]))  # noqa: PTH100
+            checkpointer.save(_absolute(second), _converted(a, rest[0]))
+
+
+def _absolute(path: str) -> str:
+    return path if path.startswith("gs://") else os.path.abspath(path)  # noqa: PTH100
 
 
 def _model(tree: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tests.chunkwise import Builder
+
 Tree = dict[str, Any]
 
 
@@ -48,6 +50,20 @@ def many_leaves(count: int) -> Tree:
         for i in range(count)
     }
     return {"params": {"params": modules}, "step": np.asarray(0, np.int32)}
+
+
+def save_weights(path: Path, gigabytes: float, layers: int = 96) -> Path:
+    """Saves the parameters of a Linen model, stacked on axis 1, without holding them in memory."""
+    block = np.random.default_rng(0).standard_normal((256, layers, 512), np.float32)
+    blocks = max(1, round(gigabytes * 2**30 / 3 / block.nbytes))
+    builder = Builder(path)
+    for name in ("wi_0", "wi_1", "wo"):
+        key = f"params.params.decoder.layers.{name}.kernel"
+        builder.add(key, (256, layers, 512 * blocks), block.shape, block)
+    builder.add(
+        "params.params.decoder.layers.norm.scale", (64, layers), (64, layers), block[:64, :, 0]
+    )
+    return builder.finish()
 
 
 def save(path: Path, tree: Tree) -> Path:

@@ -35,7 +35,7 @@ def spread(sizes: Sequence[int], count: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Share:
+class Portion:
     """What one process does of a plan.
 
     Attributes:
@@ -55,13 +55,13 @@ class Share:
     jobs: Collection[int] | None = None
 
 
-def share_of(plan: Plan, freight: Freight, number: int, count: int) -> Share:
+def portion_of(plan: Plan, freight: Freight, number: int, count: int) -> Portion:
     """The work of one of `count` processes."""
     renamed_bytes = sum(size_bytes(array.view) for array in plan.renamed)
     if count == 1:
         elements = {array.key: math.prod(array.view.shape) for array in plan.rewritten}
         keys = [array.key for array in plan.arrays]
-        return Share(freight, elements, keys, renamed_bytes, plan.total_bytes)
+        return Portion(freight, elements, keys, renamed_bytes, plan.total_bytes)
     split = split_up(plan, freight, count)
     written_elements = Counter[Key]()
     written_bytes = 0
@@ -79,11 +79,11 @@ def share_of(plan: Plan, freight: Freight, number: int, count: int) -> Share:
                 written_bytes += size * item_bytes(dtype_of(array.view))
     files = {file for file, owner in split.of_file.items() if owner == number}
     values = {key for key, owner in split.of_value.items() if owner == number}
-    mine = freight.only(files, values, refers=number == 0)
+    mine = freight.only(files, values)
     keys = [key for key, owner in counted_by.items() if owner == number]
     moved_bytes = freight.moved_bytes or 1
     part_bytes = renamed_bytes * mine.moved_bytes // moved_bytes
-    return Share(mine, written_elements, keys, part_bytes, part_bytes + written_bytes, jobs)
+    return Portion(mine, written_elements, keys, part_bytes, part_bytes + written_bytes, jobs)
 
 
 @dataclass(frozen=True)
