@@ -14,7 +14,7 @@ import pytest
 import nnxconv
 from tests import checkpoints
 
-WARM = 20
+WARM = 22
 """Conversions after which caches are filled."""
 
 ROUNDS = """
@@ -75,7 +75,7 @@ def rounds(root: Path, count: int) -> list[dict[str, int]]:
 @pytest.mark.parametrize(
     ("processes", "count"),
     [
-        pytest.param(1, WARM + 20, id="short"),
+        pytest.param(1, WARM + 18, id="short"),
         pytest.param(1, 200, id="one process", marks=pytest.mark.trust(only=True)),
         pytest.param(10, 4, id="many processes", marks=pytest.mark.trust(only=True)),
     ],
@@ -104,5 +104,5 @@ def test_nothing_grows(processes, count, use_ocdbt, tmp_path, record_property):
     assert growth < 0.05
     assert end["open"] <= start["open"]
     assert end["threads"] <= start["threads"] + 2
-    assert end["files"] == start["files"]
-    assert abs(end["disk"] - start["disk"]) <= 4096
+    assert end["files"] <= start["files"]
+    assert end["disk"] <= start["disk"] + 4096

@@ -135,6 +135,10 @@ DAMAGES = {
         raw(f"{NAME}/.zarray", "[" * 100_000 + "]" * 100_000),
         ARRAY + "it is nested too deeply",
     ),
+    "an array format with mappings of many levels": (
+        array(attributes=nested(100)),
+        ARRAY + "it is nested too deeply",
+    ),
     "a tree that is nested too deeply": (
         raw("_METADATA", "[" * 100_000 + "]" * 100_000),
         "error: `$/in/a/_METADATA` is not JSON: it is nested too deeply",

@@ -77,6 +77,7 @@ def parse_format(zarr_format: int, metadata: dict[str, Any]) -> ArrayFormat:
     found = ArrayFormat(zarr_format, metadata, shape, dtype, _sizes(chunks))
     _check_chunks(found)
     compressor(found)  # raises where the codecs are not what zarr has
+    encoding(found)
     return found
 
 

@@ -12,7 +12,7 @@ from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.keys import Key
 from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, kvstore_spec
-from nnxconv.storage.documents import free_metadata, parse_json, read_json
+from nnxconv.storage.documents import free_metadata, is_flat, parse_json, read_json
 from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.formats import (
     ORBAX,
@@ -258,7 +258,10 @@ _LONGEST = 200
 @lru_cache(maxsize=4096)
 def _parsed(zarr_format: int, text: bytes) -> ArrayFormat:
     """The format that a text describes; arrays of one shape share it, and must not change it."""
-    return parse_format(zarr_format, parse_json(text))
+    metadata = parse_json(text)
+    if not is_flat(metadata):
+        raise ValueError("it is nested too deeply")
+    return parse_format(zarr_format, metadata)
 
 
 def _prng_impls(item: Folder) -> dict[str, str]:
