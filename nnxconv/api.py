@@ -241,6 +241,7 @@ def compare(
     from nnxconv.cluster import joined
     from nnxconv.comparison import compare_values as read_both
     from nnxconv.storage.files import read_text
+    from nnxconv.storage.unchanged import refuse_changed
 
     started = time.monotonic()
     share_one_heap()
@@ -275,6 +276,7 @@ def compare(
             items = item_a.stores | item_b.stores
             pairs = join_layers(common, (*a.groups, *b.groups))
             values = read_both(pairs, items, tolerance, parse_bytes(max_memory), team, watch)
+            refuse_changed(items.values())
             findings += value_findings(common, values.statistics, values.scalars)
         return Report(
             Side(str(item_a.path), a.codec.name),
@@ -432,13 +434,16 @@ def _manifest(
 ) -> Manifest:
     from nnxconv.digests import digest_leaves
     from nnxconv.storage.files import digest_files
+    from nnxconv.storage.unchanged import refuse_changed
 
     share_one_heap()
     _, item, understood = open_checkpoint(
         path, step, Options(), allow_uncommitted=allow_uncommitted
     )
     leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
-    return Manifest(leaves, digest_files(item.path))
+    files = digest_files(item.path)
+    refuse_changed([item])
+    return Manifest(leaves, files)
 
 
 @plainly

@@ -14,6 +14,7 @@ from nnxconv.blocks import check_fits, in_windows, regions
 from nnxconv.difference import Difference, Tolerance, measure
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key
+from nnxconv.limits import check_memory
 from nnxconv.pairing import Pair
 from nnxconv.pieces import Piece, Region, pieces
 from nnxconv.portions import spread
@@ -89,6 +90,8 @@ def compare_values(
       DamagedCheckpoint: an array cannot be read.
       PlanError: one block does not fit in `max_memory`.
     """
+    total = sum(size_bytes(pair.a) + size_bytes(pair.b) for pair in pairs)
+    check_memory(min(max_memory, WORKING_COPIES * total))
     return run(compare_pairs(pairs, items, tolerance, max_memory, team, watch))
 
 

@@ -14,6 +14,7 @@ from nnxconv.checksums import LeafDigest
 from nnxconv.conversion import Understood
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key, spell
+from nnxconv.limits import check_memory
 from nnxconv.pairing import Pair, join_layers
 from nnxconv.pieces import Piece, Region, pieces
 from nnxconv.storage.item import Item
@@ -70,6 +71,7 @@ async def _digest(
     reader = Reader(item.stores)
     hashers = {key: xxhash.xxh3_128() for pair in joined for key in pair.keys}
     total = sum(size_bytes(pair.a) for pair in joined)
+    check_memory(min(max_memory, WORKING_COPIES * total))
     done = 0
     for window in in_windows(_blocks(joined, max_memory), max_memory // WORKING_COPIES):
         reads = (read_region(reader, block.parts, block.region) for block in window)

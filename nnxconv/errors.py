@@ -11,7 +11,7 @@ NnxconvError               exit code 2
 ├── Mismatch               the converted tree is not the tree of `--like`
 ├── PlanError              a plan that would break a promise (memory, space)
 ├── DamagedCheckpoint      bytes that cannot be read as the array they claim to be
-├── StorageError           a server that does not do what it was asked
+├── StorageError           a server or file system that does not do what it was asked
 └── TeamError              another process of a run on many, which has failed or is lost
 ```
 
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 MAX_ROWS = 20
+MAX_CHARACTERS = 1000
 
 
 class NnxconvError(Exception):
@@ -58,10 +59,10 @@ class NnxconvError(Exception):
 
     def render(self, prefix: str = "error: ") -> str:
         """The whole message as it stands on a terminal, with at most 20 detail lines."""
-        lines = [prefix + self.message]
+        lines = [prefix + _clipped(self.message)]
         if self.where:
-            lines.append(f"  at {self.where}")
-        lines += [f"  {detail}" for detail in self.details[:MAX_ROWS]]
+            lines.append(f"  at {_clipped(self.where)}")
+        lines += [f"  {_clipped(detail)}" for detail in self.details[:MAX_ROWS]]
         if len(self.details) > MAX_ROWS:
             lines.append(f"  and {len(self.details) - MAX_ROWS:,} more")
         if self.hint:
@@ -72,6 +73,12 @@ class NnxconvError(Exception):
         """The same error in other words."""
         details = [say(detail) for detail in self.details]
         return type(self)(say(self.message), where=self.where, details=details, hint=say(self.hint))
+
+
+def _clipped(text: str) -> str:
+    """The text, with its middle left out where names in a checkpoint make it far too long."""
+    half = MAX_CHARACTERS // 2
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
 class BadInput(NnxconvError):
@@ -111,7 +118,7 @@ class DamagedCheckpoint(NnxconvError):
 
 
 class StorageError(NnxconvError):
-    """A server that does not do what it was asked, after several tries where that helps."""
+    """A server, or file system, that does not do what it was asked, after tries that may help."""
 
 
 class TeamError(NnxconvError):

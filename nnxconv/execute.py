@@ -36,6 +36,7 @@ from nnxconv.storage.read import Reader
 from nnxconv.storage.save import NewItem, Target, save
 from nnxconv.storage.shares import Share
 from nnxconv.storage.transfer import Carrier, Moved, moved_by_all
+from nnxconv.storage.unchanged import refuse_changed
 from nnxconv.storage.writer import NewArray, Proof, Work, Writer, Writers, join
 from nnxconv.tasks import deferred_interrupts, run, together
 from nnxconv.team import ALONE, Team, total
@@ -113,6 +114,7 @@ def execute(
                     for one in journals.values():
                         one.forget()
                     raise
+            refuse_changed(items.values())
             check()
             every[:] = team.gather("done", asdict(moved), check)
 

@@ -13,6 +13,7 @@ from nnxconv.blocks import MERGED_BYTES, in_windows
 from nnxconv.bundles import WORKING_COPIES, Block, Wanted, bundles_of, extents
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import spell
+from nnxconv.limits import check_memory
 from nnxconv.pieces import Region
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
@@ -44,6 +45,7 @@ def fetch(
         bundle.check(merge_bytes, max_memory)
     reader = Reader(items)
     total_bytes = sum(one.nbytes for one in wanted)
+    check_memory(total_bytes + min(max_memory, WORKING_COPIES * total_bytes))
     done, done_bytes = 0, 0
     window_bytes = max(max_memory // WORKING_COPIES // 2, 1)
     for batch in in_windows(bundles, window_bytes):

@@ -27,6 +27,7 @@ from nnxconv.renames import renamed, towards
 from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
 from nnxconv.state import Tree
+from nnxconv.storage.unchanged import refuse_changed
 from nnxconv.views import Source
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def load(
     for index, parts in fetch(arrays, item.stores, budget, watch):
         key, regions = arrays[index].key, arrays[index].regions
         filled[key] = place(template.leaves[key], sources[key], regions, parts)
+    refuse_changed(item.stores.values())
     for text in (*(found.renamed if rules is None else ()), *fitted.notes):
         note(as_arguments(text))
     return template.rebuild(filled)

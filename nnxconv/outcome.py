@@ -11,6 +11,7 @@ from nnxconv.allocator import peak_memory_bytes
 from nnxconv.conversion import RECORD, Conversion, nothing_lost
 from nnxconv.errors import BadInput
 from nnxconv.events import Watcher, ignore
+from nnxconv.limits import check_memory
 from nnxconv.plan import Plan, Transfer
 from nnxconv.sizes import parse_bytes
 from nnxconv.team import ALONE, Team
@@ -131,7 +132,7 @@ def carry_out(
     """
     from nnxconv.execute import execute
     from nnxconv.storage.companions import companions
-    from nnxconv.storage.places import check_places, check_space, full_disks_told, needed_bytes
+    from nnxconv.storage.places import check_places, check_space, failures_told, needed_bytes
     from nnxconv.storage.shares import divide, whole_freight, whole_plan
     from nnxconv.verification import verifier
 
@@ -154,7 +155,7 @@ def carry_out(
     check_places(places.source_path, location, places.target_path, target, way.overwrite)
     beside = companions(places.location, target)
     beside.refuse_others(way.overwrite)
-    target = replace(target, files=beside.inside)
+    target = replace(target, files=beside.inside, may_replace=way.overwrite)
     needed = sum(needed_bytes(share.plan, share.freight, share.source) for share in shares)
     _agree(way.team, shares)
     moved = None
@@ -166,7 +167,8 @@ def carry_out(
         with _journals(way, target, shares, items, record) as journals:
             needed -= sum(journal.nbytes for journal in journals.values())
             check_space(needed, target)
-            with full_disks_told(needed, target):
+            check_memory(max(max(s.plan.peak_bytes, s.freight.peak_bytes) for s in shares))
+            with failures_told(needed, target):
                 moved = execute(
                     shares,
                     items,

@@ -312,9 +312,21 @@ FILES: dict[str, Callable[[Path, Path, random.Random], str]] = {
 }
 
 
+SEVERAL = ("data file", "manifest", "chunk", "array format")
+"""Places of which a checkpoint may have several."""
+
+SIZED = ("array format", "_METADATA", "array_metadatas", "Pax metadata")
+"""Places that tell sizes."""
+
 KINDS: list[tuple[str, str]] = [
-    *((place, damage) for place in PLACES for damage in (*BYTES, "swapped")),
-    *((place, damage) for place in JSON_PLACES for damage in JSON),
+    *((place, damage) for place in PLACES for damage in BYTES),
+    *((place, "swapped") for place in SEVERAL),
+    *(
+        (place, damage)
+        for place in JSON_PLACES
+        for damage in JSON
+        if damage != "a hostile size" or place in SIZED
+    ),
     *(("any file", damage) for damage in FILES),
 ]
 

@@ -16,8 +16,8 @@ from tests import checkpoints, pax
 from tests.campaign import LAYERS, Source, campaign, cases, table
 from tests.mutations import KINDS
 
-MUTATIONS = 22_000 if os.environ.get("NNXCONV_LARGE") == "1" else 2_600
-"""Of which some are none, because a source has no such place."""
+MUTATIONS = 40_000 if os.environ.get("NNXCONV_LARGE") == "1" else 4_000
+"""Of which two in five are none, because a source has no such place."""
 
 TO_NNX = ["--to", "nnx-pure", "--scan_layers"]
 TO_LINEN = ["--to", "linen"]
@@ -98,12 +98,12 @@ def run_campaign(sources, count, tmp_path, record_property):
 
 
 def test_damage_is_told_or_does_no_harm(sources, tmp_path, record_property):
-    assert len(run_campaign(sources, 260, tmp_path, record_property)) > 150
+    assert len(run_campaign(sources, 300, tmp_path, record_property)) > 150
 
 
-@pytest.mark.trust
+@pytest.mark.trust(only=True)
 def test_no_mutation_of_thousands_is_a_defect(sources, tmp_path, record_property):
     findings = run_campaign(sources, MUTATIONS, tmp_path, record_property)
-    assert len(findings) >= MUTATIONS // 1.3
+    assert len(findings) >= MUTATIONS / 2
     assert {finding.case.kind for finding in findings} == set(KINDS)
     assert {finding.case.source for finding in findings} == set(sources)

@@ -25,6 +25,8 @@ import nnxconv
 from nnxconv.sizes import format_bytes, parse_bytes
 from tests import checkpoints
 
+pytestmark = pytest.mark.trust
+
 MIB = 2**20
 KIB = 2**10
 

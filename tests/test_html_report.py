@@ -24,6 +24,7 @@ from nnxconv.render.comparison import check_report_files, write_reports
 from nnxconv.render.html import comparison_html, page_json
 from nnxconv.report import Finding, Report, Side
 from nnxconv.views import Source
+from tests import checkpoints
 
 FLAGS = (
     "--headless=new",
@@ -504,6 +505,29 @@ def test_names_are_text_and_never_run(browser: Browser) -> None:
         browser.pick(0, row, 0)
     assert browser.driver.title == "nnxconv compare: 4 of 4 arrays differ: 4 in value"
     assert browser.console() == []
+
+
+def test_a_script_that_a_checkpoint_has_for_a_name_does_not_run(browser: Browser) -> None:
+    names = [
+        SCRIPT,
+        "</script>" + SCRIPT,
+        "\"><img src=x onerror=document.title='ran'>",
+        "\x1b[31m",
+    ]
+    ones = {name: {"kernel": np.ones((2, 3), np.float32)} for name in names}
+    twos = {name: {"kernel": np.full((2, 3), 2, np.float32)} for name in names}
+    paths = [
+        str(checkpoints.save_item(browser.directory / side, {"params": {"params": tree}}))
+        for side, tree in (("a", ones), ("b<script>document.title='ran'<", twos))
+    ]
+    file = browser.directory / "report.html"
+    write_reports(compare(*paths, compare_values=True), [str(file)])
+    browser.load(file)
+    for row in range(len(names)):
+        browser.pick(0, row, 0)
+    assert browser.driver.title == "nnxconv compare: 4 of 4 arrays differ: 4 in value"
+    assert sorted(browser.keys()) == sorted(f"params[{json.dumps(name)}].kernel" for name in names)
+    assert (browser.console(), browser.fetched()) == ([], [])
 
 
 def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser: Browser) -> None:

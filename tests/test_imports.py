@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "nnxconv"
 LEVELS = [
     ["errors", "keys", "events", "tasks", "allocator", "difference", "version"],
     ["views", "sizes", "layouts", "team"],
-    ["pieces", "state", "checksums", "report_text"],
+    ["pieces", "state", "checksums", "report_text", "limits"],
     ["optimizer", "blocks", "report"],
     ["renaming"],
     ["plan"],

@@ -11,6 +11,8 @@ import pytest
 
 from tests import checkpoints
 
+pytestmark = pytest.mark.trust
+
 COMMAND = [sys.executable, "-c", "from nnxconv.cli import main; main()", "convert"]
 
 # signal, exit code, what is said

@@ -17,6 +17,7 @@ from nnxconv.cli.inspect import inspect
 from nnxconv.cli.match import match
 from nnxconv.cli.output import say
 from nnxconv.errors import NnxconvError
+from nnxconv.limits import check_program
 from nnxconv.tasks import Terminated
 
 SETTINGS = {
@@ -52,6 +53,7 @@ def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        check_program()
         sys.exit(nnxconv.main(standalone_mode=False))
     except NnxconvError as error:
         _fail(error.render(), error.exit_code)

@@ -16,7 +16,15 @@ from nnxconv.storage.remote import SCHEME, is_remote, prepare
 
 @cache
 def context() -> ts.Context:
-    """The one TensorStore context of this process: few threads, so that memory stays bounded.
+    """The TensorStore context of this process for all that is read once."""
+    return new_context()
+
+
+def new_context() -> ts.Context:
+    """A TensorStore context: few threads, so that memory stays bounded.
+
+    Stores of one path that are opened with one context share what they know of it, for as long as
+    any of them lives, which may be longer than the run that failed: each run has its own.
 
     Files are mapped, not read into buffers: a third less time for what is decoded. OCDBT's data
     files are never changed or cut in place, so that what is mapped stays there.

@@ -10,6 +10,7 @@ from etils import epath
 from orbax.checkpoint.path import atomicity
 
 from nnxconv.errors import BadInput, StorageError
+from nnxconv.storage.alone import alone
 from nnxconv.storage.exchange import exchange
 from nnxconv.storage.locate import UNFINISHED
 from nnxconv.storage.remote import COMMITTED, copy_tree, files_below, is_remote, remove_tree
@@ -17,17 +18,21 @@ from nnxconv.storage.server_errors import plain_reason
 
 
 @contextmanager
-def nothing_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
+def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[epath.Path]:
     """Removes the temporary directory, and the parents made for it, unless all goes well.
 
     Gives the path that Orbax is told to write.
+
+    Raises:
+      BadInput: another conversion is writing the target, or has just written it.
     """
     if is_remote(path):
         with _no_objects_left_on_failure(path) as place:
             yield place
         return
-    _undo(path)  # what a killed run left
-    with parents_made(path):
+    with parents_made(path), alone(path):
+        _undo(path)  # what a killed run left
+        refuse_replacing(path, may_replace)
         try:
             yield _stand_in(path)
         except BaseException:
@@ -122,6 +127,15 @@ def _replace(old: epath.Path, new: epath.Path) -> None:
         ) from error
 
 
+def refuse_replacing(path: epath.Path, may_replace: bool) -> None:
+    """Raises BadInput for a target that has come to be there since that was checked."""
+    if path.exists() and not may_replace:
+        raise BadInput(
+            f"`{path}` exists: another program has just written it",
+            hint="add `--overwrite` to replace it",
+        )
+
+
 def _undo(path: epath.Path) -> None:
     """Removes what an unfinished save left; a target that was set aside comes back."""
     temporary, aside = path.parent / (path.name + UNFINISHED), _aside(path)
@@ -155,9 +169,13 @@ def _aside(path: epath.Path) -> epath.Path:
 _STAND_IN = ".nnxconv-final"
 
 
-def temporary_path_class(path: epath.Path) -> type[atomicity.TemporaryPathBase]:
+def temporary_path_class(
+    path: epath.Path, *, may_replace: bool
+) -> type[atomicity.TemporaryPathBase]:
     """How Orbax shall name and commit a target."""
-    return atomicity.CommitFileTemporaryPath if is_remote(path) else Swap
+    if is_remote(path):
+        return atomicity.CommitFileTemporaryPath
+    return Swap if may_replace else Rename
 
 
 def _stand_in(path: epath.Path) -> epath.Path:
@@ -182,3 +200,11 @@ class Swap(atomicity.AtomicRenameTemporaryPath):
         exchange(self._final_path, final)
         self._final_path.rmtree()
         return None
+
+
+class Rename(Swap):
+    """The same, but for a target that is not to be replaced, whenever it came to be there."""
+
+    async def finalize(self) -> None:
+        refuse_replacing(self.get_final(), may_replace=False)
+        await super().finalize()

@@ -65,12 +65,12 @@ def free_metadata(document: dict[str, Any], name: str, path: epath.Path) -> dict
     value = document.get(name) or {}
     if not isinstance(value, dict):
         raise DamagedCheckpoint(f"`{path}` is not what Orbax writes: `{name}` is no mapping")
-    if not _is_flat(value, _DEEPEST):
+    if not is_flat(value):
         raise DamagedCheckpoint(f"`{path}` has more than {_DEEPEST} levels in `{name}`")
     return dict(value)
 
 
-def _is_flat(value: Any, levels: int) -> bool:
+def is_flat(value: Any, levels: int = _DEEPEST) -> bool:
     """True when nothing stands more than so many levels deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_is_flat(one, levels - 1) for one in inner)
+    return levels > 0 and all(is_flat(one, levels - 1) for one in inner)

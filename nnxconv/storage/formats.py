@@ -77,6 +77,7 @@ def parse_format(zarr_format: int, metadata: dict[str, Any]) -> ArrayFormat:
     found = ArrayFormat(zarr_format, metadata, shape, dtype, _sizes(chunks))
     _check_chunks(found)
     compressor(found)  # raises where the codecs are not what zarr has
+    encoding(found)
     return found
 
 
@@ -91,7 +92,7 @@ def _sizes(value: Any) -> Shape:
 
 
 def _short(value: Any) -> str:
-    text = str(value) if type(value) is not int or value.bit_length() < 64 else "a huge number"
+    text = str(value) if type(value) is not int or value.bit_length() < 128 else "a huge number"
     return f"`{text[:40]}`"
 
 
@@ -111,10 +112,13 @@ def _check_chunks(array: ArrayFormat) -> None:
     whole, chunk = (math.prod(s) * item_bytes(array.dtype) for s in (array.shape, array.chunks))
     if chunk > whole + _EMPTY_BYTES:
         raise ValueError(f"chunks {array.chunks} are larger than the shape {array.shape}")
-    told = array.metadata.get("chunk_key_encoding") or {}
+    told = array.metadata.get("chunk_key_encoding", {})
+    names = told.get("name", "default"), type(told.get("configuration", {}))
+    if names not in (("default", dict), ("v2", dict)):
+        raise ValueError("chunks are named in a way that is not known")
     separators = (
         array.metadata.get("dimension_separator", "."),
-        (told.get("configuration") or {}).get("separator", "/"),
+        told.get("configuration", {}).get("separator", "/"),
     )
     for separator in separators:
         if separator not in (".", "/"):

@@ -1,6 +1,6 @@
 """A checkpoint item, opened without reading its arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -9,10 +9,10 @@ import tensorstore as ts
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
-from nnxconv.keys import Key, spell
+from nnxconv.keys import Key
 from nnxconv.state import Tree
 from nnxconv.storage.arrays import context, kvstore_spec
-from nnxconv.storage.documents import free_metadata, parse_json, read_json
+from nnxconv.storage.documents import free_metadata, is_flat, parse_json, read_json
 from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.formats import (
     ORBAX,
@@ -26,9 +26,10 @@ from nnxconv.storage.formats import (
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.storage.ocdbt import Contents, read_contents
 from nnxconv.storage.remote import files_below
+from nnxconv.storage.tree import tree_entries
+from nnxconv.storage.unchanged import Seen, look
 from nnxconv.views import Leaf, Literal, Source
 
-_SEQUENCE = 1
 _EMPTY_TYPES = {
     "None": "None",
     "NamedTuple": "None",
@@ -44,6 +45,7 @@ class Item:
     """An Orbax item: its tree, with every array as a `Source`, and how the arrays are stored.
 
     `contents` says where the values of an OCDBT database are; None where each has its own file.
+    `seen` is what its files were when it was opened.
     `parts` are the items that this one is joined from, by the first name in its keys.
     """
 
@@ -55,6 +57,7 @@ class Item:
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     value_types: Mapping[Key, str] = field(default_factory=dict)
     contents: Contents | None = None
+    seen: Seen = field(default_factory=dict)
     parts: Mapping[str, "Item"] = field(default_factory=dict)
 
     @property
@@ -110,10 +113,10 @@ def _open_item(folder: Folder) -> Item:
       DamagedCheckpoint: an array that the tree names is not there.
     """
     path = folder.path
+    seen = look(path)
     metadata = read_json(path / TREE_METADATA)
     try:
-        entries = [_entry(entry) for entry in metadata["tree_metadata"].values()]
-        _check_tree([key for key, _ in entries])
+        entries = tree_entries(metadata["tree_metadata"])
     except ValueError as error:
         raise NotACheckpoint(
             f"`{path / TREE_METADATA}` is not the metadata of an Orbax tree: {error}"
@@ -164,42 +167,13 @@ def _open_item(folder: Folder) -> Item:
         free_metadata(metadata, "custom_metadata", path / TREE_METADATA),
         dict(entries),
         contents,
+        seen,
     )
 
 
 def array_name(key: Key) -> str:
     """The name under which Orbax stores the leaf at `key`."""
     return ".".join(map(str, key))
-
-
-_MOST_LEVELS = 64
-"""Of a tree; those of models have about ten."""
-
-
-def _check_tree(keys: Sequence[Key]) -> None:
-    """Refuses keys of which one is another's beginning, or which stand there twice.
-
-    Raises:
-      ValueError: there are such keys, or one of too many parts.
-    """
-    known = set(keys)
-    if len(known) < len(keys):
-        raise ValueError("a leaf stands there twice")
-    for key in keys:
-        if len(key) > _MOST_LEVELS:
-            raise ValueError(f"a key has {len(key):,} parts")
-        if any(isinstance(part, int) and part < 0 for part in key):
-            raise ValueError(f"`{spell(key)}` has a negative index")
-        if any(key[:length] in known for length in range(len(key))):
-            raise ValueError(f"`{spell(key)}` stands within another leaf")
-
-
-def _entry(entry: Mapping[str, Any]) -> tuple[Key, str]:
-    key = tuple(
-        int(part["key"]) if part["key_type"] == _SEQUENCE else str(part["key"])
-        for part in entry["key_metadata"]
-    )
-    return key, entry["value_metadata"]["value_type"]
 
 
 def _has_strings(entries: Iterable[tuple[Key, str]]) -> bool:
@@ -284,7 +258,10 @@ _LONGEST = 200
 @lru_cache(maxsize=4096)
 def _parsed(zarr_format: int, text: bytes) -> ArrayFormat:
     """The format that a text describes; arrays of one shape share it, and must not change it."""
-    return parse_format(zarr_format, parse_json(text))
+    metadata = parse_json(text)
+    if not is_flat(metadata):
+        raise ValueError("it is nested too deeply")
+    return parse_format(zarr_format, metadata)
 
 
 def _prng_impls(item: Folder) -> dict[str, str]:

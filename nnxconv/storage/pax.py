@@ -25,6 +25,7 @@ from nnxconv.storage.formats import ArrayFormat, chunk_key, encoding
 from nnxconv.storage.item import Item, read_formats
 from nnxconv.storage.locate import TREE_METADATA, choose_step, finished_directory, steps_in
 from nnxconv.storage.remote import files_below, read_if_there
+from nnxconv.storage.unchanged import look
 from nnxconv.views import Shape, Source
 
 _PARAMETERS = "mdl_vars."
@@ -69,6 +70,7 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
     parent = folder.parent if folder.name == "state" else folder
     top = given.path if given.path in folder.parents else parent
     refuse_strangers(top, folder, parent / "metadata")
+    seen = look(folder)
     names = sorted(found.folders)
     if "manifest.ocdbt" in found.files:
         raise NotACheckpoint(
@@ -80,7 +82,7 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
     tree = {_key(name): _source(folder, name, formats[name]) for name in names}
     return PaxCheckpoint(
         found,
-        Item(folder, tree, formats, use_ocdbt=False, use_zarr3=False),
+        Item(folder, tree, formats, use_ocdbt=False, use_zarr3=False, seen=seen),
         _number(parent.name),
         _unpadded(parent / "metadata" / "metadata"),
         {name: text for name in names if (text := _missing(folder / name, formats[name]))},

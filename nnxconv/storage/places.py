@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from etils import epath
 
-from nnxconv.errors import BadInput, PlanError
+from nnxconv.errors import BadInput, PlanError, StorageError
 from nnxconv.plan import Plan
 from nnxconv.sizes import format_bytes
 from nnxconv.storage.folders import Folder, open_folder
@@ -149,21 +149,31 @@ def check_space(needed: int, target: Target) -> None:
         raise _full(needed, target)
 
 
+_SYSTEM_SAYS = "[os_error_code="
+"""In TensorStore's errors that come from the operating system."""
+
+
 @contextmanager
-def full_disks_told(needed: int, target: Target) -> Iterator[None]:
-    """Says of a disk that fills up on the way what was needed.
+def failures_told(needed: int, target: Target) -> Iterator[None]:
+    """Says of a disk that fills up on the way what was needed, and of others what they are.
 
     Raises:
       PlanError: the disk is full, or the user's share of it.
+      StorageError: the file system refuses, for example because there are too many open files.
     """
     try:
         yield
     except (OSError, ValueError) as error:
         is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         texts = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-        if not is_full and not any(text in str(error) for text in texts):
-            raise
-        raise _full(needed, target) from error
+        if is_full or any(text in str(error) for text in texts):
+            raise _full(needed, target) from error
+        if _SYSTEM_SAYS in str(error):
+            reason = str(error).split(" [")[0].splitlines()[0]
+            raise StorageError(
+                f"the target cannot be written: {reason}", where=str(target.path)
+            ) from error
+        raise
 
 
 def _free_bytes(target: Target) -> tuple[int, epath.Path]:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorstore as ts
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.storage.arrays import array_spec, context, damaged
+from nnxconv.storage.arrays import array_spec, damaged, new_context
 from nnxconv.storage.item import Item
 from nnxconv.tasks import run
 from nnxconv.views import Source, View, first_source, notation
@@ -18,6 +18,7 @@ class Reader:
 
     def __init__(self, items: Mapping[str, Item]) -> None:
         self._items = items
+        self._context = new_context()
         self._open: dict[Source, ts.TensorStore] = {}
 
     async def read(self, source: Source, region: tuple[slice, ...]) -> np.ndarray:
@@ -31,7 +32,7 @@ class Reader:
             store = self._open.get(source)
             if store is None:
                 spec = array_spec(item.path, item.use_ocdbt, source.name, item.formats[source.name])
-                store = await ts.open(spec, open=True, read=True, context=context())
+                store = await ts.open(spec, open=True, read=True, context=self._context)
                 self._open[source] = store
             stored = tuple(
                 slice(min(part.start, size), min(part.stop, size))

@@ -87,7 +87,7 @@ def files_below(path: epath.Path) -> dict[str, int]:
         if child.is_dir():
             files |= {f"{child.name}/{name}": size for name, size in files_below(child).items()}
         else:
-            files[child.name] = child.stat().length
+            files[child.name] = file_bytes(child)
     return files
 
 
@@ -102,6 +102,14 @@ def stamps_below(path: epath.Path) -> dict[str, str]:
         status = os.stat(path / name)  # noqa: PTH116
         stamps[name] = f"{status.st_size} {status.st_mtime_ns}"
     return stamps
+
+
+def file_bytes(path: epath.Path) -> int:
+    """The length of a file.
+
+    On a local disk `epath` fails where the owner has no name, as in most containers.
+    """
+    return path.stat().length if is_remote(path) else os.stat(path).st_size  # noqa: PTH116
 
 
 def copy_file(source: epath.Path, target: epath.Path) -> None:

@@ -35,6 +35,7 @@ class Target:
       carried: directories of other items that are copied into the step, by name.
       handlers: what `_CHECKPOINT_METADATA` calls the handlers of the carried items.
       files: files that are copied into the step, by name.
+      may_replace: what is there, or comes to be there, is replaced.
     """
 
     path: epath.Path
@@ -43,6 +44,7 @@ class Target:
     handlers: Mapping[str, str] = field(default_factory=dict)
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, epath.Path] = field(default_factory=dict)
+    may_replace: bool = False
     is_split: bool = False
 
     @property
@@ -94,11 +96,13 @@ class NewItem:
 
 def save(target: Target, items: Sequence[NewItem], *, custom_metadata: dict[str, Any]) -> None:
     """Writes the items and commits them together; on any failure nothing is left of them."""
-    with _quiet_orbax(), nothing_left_on_failure(target.path) as place:
+    may_replace = target.may_replace
+    with _quiet_orbax(), nothing_left_on_failure(target.path, may_replace=may_replace) as place:
         savers = {item.name: _saver(item, target, custom_metadata) for item in items}
         handler, args = savers[""] if "" in savers else _in_step(target, savers)
         with ocp.Checkpointer(
-            handler, temporary_path_class=temporary_path_class(target.path)
+            handler,
+            temporary_path_class=temporary_path_class(target.path, may_replace=may_replace),
         ) as checkpointer:
             checkpointer.save(
                 place,

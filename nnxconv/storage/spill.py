@@ -16,7 +16,7 @@ import tensorstore as ts
 import xxhash
 from etils import epath
 
-from nnxconv.storage.arrays import OCDBT_CONFIG, context, directory_spec
+from nnxconv.storage.arrays import OCDBT_CONFIG, directory_spec
 from nnxconv.storage.journal import Commit, Journal, Stamp
 
 PIECE_BYTES = 64 * 2**10
@@ -33,9 +33,14 @@ class Spill:
     """
 
     def __init__(
-        self, directory: epath.Path, use_ocdbt: bool, journal: Journal | None = None
+        self,
+        directory: epath.Path,
+        use_ocdbt: bool,
+        context: ts.Context,
+        journal: Journal | None = None,
     ) -> None:
         self._journal = journal
+        self._context = context
         self._directory = Path(os.fspath(directory))
         self._use_ocdbt = use_ocdbt
         self._memory_spec = {"driver": "memory", "path": f"{uuid.uuid4().hex}/"}
@@ -73,7 +78,7 @@ class Spill:
             await writing
 
     def _write_all(self, commit: Commit | None) -> None:
-        memory = ts.KvStore.open(self._memory_spec, context=context()).result()
+        memory = ts.KvStore.open(self._memory_spec, context=self._context).result()
         keys = memory.list().result()
 
         def write(key: bytes) -> tuple[str, Stamp]:

@@ -20,7 +20,6 @@ from nnxconv.blocks import in_windows
 from nnxconv.plan import Transfer
 from nnxconv.storage.arrays import (
     all_done,
-    context,
     damaged,
     directory_spec,
 )
@@ -97,8 +96,8 @@ class Carrier:
         manifest = directory_spec(self._item.path)
         source = {"driver": "ocdbt", "base": target["base"], "manifest": manifest}
         transaction = ts.Transaction(atomic=False)
-        old_store = await ts.KvStore.open(source, context=context())
-        new_store = await ts.KvStore.open(target, context=context())
+        old_store = await ts.KvStore.open(source, context=self._writer.context)
+        new_store = await ts.KvStore.open(target, context=self._writer.context)
         into = new_store.with_transaction(transaction)
         one_key = ts.KvStore.KeyRange("", "\0")
         copies = [
@@ -127,7 +126,7 @@ class Carrier:
         """Encoded values, read and written as they are, a window to a commit."""
         if not freight.values:
             return
-        store = await ts.KvStore.open(self._writer.values_spec, context=context())
+        store = await ts.KvStore.open(self._writer.values_spec, context=self._writer.context)
         sized = [_Value(old, new, freight.value_bytes[old]) for old, new in freight.values.items()]
         window_bytes = freight.window_bytes // self._writer.windows_under_way
         for number, window in enumerate(in_windows(sized, window_bytes)):

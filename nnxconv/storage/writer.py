@@ -15,9 +15,9 @@ from nnxconv.keys import Key
 from nnxconv.state import Tree, below
 from nnxconv.storage.arrays import (
     all_done,
-    context,
     kvstore_spec,
     new_array_spec,
+    new_context,
     new_kvstore_spec,
 )
 from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
@@ -64,7 +64,10 @@ class Writer:
         self._use_ocdbt = use_ocdbt
         self._arrays: dict[Key, NewArray] = {}
         self._process = process
-        self._spill = None if is_remote(directory) else Spill(self._database, use_ocdbt, journal)
+        self.context = new_context()
+        self._spill = None
+        if not is_remote(directory):
+            self._spill = Spill(self._database, use_ocdbt, self.context, journal)
 
     def journalled(self, journal: Journal) -> "Writer":
         """A writer that fills this item in the directory of a journal."""
@@ -148,7 +151,7 @@ class Writer:
         self._arrays = {array.key: array for array in arrays}
         if self._process or self.is_done("metadata"):
             return
-        store = await ts.KvStore.open(self.values_spec, context=context())
+        store = await ts.KvStore.open(self.values_spec, context=self.context)
         async with self.commit("metadata") as transaction:
             into = store.with_transaction(transaction) if self._use_ocdbt else store
             writes = [into.write(*_metadata_entry(array)) for array in self._arrays.values()]
@@ -161,7 +164,7 @@ class Writer:
         array = self._arrays[key]
         name, metadata = array_name(key), dict(array.metadata)
         spec = new_array_spec(self.values_spec, name, array.zarr_format, metadata)
-        return await ts.open(spec, transaction=transaction, context=context())
+        return await ts.open(spec, transaction=transaction, context=self.context)
 
     def take_over(self, filled: "Writer") -> None:
         """Gives the item what another writer has filled, whose directory stays as it is.
@@ -181,12 +184,12 @@ class Writer:
         """Takes references to what the other processes have written into the item's database."""
         if not self._use_ocdbt or processes == 1:
             return
-        store = await ts.KvStore.open(self.references_spec, context=context())
+        store = await ts.KvStore.open(self.references_spec, context=self.context)
         async with self.commit("merge") as transaction:
             into = store.with_transaction(transaction)
             for process in range(1, processes):
                 spec = kvstore_spec(_database(self.directory, process), use_ocdbt=True)
-                theirs = await ts.KvStore.open(spec, context=context())
+                theirs = await ts.KvStore.open(spec, context=self.context)
                 await theirs.experimental_copy_range_to(into)
 
 
