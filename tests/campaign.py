@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from nnxconv.allocator import peak_memory_bytes
 from tests import checkpoints
 from tests.mutations import KINDS, mutate
 
@@ -272,7 +273,7 @@ def _done(source: Source, case: Case, folder: Path) -> dict[str, Any]:
             found.defects.append(f"read outside of the checkpoint: {watched.opened()}")
         if snapshot(folder) != before:
             found.defects.append("files were changed or left")
-    found.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found.peak_bytes = peak_memory_bytes()
     found.seconds = time.monotonic() - started
     if found.peak_bytes > MEMORY_BYTES:
         found.defects.append(f"took {found.peak_bytes:,} bytes of memory")

@@ -147,10 +147,10 @@ def test_a_chunk_that_does_not_fit_is_refused_and_nothing_is_read(tmp_path, monk
     with pytest.raises(nnxconv.NnxconvError) as caught:
         nnxconv.load(source, like=like, max_memory="8MiB")
     assert caught.value.render() == (
-        "error: the plan needs 12.0 MiB, but --max_memory is 8.0 MiB\n"
+        "error: the plan needs 12.0 MiB, but max_memory is 8.0 MiB\n"
         "  at params.kernel  f32[1024,1024]\n"
         "  one source chunk is 4.0 MiB, and up to 3 copies of a block are held at once\n\n"
-        "hint: `--max_memory 12MiB`"
+        'hint: `max_memory="12MiB"`'
     )
     assert not reads
     assert np.array_equal(

@@ -118,7 +118,8 @@ def claim(field_name: str, is_so: bool) -> None:
 
 def names(field_name: str, value: Any) -> tuple[str, ...]:
     """A JSON list of texts."""
-    claim(field_name, isinstance(value, list) and all(isinstance(one, str) for one in value))
+    is_list = isinstance(value, list | tuple)  # `to_json` gives tuples, JSON itself lists
+    claim(field_name, is_list and all(isinstance(one, str) for one in value))
     return tuple(value)
 
 

@@ -222,8 +222,10 @@ def read_formats(
             _check_count(path, name, formats[name], contents)
         except KeyError as error:
             problems.append(f"{name}: `{file}` has no `{error.args[0]}`")
+            cause = error
         except (ValueError, TypeError, AttributeError, OSError) as error:
             problems.append(f"{name}: {_first_sentence(error)}")
+            cause = error
     if problems:
         raise DamagedCheckpoint(
             f"{len(problems):,} of {len(keys):,} arrays cannot be read",

@@ -185,7 +185,7 @@ class Writer:
         if not self._use_ocdbt or processes == 1:
             return
         store = await ts.KvStore.open(self.references_spec, context=self.context)
-        async with self.commit("merge") as transaction:
+        async with self.on_disk(), self.commit("merge") as transaction:
             into = store.with_transaction(transaction)
             for process in range(1, processes):
                 spec = kvstore_spec(_database(self.directory, process), use_ocdbt=True)
