@@ -43,7 +43,7 @@ class Builder:
         tree = {
             name: {
                 "key_metadata": [{"key": part, "key_type": 2} for part in name.split(".")],
-                "value_metadata": {"value_type": "np.ndarray"},
+                "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
             }
             for name in self._names
         }
