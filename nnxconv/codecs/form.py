@@ -52,11 +52,12 @@ class Form:
     def to_json(self) -> dict[str, Any]:
         """The form as JSON values; what is as usual is left out."""
         usual = Form()
-        record = {
-            name: getattr(self, name)
+        unusual = {
+            name: value
             for name in self.__dataclass_fields__
-            if getattr(self, name) != getattr(usual, name)
+            if (value := getattr(self, name)) != getattr(usual, name)
         }
+        record = {k: list(v) if isinstance(v, tuple) else v for k, v in unusual.items()}
         if self.empties:
             record["empties"] = [[list(key), kind] for key, kind in self.empties]
         return record
@@ -118,8 +119,7 @@ def claim(field_name: str, is_so: bool) -> None:
 
 def names(field_name: str, value: Any) -> tuple[str, ...]:
     """A JSON list of texts."""
-    is_list = isinstance(value, list | tuple)  # `to_json` gives tuples, JSON itself lists
-    claim(field_name, is_list and all(isinstance(one, str) for one in value))
+    claim(field_name, isinstance(value, list) and all(isinstance(one, str) for one in value))
     return tuple(value)
 
 

@@ -6,7 +6,7 @@ Listings and small files go through etils over gcsfs, arrays through TensorStore
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -79,37 +79,36 @@ def read_if_there(path: epath.Path) -> bytes | None:
 def files_below(path: epath.Path) -> dict[str, int]:
     """Every file below a directory by relative path, with its bytes; one listing in a bucket."""
     if is_remote(path):
-        root = path.as_posix().removeprefix(SCHEME).rstrip("/") + "/"
-        found = filesystem().find(root, detail=True)
-        return {name.removeprefix(root): int(entry["size"]) for name, entry in found.items()}
-    files: dict[str, int] = {}
-    for child in path.iterdir():
-        if child.is_dir():
-            files |= {f"{child.name}/{name}": size for name, size in files_below(child).items()}
-        else:
-            files[child.name] = file_bytes(child)
-    return files
+        return {name: int(entry["size"]) for name, entry in _objects_below(path)}
+    return {name: status.st_size for name, status in _local_files_below(os.fspath(path))}
 
 
 def stamps_below(path: epath.Path) -> dict[str, str]:
     """What changes when a file below a directory does: size and time, or a bucket's generation."""
     if is_remote(path):
-        root = path.as_posix().removeprefix(SCHEME).rstrip("/") + "/"
-        found = filesystem().find(root, detail=True)
-        return {name.removeprefix(root): str(entry["generation"]) for name, entry in found.items()}
-    stamps = {}
-    for name in files_below(path):
-        status = os.stat(path / name)  # noqa: PTH116
-        stamps[name] = f"{status.st_size} {status.st_mtime_ns}"
-    return stamps
+        return {name: str(entry["generation"]) for name, entry in _objects_below(path)}
+    files = _local_files_below(os.fspath(path))
+    return {name: f"{status.st_size} {status.st_mtime_ns}" for name, status in files}
 
 
-def file_bytes(path: epath.Path) -> int:
-    """The length of a file.
+def _objects_below(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the server says of each object, by relative path."""
+    root = path.as_posix().removeprefix(SCHEME).rstrip("/") + "/"
+    for name, entry in filesystem().find(root, detail=True).items():
+        yield name.removeprefix(root), entry
 
-    On a local disk `epath` fails where the owner has no name, as in most containers.
+
+def _local_files_below(folder: str, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """What the system says of each file, by relative path.
+
+    `epath` fails where the owner of a file has no name, as in most containers.
     """
-    return path.stat().length if is_remote(path) else os.stat(path).st_size  # noqa: PTH116
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _local_files_below(entry.path, f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name, entry.stat()
 
 
 def copy_file(source: epath.Path, target: epath.Path) -> None:
