@@ -9,7 +9,7 @@ save_root(path, {1: linen(), 2: linen()})      path/1/items/_METADATA, path/2/..
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,20 @@ def linen(layers: int = 3, *, axis: int | None = None, step: int = 7) -> Tree:
     adam = {"count": np.int32(step), "mu": params, "nu": _map(np.square, params)}
     optimizer = [adam, None, {"count": np.int32(step)}]
     return {"step": np.asarray(step, np.int32), "params": params, "opt_state": _arrays(optimizer)}
+
+
+def linen_with(kernels: Sequence[np.ndarray], *, axis: int | None = None) -> Tree:
+    """`linen` with a layer for each of these kernels, and moments equal to the parameters."""
+    tree = linen(len(kernels), axis=axis)
+    params = tree["params"]["params"]
+    if axis is None:
+        for index, kernel in enumerate(kernels):
+            params["decoder"][f"layers_{index}"]["mlp"]["wi"]["kernel"] = kernel
+    else:
+        params["decoder"]["layers"]["mlp"]["wi"]["kernel"] = np.stack(kernels, axis)
+    moments = {name: {"params": params} for name in ("mu", "nu")}
+    adam, *others = tree["opt_state"]
+    return {**tree, "opt_state": [{**adam, **moments}, *others]}
 
 
 def maxtext(layers: int = 3, *, axis: int | None = 1, step: int = 7) -> Tree:

@@ -164,16 +164,8 @@ def disk(tmp_path_factory):
 
 def training_state(axis=None, sign=1, layers=4):
     """Layers of 2 MiB, and as much for each moment: 24 MiB."""
-    tree = checkpoints.linen(layers, axis=axis)
     kernels = [sign * checkpoints.values((512, 1024), seed) for seed in range(layers)]
-    weights = tree["params"]["params"]
-    if axis is None:
-        for index, kernel in enumerate(kernels):
-            weights["decoder"][f"layers_{index}"]["mlp"]["wi"]["kernel"] = kernel
-    else:
-        weights["decoder"]["layers"]["mlp"]["wi"]["kernel"] = np.stack(kernels, axis)
-    moments = {name: {"params": weights} for name in ("mu", "nu")}
-    return {**tree, "opt_state": [{**tree["opt_state"][0], **moments}, *tree["opt_state"][1:]]}
+    return checkpoints.linen_with(kernels, axis=axis)
 
 
 def zeros(tree):

@@ -11,7 +11,6 @@ import socket
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import nnxconv
@@ -38,17 +37,8 @@ CASES = {
 
 def state(axis=None, megabytes=2):
     """A small training state, but for kernels that are worth a chunk of their own."""
-    tree = checkpoints.linen(4, axis=axis)
     kernels = [checkpoints.values((megabytes * 256, 1024), seed) for seed in range(4)]
-    decoder = tree["params"]["params"]["decoder"]
-    if axis is None:
-        for layer, kernel in enumerate(kernels):
-            decoder[f"layers_{layer}"]["mlp"]["wi"]["kernel"] = kernel
-    else:
-        decoder["layers"]["mlp"]["wi"]["kernel"] = np.stack(kernels, axis)
-    moments = {name: {"params": tree["params"]["params"]} for name in ("mu", "nu")}
-    adam, *others = tree["opt_state"]
-    return {**tree, "opt_state": [{**adam, **moments}, *others]}
+    return checkpoints.linen_with(kernels, axis=axis)
 
 
 @pytest.fixture(scope="module")

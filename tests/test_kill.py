@@ -11,7 +11,6 @@ import signal
 import statistics
 from pathlib import Path
 
-import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
@@ -46,16 +45,8 @@ def server():
 
 def training_state(axis=None, sign=1, layers=8):
     """Layers of 2 MiB, and as much for each moment: 48 MiB."""
-    tree = checkpoints.linen(layers, axis=axis)
     kernels = [sign * checkpoints.values((512, 1024), seed) for seed in range(layers)]
-    weights = tree["params"]["params"]
-    if axis is None:
-        for index, kernel in enumerate(kernels):
-            weights["decoder"][f"layers_{index}"]["mlp"]["wi"]["kernel"] = kernel
-    else:
-        weights["decoder"]["layers"]["mlp"]["wi"]["kernel"] = np.stack(kernels, axis)
-    moments = {name: {"params": weights} for name in ("mu", "nu")}
-    return {**tree, "opt_state": [{**tree["opt_state"][0], **moments}, *tree["opt_state"][1:]]}
+    return checkpoints.linen_with(kernels, axis=axis)
 
 
 @pytest.fixture(scope="module")
