@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nnxconv.allocator import share_one_heap
 from nnxconv.bare_optimizer import is_bare_optimizer, surround, with_parameters_of
 from nnxconv.boundary import as_arguments, in_python
 from nnxconv.bundles import Wanted
@@ -105,6 +106,7 @@ def load(
     """
     from nnxconv.storage.files import read_text
 
+    share_one_heap()
     options = Options(
         from_=from_,
         layer_axis=layer_axis,
