@@ -12,6 +12,7 @@ from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.formats import ArrayFormat
 from nnxconv.storage.patience import for_tensorstore
 from nnxconv.storage.remote import SCHEME, is_remote, prepare
+from nnxconv.storage.server_errors import first_sentence
 
 
 @cache
@@ -107,5 +108,5 @@ async def all_done(futures: Sequence[ts.Future[Any]]) -> None:
 
 def damaged(item: epath.Path, name: str, error: Exception) -> DamagedCheckpoint:
     """The error for an array that cannot be read; its cause in TensorStore's first sentence."""
-    reason = (str(error).split(" [")[0].splitlines() or [type(error).__name__])[0]
+    reason = first_sentence(error)
     return DamagedCheckpoint(f"array `{name}` cannot be read: {reason}", where=str(item))

@@ -26,6 +26,7 @@ from nnxconv.storage.formats import (
 from nnxconv.storage.locate import TREE_METADATA, Location
 from nnxconv.storage.ocdbt import Contents, read_contents
 from nnxconv.storage.remote import files_below
+from nnxconv.storage.server_errors import first_sentence
 from nnxconv.storage.tree import tree_entries
 from nnxconv.storage.unchanged import Seen, look
 from nnxconv.views import Leaf, Literal, Source
@@ -184,9 +185,8 @@ def _open_kvstore(path: epath.Path, use_ocdbt: bool) -> ts.KvStore:
     try:
         return ts.KvStore.open(kvstore_spec(path, use_ocdbt), context=context()).result()
     except (ValueError, OSError) as error:
-        reason = str(error).split(" [")[0]
         raise DamagedCheckpoint(
-            f"the array store cannot be opened: {reason}", where=str(path)
+            f"the array store cannot be opened: {first_sentence(error)}", where=str(path)
         ) from error
 
 
@@ -224,7 +224,7 @@ def read_formats(
             problems.append(f"{name}: `{file}` has no `{error.args[0]}`")
             cause = error
         except (ValueError, TypeError, AttributeError, OSError) as error:
-            problems.append(f"{name}: {_first_sentence(error)}")
+            problems.append(f"{name}: {first_sentence(error)}")
             cause = error
     if problems:
         raise DamagedCheckpoint(
@@ -247,14 +247,6 @@ def _check_count(
         stored = len(files_below(path / name)) if contents is None else len(contents.values)
         if count > stored:
             raise ValueError(f"{count:,} chunks, but at most {stored:,} are stored")
-
-
-def _first_sentence(error: Exception) -> str:
-    return (str(error).split(" [")[0].splitlines() or [""])[0][:_LONGEST]
-
-
-_LONGEST = 200
-"""Characters of an error's text that are shown."""
 
 
 @lru_cache(maxsize=4096)

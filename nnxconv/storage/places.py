@@ -24,6 +24,7 @@ from nnxconv.storage.locate import (
 )
 from nnxconv.storage.remote import COMMITTED, is_remote
 from nnxconv.storage.save import Target
+from nnxconv.storage.server_errors import first_sentence
 
 
 def check_places(
@@ -169,9 +170,8 @@ def failures_told(needed: int, target: Target) -> Iterator[None]:
         if is_full or any(text in str(error) for text in texts):
             raise _full(needed, target) from error
         if _SYSTEM_SAYS in str(error):
-            reason = str(error).split(" [")[0].splitlines()[0]
             raise StorageError(
-                f"the target cannot be written: {reason}", where=str(target.path)
+                f"the target cannot be written: {first_sentence(error)}", where=str(target.path)
             ) from error
         raise
 

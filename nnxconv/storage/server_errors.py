@@ -130,7 +130,7 @@ def _told(error: BaseException) -> _Told | None:
 
 def _of_tensorstore(text: str) -> _Told | None:
     """What TensorStore says: `STATUS: Error reading gs://...: words [key='value'] ...`."""
-    sentence = _first_sentence(text)
+    sentence = first_sentence(text)
     status = sentence.partition(":")[0]
     http = re.search(r"\[http_response_code='(\d+)'\]", text)
     is_of_server = http is not None or "[curl_code=" in text or SCHEME in sentence
@@ -150,9 +150,18 @@ def _answer(code: int | None, said: str, place: str) -> _Told:
     return _Told(message, hint.format(bucket=bucket), said, place, code)
 
 
-def _first_sentence(text: str) -> str:
-    """TensorStore's message without what it appends in brackets."""
-    return text.split(" [")[0].splitlines()[0] if text else ""
+def first_sentence(error: Exception | str) -> str:
+    """TensorStore's message without what it appends in brackets, and no longer than a few lines.
+
+    >>> first_sentence("NOT_FOUND: Error reading local file [error_code='1'] [trace='x']")
+    'NOT_FOUND: Error reading local file'
+    """
+    lines = str(error).split(" [")[0].splitlines()
+    return lines[0][:_LONGEST] if lines else type(error).__name__
+
+
+_LONGEST = 500
+"""Characters; a message may quote what stands in a damaged file."""
 
 
 def _first_line(error: BaseException) -> str:

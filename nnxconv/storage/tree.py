@@ -50,7 +50,10 @@ def _check(keys: Sequence[Key]) -> None:
 
 def _entry(entry: Mapping[str, Any]) -> tuple[Key, str]:
     key = tuple(_part(part["key"], part["key_type"]) for part in entry["key_metadata"])
-    return key, entry["value_metadata"]["value_type"]
+    kind = entry["value_metadata"]["value_type"]
+    if not isinstance(kind, str):
+        raise ValueError(f"`{spell(key)}` has a value type that is no text")
+    return key, kind
 
 
 def _part(name: Any, kind: int) -> str | int:
