@@ -327,7 +327,7 @@ def test_ten_thousand_leaves_take_about_a_second(tmp_path):
     assert len(shapes) == 10_080
     item = write_item(tmp_path / "item", shapes)
     seconds: list[float] = []
-    while len(seconds) < 10 and min(seconds, default=1.0) >= 1.0:  # cores may be shared
+    while len(seconds) < 4 and min(seconds, default=1.0) >= 1.0:  # cores may be shared
         started = time.process_time()
         found = inspect(str(item))
         text = inspection_text(found, tree=True)

@@ -5,6 +5,7 @@ inherits it from the one that started it, and pytest's is large.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from tests import checkpoints
 
 MIB = 2**20
 IMPORTS_BYTES = 300 * MIB
-SIZE_BYTES = 1024 * MIB
+SIZE_BYTES = 768 * MIB
 MAX_MEMORY = 256 * MIB
 
 pytestmark = pytest.mark.skipif(
@@ -76,7 +77,7 @@ def noise(*shape: int) -> np.ndarray:
 
 def apart(layers: int, *shape: int) -> dict:
     """Layers beside each other, of so many arrays that they fill `SIZE_BYTES`."""
-    count = SIZE_BYTES // (4 * layers * int(np.prod(shape)))
+    count = math.ceil(SIZE_BYTES / (4 * layers * math.prod(shape)))
     kernels = {f"w{index}": {"kernel": noise(*shape)} for index in range(count)}
     scale = {"norm": {"scale": noise(shape[0])}}
     return _tree({f"layers_{index}": {**kernels, **scale} for index in range(layers)})
@@ -84,7 +85,7 @@ def apart(layers: int, *shape: int) -> dict:
 
 def stacked(axis: int, layers: int, *shape: int) -> dict:
     """The same stacked, each array sharded over eight devices: one chunk is an eighth of it."""
-    count = SIZE_BYTES // (4 * layers * int(np.prod(shape)))
+    count = math.ceil(SIZE_BYTES / (4 * layers * math.prod(shape)))
     whole = (*shape[:axis], layers, *shape[axis:])
     mesh = jax.make_mesh((8,), ("x",))
     kernel = jax.device_put(noise(*whole), NamedSharding(mesh, PartitionSpec("x")))

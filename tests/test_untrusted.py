@@ -359,7 +359,7 @@ def test_no_credentials_are_told(given, saved, item, tmp_path):
         "XLA_FLAGS": "",
         "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json"),
         "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9",
-        "GCSFS_RETRIES": "1",
+        "NNXCONV_GCS_RETRIES": "0",
     }
     report = tmp_path / "report.html"
     both = ("--compare_values", "--json", "--report", str(report))
