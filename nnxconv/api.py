@@ -12,14 +12,7 @@ from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
 from nnxconv.checksums import Check, Manifest, check
 from nnxconv.codecs import ITEMS
-from nnxconv.conversion import (
-    Direction,
-    Options,
-    convert_tree,
-    refuse_unknown,
-    reread,
-    with_layer_names,
-)
+from nnxconv.conversion import Direction, Options, convert_tree
 from nnxconv.difference import Tolerance
 from nnxconv.errors import BadInput, UnknownLayout
 from nnxconv.events import Watcher, ignore
@@ -50,6 +43,7 @@ from nnxconv.report import Report, Side
 from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
 from nnxconv.state import TrainState
+from nnxconv.understanding import refuse_unknown, reread, with_layer_names
 
 DEFAULT_MAX_MEMORY = "2GiB"
 

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from nnxconv.conversion import Understood, understand
 from nnxconv.errors import UnknownLayout
 from nnxconv.keys import Key, is_digits, spell
 from nnxconv.state import Tree, below, children, under
+from nnxconv.understanding import Understood, understand
 from nnxconv.views import Leaf, Literal, Source
 
 LIKE = "`like`"

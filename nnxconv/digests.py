@@ -11,7 +11,6 @@ import xxhash
 from nnxconv.assemble import read_region
 from nnxconv.blocks import check_fits, in_windows, regions
 from nnxconv.checksums import LeafDigest
-from nnxconv.conversion import Understood
 from nnxconv.events import Event, Watcher, ignore
 from nnxconv.keys import Key, spell
 from nnxconv.limits import check_memory
@@ -20,6 +19,7 @@ from nnxconv.pieces import Piece, Region, pieces
 from nnxconv.storage.item import Item
 from nnxconv.storage.read import Reader
 from nnxconv.tasks import run, together
+from nnxconv.understanding import Understood
 from nnxconv.views import Literal, Shape, View, dtype_of, item_bytes, notation, size_bytes
 
 WORKING_COPIES = 4

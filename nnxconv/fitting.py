@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nnxconv.codecs.parts import ADAPTER, is_rng_state, within
-from nnxconv.conversion import Understood, leave_out
+from nnxconv.conversion import leave_out
 from nnxconv.errors import LayerError, Mismatch
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.layers import arrange, choose
@@ -18,6 +18,7 @@ from nnxconv.pairing import agree_on_layers
 from nnxconv.pieces import pieces
 from nnxconv.sizes import counted
 from nnxconv.state import TrainState, Tree
+from nnxconv.understanding import Understood
 from nnxconv.views import EMPTY_KINDS, Leaf, Literal, View, cast, dtype_of
 
 

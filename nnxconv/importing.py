@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from nnxconv.allocator import share_one_heap
 from nnxconv.boundary import plainly
 from nnxconv.codecs import CODECS, ITEMS, Form, Record, paxml
-from nnxconv.conversion import Options, Understood, convert_tree
+from nnxconv.conversion import Options, convert_tree
 from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.events import Watcher, ignore
 from nnxconv.layers import DEFAULT_AXIS, LayerGroup, Stacked
 from nnxconv.outcome import Places, Result, Way, carry_out
 from nnxconv.sizes import counted
+from nnxconv.understanding import Understood
 from nnxconv.views import Source
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nnxconv.conversion import Understood
 from nnxconv.keys import Key
 from nnxconv.optimizer import parameter_trees
 from nnxconv.state import TrainState, Tree, children
 from nnxconv.storage.formats import ArrayFormat, compressor
+from nnxconv.understanding import Understood
 from nnxconv.views import Literal, dtype_of, size_bytes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from nnxconv.allocator import share_one_heap
 from nnxconv.bare_optimizer import is_bare_optimizer, surround, with_parameters_of
 from nnxconv.boundary import as_arguments, in_python
 from nnxconv.bundles import Wanted
-from nnxconv.conversion import Options, Understood, understand
+from nnxconv.conversion import Options
 from nnxconv.events import Watcher, ignore
 from nnxconv.fetch import fetch
 from nnxconv.fitting import fit
@@ -29,6 +29,7 @@ from nnxconv.rules import Rules, asked_rules
 from nnxconv.sizes import parse_bytes
 from nnxconv.state import Tree
 from nnxconv.storage.unchanged import refuse_changed
+from nnxconv.understanding import Understood, understand
 from nnxconv.views import Source
 
 if TYPE_CHECKING:

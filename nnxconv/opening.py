@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from nnxconv.conversion import Options, Understood, understand
+from nnxconv.conversion import Options
+from nnxconv.understanding import Understood, understand
 
 if TYPE_CHECKING:
     from nnxconv.storage.item import Item

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.allocator import peak_memory_bytes
-from nnxconv.conversion import RECORD, Conversion, nothing_lost
+from nnxconv.conversion import Conversion, nothing_lost
 from nnxconv.errors import BadInput
 from nnxconv.events import Watcher, ignore
 from nnxconv.limits import check_memory
 from nnxconv.plan import Plan, Transfer
 from nnxconv.sizes import parse_bytes
 from nnxconv.team import ALONE, Team
+from nnxconv.understanding import RECORD
 
 if TYPE_CHECKING:
     from nnxconv.storage.formats import Container

@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal as OneOf
 
-from nnxconv.conversion import Understood, reread
 from nnxconv.difference import Difference
 from nnxconv.errors import LayerError
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.layers import LayerGroup
 from nnxconv.report import Finding
 from nnxconv.state import RNGS, TrainState
+from nnxconv.understanding import Understood, reread
 from nnxconv.views import Leaf, Literal, View, dtype_of, notation, short_dtype, stack
 
 Scope = OneOf["params", "all"]

@@ -3,19 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from nnxconv.conversion import (
-    Options,
-    Understood,
-    is_excluded,
-    reread,
-    with_layer_names,
-    with_new_names,
-)
+from nnxconv.conversion import Options, is_excluded
 from nnxconv.errors import NnxconvError, RuleError
 from nnxconv.keys import Key
 from nnxconv.likeness import unlike
 from nnxconv.rules import Rules, builtin_rules
 from nnxconv.state import RNGS, TrainState
+from nnxconv.understanding import Understood, reread, with_layer_names, with_new_names
 from nnxconv.views import Leaf
 
 

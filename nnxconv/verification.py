@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nnxconv.comparison import compare_pairs
-from nnxconv.conversion import RECORD, Conversion, Understood, understand
+from nnxconv.conversion import Conversion
 from nnxconv.difference import Tolerance
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.keys import Key, spell
@@ -12,6 +12,7 @@ from nnxconv.pairing import agree_on_layers, join_layers, line_up
 from nnxconv.storage.item import Item
 from nnxconv.storage.writer import Proof, Writer, Writers
 from nnxconv.team import ALONE, Team
+from nnxconv.understanding import RECORD, Understood, understand
 from nnxconv.views import View, cast, dtype_of
 
 EXACT = Tolerance(0.0, 0.0, True)

@@ -2,7 +2,8 @@
 
 import json
 
-from nnxconv.conversion import RECORD, Options, convert_tree, nothing_lost, understand
+from nnxconv.conversion import Options, convert_tree, nothing_lost
+from nnxconv.understanding import RECORD, understand
 from nnxconv.views import Literal
 from tests import states
 from tests.states import told

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from nnxconv.codecs import CODECS, Form, Record, recognise
 from nnxconv.codecs.parts import collections_to_record
-from nnxconv.conversion import Options, convert_tree, understand
+from nnxconv.conversion import Options, convert_tree
 from nnxconv.errors import BadInput, CannotHold, Mismatch, UnknownLayout
 from nnxconv.layers import Apart, Stacked, arrange, unstack
 from nnxconv.likeness import conform
 from nnxconv.state import TrainState, under
+from nnxconv.understanding import understand
 from nnxconv.views import NOTHING, Literal
 from tests import states
 from tests.disk import on_disk, there_and_back

@@ -297,7 +297,7 @@ def test_a_stack_with_a_name_of_its_own_is_one_when_the_user_says_so():
 
 
 def test_a_name_that_is_not_there_is_refused():
-    from nnxconv.conversion import understand
+    from nnxconv.understanding import understand
 
     tree = {("params", "params", "dense", "kernel"): array(("w",), (3,))}
     with pytest.raises(BadInput) as refused:

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nnxconv.conversion import RECORD
 from nnxconv.inspection import ChainElement, Inspection
 from nnxconv.keys import Key, in_order, spell
 from nnxconv.pairing import matches
 from nnxconv.render.conversion import arranged
 from nnxconv.sizes import counted, format_bytes
 from nnxconv.storage.item import array_name
+from nnxconv.understanding import RECORD
 from nnxconv.views import Literal, Source, notation
 
 
