@@ -18,6 +18,7 @@ LEVELS = [
     ["plan"],
     ["layers", "bundles"],
     ["codecs", "likeness", "live", "rules", "storage"],
+    ["understanding"],
     ["conversion", "assemble", "portions"],
     ["pairing", "execute", "fetch", "inspection", "matching", "opening", "renames"],
     ["comparison", "digests", "mismatch"],
