@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 import nnxconv
-from nnxconv.errors import NotACheckpoint
+from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from tests.command import run
 from tests.gcs import COMMITTED
 from tests.gcs_proxy import Status
@@ -193,6 +193,27 @@ def test_an_unfinished_target_of_somebody_else_is_not_touched(storage, sources, 
         f" `gcloud storage rm -r {target}` removes it\n"
     )
     assert storage.digests("out") == before
+
+
+# A source that changes
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("name", ["large", "plain"])
+def test_a_source_that_is_saved_again_meanwhile_is_never_read_as_a_mixture(name, storage, local):
+    source = storage.put(local / name, "out/source")
+    saved = []
+
+    def save_again(event):
+        if not saved:
+            saved.append(storage.put(local / name, "out/source"))
+
+    with pytest.raises(DamagedCheckpoint) as caught:
+        nnxconv.convert(source, storage.path("out/x"), dtype="bfloat16", watch=save_again)
+    told = caught.value.render().splitlines()
+    assert told[:2] == ["error: the checkpoint was changed while it was read", f"  at {source}"]
+    assert "  `_METADATA` is another one" in told
+    assert storage.names("out/x") == []
 
 
 # Uncommitted sources

@@ -74,7 +74,7 @@ def test_requests_of_inspect_and_compare_grow_with_leaves_at_worst(use_ocdbt, st
         with storage.proxy.recording() as traffic:
             nnxconv.inspect(path)
         asked["inspect"].append(len(traffic.requests))
-        assert traffic.client_bytes < sum(storage.sizes(f"out/{count}").values()) + 2000 * count
+        assert traffic.client_bytes < sum(storage.sizes(f"out/{count}").values()) + 4000 * count
         with storage.proxy.recording() as traffic:
             nnxconv.compare(path, path)
         asked["compare"].append(len(traffic.requests))

@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.storage.remote import is_remote
+from nnxconv.storage.remote import is_remote, stamps_below
 
 if TYPE_CHECKING:
     from nnxconv.storage.item import Item
 
-Seen = Mapping[str, tuple[int, int, int]]
-"""For each file of a directory, and for itself: its inode, bytes, and time of change."""
+Seen = Mapping[str, tuple[int, ...]]
+"""For each file of a directory, and for itself: its inode, bytes, and time of change.
+
+Of each object below a path in a bucket: its generation.
+"""
 
 
 def look(path: epath.Path) -> Seen:
-    """What a local directory looks like; nothing for a bucket."""
-    return {} if is_remote(path) else dict(_entries(Path(os.fspath(path)), ""))
+    """What a directory looks like; one listing in a bucket."""
+    if is_remote(path):
+        return {name: (int(generation),) for name, generation in stamps_below(path).items()}
+    return dict(_entries(Path(os.fspath(path)), ""))
 
 
-def _entries(folder: Path, prefix: str) -> Iterator[tuple[str, tuple[int, int, int]]]:
+def _entries(folder: Path, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield prefix, (folder.stat().st_ino, 0, 0)
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -41,7 +46,7 @@ def refuse_changed(items: Iterable["Item"]) -> None:
       DamagedCheckpoint: files have been changed, added or removed; they are named.
     """
     for item in items:
-        if item.seen:
+        if item.seen:  # an item that is being written was not looked at
             _refuse_changed(item.path, item.seen)
 
 
