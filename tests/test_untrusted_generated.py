@@ -165,6 +165,17 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in root.rglob("*") if file.is_file()}
 
 
+def test_a_member_that_no_zarr_has_is_not_written(step, tmp_path):
+    source = shutil.copytree(step, tmp_path / "7")
+    for name in ("params.params.a", "step"):
+        file = source / "items" / name / ".zarray"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "\x1b[31m": 1}))
+    nnxconv.convert(str(source), str(tmp_path / "new"), to="nnx-pure", verify=True)
+    written = list((tmp_path / "new").rglob(".zarray"))
+    assert len(written) == 2
+    assert not any("\x1b[31m" in json.loads(file.read_text()) for file in written)
+
+
 @pytest.mark.parametrize(
     "examples", [EXAMPLES, pytest.param(MORE_EXAMPLES, marks=pytest.mark.trust(only=True))]
 )

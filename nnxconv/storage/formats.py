@@ -141,9 +141,20 @@ def _sharding_codec(metadata: dict[str, Any]) -> dict[str, Any] | None:
     return next((codec for codec in metadata["codecs"] if codec["name"] == SHARDING), None)
 
 
+_MEMBERS = {
+    2: ("zarr_format", "compressor", "dimension_separator", "dtype", "fill_value", "filters"),
+    3: (
+        *("zarr_format", "node_type", "attributes", "chunk_grid", "chunk_key_encoding"),
+        *("codecs", "data_type", "fill_value"),
+    ),
+}
+"""What an array's metadata may have besides what is its own; all else says nothing of values."""
+
+
 def target_metadata(model: ArrayFormat, shape: Shape, dtype: str, chunks: Shape) -> dict[str, Any]:
     """The metadata of a new array that is compressed and packed as `model` is."""
-    metadata = copy.deepcopy(model.metadata)
+    members = _MEMBERS[model.zarr_format]
+    metadata = copy.deepcopy({k: v for k, v in model.metadata.items() if k in members})
     metadata["shape"] = list(shape)
     if model.zarr_format == 2:
         metadata |= {"chunks": list(chunks), "order": "C"}
@@ -157,7 +168,6 @@ def target_metadata(model: ArrayFormat, shape: Shape, dtype: str, chunks: Shape)
         sharding["configuration"]["chunk_shape"] = list(chunks)
     if dtype != model.dtype:
         metadata |= {"data_type": dtype, "fill_value": _zero(dtype)}
-    metadata.pop("dimension_names", None)
     return metadata
 
 
