@@ -11,9 +11,12 @@ TensorStore's documentation, "OCDBT storage format"
 """
 
 import google_crc32c
+import numpy as np
 import zstandard
 
 MAX_NUMBER = 2**64 - 1
+_MAX_NUMBER_BYTES = 10
+_TOO_LARGE = "it has a number of more than 64 bits"
 _PIECE_BYTES = 2**10
 """Of a zstd frame; each decompresses to 32 MiB at most."""
 
@@ -49,24 +52,18 @@ class Body:
         """The next numbers: each has seven bits a byte, and an eighth where it goes on."""
         if count > self.left:
             raise ValueError("it ends too soon")
-        content, position, values = self._content, self._position, []
-        try:
-            for _ in range(count):
-                byte = content[position]
-                position += 1
-                value, shift = byte & 0x7F, 7
-                while byte >= 0x80:
-                    byte = content[position]
-                    position += 1
-                    value |= (byte & 0x7F) << shift
-                    shift += 7
-                    if shift > 70 or value > MAX_NUMBER:
-                        raise ValueError("it has a number of more than 64 bits")
-                values.append(value)
-        except IndexError:
-            raise ValueError("it ends too soon") from None
-        self._position = position
-        return values
+        column = self._content[self._position : self._position + count]
+        if column.isascii():  # each number has one byte, as in most columns
+            self._position += count
+            return list(column)
+        at_most = min(count * _MAX_NUMBER_BYTES, self.left)
+        window = np.frombuffer(self._content, np.uint8, at_most, self._position)
+        ends = np.flatnonzero(window < 0x80)[:count] + 1
+        if len(ends) < count:
+            long = at_most == count * _MAX_NUMBER_BYTES
+            raise ValueError(_TOO_LARGE if long else "it ends too soon")
+        self._position += int(ends[-1])
+        return _numbers(window[: ends[-1]], ends)
 
     def count(self, limit: int) -> int:
         """A number of entries, of which each takes a byte or more."""
@@ -79,6 +76,18 @@ class Body:
         """Refuses bytes that are left."""
         if self.left:
             raise ValueError(f"it has {self.left} bytes too many")
+
+
+def _numbers(content: np.ndarray, ends: np.ndarray) -> list[int]:
+    """The numbers that end before each of `ends`; the first byte has the lowest bits."""
+    starts = np.concatenate(([0], ends[:-1]))
+    nbytes = ends - starts
+    is_longest = nbytes == _MAX_NUMBER_BYTES
+    if nbytes.max() > _MAX_NUMBER_BYTES or (content[ends[is_longest] - 1] > 1).any():
+        raise ValueError(_TOO_LARGE)
+    shifts = 7 * (np.arange(len(content)) - np.repeat(starts, nbytes))
+    bits = (content & 0x7F).astype(np.uint64) << shifts.astype(np.uint64)
+    return np.bitwise_or.reduceat(bits, starts).tolist()
 
 
 def unwrap(encoded: bytes, magic: bytes, max_bytes: int) -> Body:

@@ -8,9 +8,10 @@ A database may come from anywhere. All that is not of this layout raises ValueEr
 is believed that the bytes at hand cannot hold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
+from operator import add
 
 from nnxconv.storage.ocdbt_bytes import MAX_NUMBER, Body, unwrap
 
@@ -161,7 +162,8 @@ def _newest_root(body: Body, files: Sequence[DataFile], limit: int) -> Root | No
         raise ValueError("its versions are not numbered in order")
     if offsets[-1] == lengths[-1] == MAX_NUMBER:
         return None
-    return Root(_reference(files, indices[-1], offsets[-1], lengths[-1]), heights[-1])
+    [newest] = _references(files, indices[-1:], offsets[-1:], lengths[-1:])
+    return Root(newest, heights[-1])
 
 
 def _skip_older_versions(body: Body) -> None:
@@ -178,12 +180,15 @@ def _leaf(body: Body, files: Sequence[DataFile], count: int) -> Leaf:
     lengths, kinds = body.varints(count), body.take(count)
     if max(kinds) > 1:
         raise ValueError(f"a value is of kind {max(kinds)}, which is not supported")
-    elsewhere = sum(kinds)
-    places = zip(body.varints(elsewhere), body.varints(elsewhere), strict=True)
-    values: dict[bytes, bytes | Reference] = {}
-    for key, length, kind in zip(keys, lengths, kinds, strict=True):
-        values[key] = _reference(files, *next(places), length) if kind else body.take(length)
-    return Leaf(values)
+    elsewhere = list(compress(lengths, kinds))
+    indices, offsets = body.varints(len(elsewhere)), body.varints(len(elsewhere))
+    places = _references(files, indices, offsets, elsewhere)
+    return Leaf(
+        {
+            key: next(places) if kind else body.take(length)
+            for key, length, kind in zip(keys, lengths, kinds, strict=True)
+        }
+    )
 
 
 def _interior(body: Body, files: Sequence[DataFile], count: int) -> Interior:
@@ -191,13 +196,13 @@ def _interior(body: Body, files: Sequence[DataFile], count: int) -> Interior:
     prefixes = body.varints(count)
     keys = _names(body, shared, added)
     _refuse_disorder(keys)
-    places = zip(*(body.varints(count) for _ in range(3)), strict=True)
+    places = _references(files, *(body.varints(count) for _ in range(3)))
     _skip_statistics(body, count)
     if any(prefix > len(key) for key, prefix in zip(keys, prefixes, strict=True)):
         raise ValueError("a key is shorter than what all below it begin with")
     return Interior(
         tuple(
-            Child(key, key[:prefix], _reference(files, *place))
+            Child(key, key[:prefix], place)
             for key, prefix, place in zip(keys, prefixes, places, strict=True)
         )
     )
@@ -258,9 +263,14 @@ def _too_long() -> str:
     return f"a key or a path is longer than {_MAX_NAME_BYTES} bytes"
 
 
-def _reference(files: Sequence[DataFile], index: int, offset: int, nbytes: int) -> Reference:
-    if index >= len(files):
-        raise ValueError(f"it names file {index} of {len(files)}")
-    if offset + nbytes > _MAX_END:
-        raise ValueError(f"it refers to {nbytes} bytes at {offset}")
-    return Reference(files[index], offset, nbytes)
+def _references(
+    files: Sequence[DataFile],
+    indices: Sequence[int],
+    offsets: Sequence[int],
+    lengths: Sequence[int],
+) -> Iterator[Reference]:
+    if max(indices, default=-1) >= len(files):
+        raise ValueError(f"it names file {max(indices)} of {len(files)}")
+    if max(map(add, offsets, lengths), default=0) > _MAX_END:
+        raise ValueError("it refers to bytes beyond the end of any file")
+    return map(Reference, [files[index] for index in indices], offsets, lengths)
