@@ -26,7 +26,7 @@ MAX_KEYS_BYTES = 2**30
 _MANIFEST = "manifest.ocdbt"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Value:
     """A stored value: the data file that holds it, relative to the database, and where in it.
 
@@ -139,13 +139,13 @@ def _ordered(entries: Iterator[tuple[bytes, Value]]) -> dict[str, Value]:
     values: dict[str, Value] = {}
     last, total_bytes = None, 0
     for key, value in entries:
+        text = _text(key)
         if last is not None and key <= last:
-            raise ValueError(f"`{_text(key)}` comes after `{_text(last)}`")
-        last = key
+            raise ValueError(f"`{text}` comes after `{_text(last)}`")
+        values[text], last = value, key
         total_bytes += len(key)
         if total_bytes > MAX_KEYS_BYTES:
             raise ValueError(f"its keys have more than {MAX_KEYS_BYTES} bytes")
-        values[_text(key)] = value
     return values
 
 

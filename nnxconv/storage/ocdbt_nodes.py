@@ -16,7 +16,9 @@ from operator import add
 from nnxconv.storage.ocdbt_bytes import MAX_NUMBER, Body, unwrap
 
 MAX_NODE_BYTES = 2**28
-"""Of a node or a manifest, and of the keys in one; Orbax limits its nodes to 100 MB."""
+"""Of a node, and of the keys in it, each in full; Orbax limits its nodes to 100 MB."""
+MAX_MANIFEST_BYTES = 2**24
+"""The newest versions take 100 bytes each; there are 16 of them, and never more than 65,536."""
 _LARGEST_ENTRIES_BYTES = 2**22
 """A node is divided between entries: where they are large, it has more than it should."""
 _MANIFEST = bytes.fromhex("0cdb3a2a")
@@ -108,7 +110,7 @@ def decode_manifest(encoded: bytes) -> Manifest:
     Raises:
       ValueError: it is damaged, or its versions are in other files, numbered manifests.
     """
-    body = unwrap(encoded, _MANIFEST, MAX_NODE_BYTES)
+    body = unwrap(encoded, _MANIFEST, MAX_MANIFEST_BYTES)
     config = _config(body)
     files = _data_files(body, b"")
     root = _newest_root(body, files, 2**config.version_tree_arity_log2)
