@@ -67,7 +67,7 @@ def read_contents(path: epath.Path) -> Contents:
             manifest = decode_manifest(found.value)
         tree = _Tree(store, manifest.config.max_node_bytes, set())
         values = {} if manifest.root is None else _ordered(tree.values(manifest.root, b""))
-        return Contents(values, frozenset(_file(node.file.path) for node in tree.seen))
+        return Contents(values, frozenset(file for file, _ in tree.seen))
     except (ValueError, OSError) as error:
         reason = str(error).split(" [")[0]
         message = f"the OCDBT database cannot be read: {reason}"
@@ -76,14 +76,14 @@ def read_contents(path: epath.Path) -> Contents:
 
 @dataclass(frozen=True)
 class _Tree:
-    """The nodes of a database; those that were read are in `seen`.
+    """The nodes of a database; `seen` has the files and offsets of those that were read.
 
     TensorStore's `ts.ocdbt.dump` tells what is in a node, but never frees what it has told.
     """
 
     store: ts.KvStore
     max_node_bytes: int
-    seen: set[Reference]
+    seen: set[tuple[str, int]]
 
     def values(self, top: Root, prefix: bytes) -> Iterator[tuple[bytes, Value]]:
         """Keys and values below one node, where all keys begin with `prefix`."""
@@ -101,11 +101,11 @@ class _Tree:
         place = top.node
         file = _file(place.file.path)
         with _told_of(f"`{file}` at {place.offset}"):
-            if place in self.seen:
+            if (file, place.offset) in self.seen:
                 raise ValueError("this node stands twice in the tree")
             if place.nbytes > MAX_NODE_BYTES:
                 raise ValueError(f"a node of {place.nbytes} bytes is too large")
-        self.seen.add(place)
+        self.seen.add((file, place.offset))
         encoded = _read(self.store, file, place)
         with _told_of(f"`{file}` at {place.offset}"):
             return decode_node(encoded, place.file, top.height, self.max_node_bytes)
