@@ -20,6 +20,7 @@ from nnxconv.storage.ocdbt_nodes import (
     decode_manifest,
     decode_node,
 )
+from nnxconv.storage.server_errors import first_sentence
 
 MAX_KEYS_BYTES = 2**30
 """Of all keys of a database, each in full."""
@@ -69,8 +70,7 @@ def read_contents(path: epath.Path) -> Contents:
         values = {} if manifest.root is None else _ordered(tree.values(manifest.root, b""))
         return Contents(values, frozenset(file for file, _ in tree.seen))
     except (ValueError, OSError) as error:
-        reason = str(error).split(" [")[0]
-        message = f"the OCDBT database cannot be read: {reason}"
+        message = f"the OCDBT database cannot be read: {first_sentence(error)}"
         raise DamagedCheckpoint(message, where=str(path)) from error
 
 
