@@ -483,6 +483,7 @@ def test_the_page_follows_the_system_and_then_the_button(browser: Browser) -> No
     assert browser.console() == []
 
 
+@pytest.mark.trust
 def test_names_are_text_and_never_run(browser: Browser) -> None:
     names = [
         SCRIPT,
@@ -507,6 +508,7 @@ def test_names_are_text_and_never_run(browser: Browser) -> None:
     assert browser.console() == []
 
 
+@pytest.mark.trust
 def test_a_script_that_a_checkpoint_has_for_a_name_does_not_run(browser: Browser) -> None:
     names = [
         SCRIPT,

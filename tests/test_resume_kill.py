@@ -1,8 +1,8 @@
 """A run with `--resume` that is killed goes on where it stopped, and nothing of it shows.
 
-The moments are drawn from the time that a conversion takes undisturbed, at its quickest: 2 of each
-kind, or 50 of each with `NNXCONV_LARGE=1`. A run is killed, and so may be the one that goes on with
-it.
+The moments are drawn from the time that a conversion takes undisturbed, at its quickest. In every
+run of the tests there are 2 of each kind, in `pytest -m trust` 9 more of each, or 50 with
+`NNXCONV_LARGE=1`. A run is killed, and so may be the one that goes on with it.
 """
 
 import json
@@ -36,8 +36,16 @@ KINDS = {
     "a directory per array": ("plain", UNSTACK),
     "two items": ("stacked", {"to": "tunix", "scan_layers": False, "max_memory": "24MiB"}),
 }
-MANY = 50
-KILLS = MANY if os.environ.get("NNXCONV_LARGE") == "1" else 2
+FEW, SOME, MANY = 2, 9, 50
+KILLS = [
+    FEW,
+    pytest.param(
+        MANY if os.environ.get("NNXCONV_LARGE") == "1" else SOME,
+        marks=pytest.mark.trust(only=True),
+    ),
+]
+
+pytestmark = pytest.mark.trust
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +130,11 @@ def bytes_read(log: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("asked", KILLS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_goes_on_and_repeats_at_most_one_window(kind, server, sources, tmp_path):
+def test_a_killed_run_goes_on_and_repeats_at_most_one_window(
+    kind, asked, server, sources, tmp_path, record_property
+):
     name, options = KINDS[kind]
     options = {"resume": True, "max_memory": "12MiB", **options}
     source, wanted, log = sources / name, tmp_path / "wanted", tmp_path / "reads"
@@ -143,7 +154,7 @@ def test_a_killed_run_goes_on_and_repeats_at_most_one_window(kind, server, sourc
     window = max(plan.window_bytes, plan.largest_block_bytes) if plan.rewritten else 0
     drawn = random.Random(kind)
     kills = kept = 0
-    while kills < KILLS:
+    while kills < asked:
         target = tmp_path / f"out{kills}"
         log.unlink(missing_ok=True)
         status, runs = -signal.SIGKILL, 0
@@ -165,6 +176,9 @@ def test_a_killed_run_goes_on_and_repeats_at_most_one_window(kind, server, sourc
         kills += runs - 1
         kept += len(inodes)
         shutil.rmtree(target)
-    if KILLS == MANY and kind not in ("files", "links"):  # which take little time after the start
+    record_property(
+        "figures", f"{kills} kills, after which {kept} finished files were kept, none written twice"
+    )
+    if asked == MANY and kind not in ("files", "links"):  # which take little time after the start
         assert kept
     assert snapshot(source) == before
