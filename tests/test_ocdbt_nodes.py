@@ -28,6 +28,8 @@ from nnxconv.storage.ocdbt_nodes import (
     decode_node,
 )
 
+pytestmark = pytest.mark.trust
+
 CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
 ZSTD = {"id": "zstd"}
 MANIFEST, NODE = bytes.fromhex("0cdb3a2a"), bytes.fromhex("0cdb20de")
