@@ -1,5 +1,6 @@
 """Eight simulated CPU devices, checkpoints that lie elsewhere, and a server of gs:// paths."""
 
+import ast
 import gc
 import os
 from collections import Counter
@@ -57,7 +58,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                     terminalreporter.write_line(str(text))
     terminalreporter.section("tests that passed", "-")
     for file, count in passed.items():
-        terminalreporter.write_line(f"{count:>5,}  {file}")
+        about = ast.get_docstring(ast.parse((REPOSITORY / file).read_text())) or ""
+        terminalreporter.write_line(f"{count:>5,}  {file}: {about.splitlines()[0]}")
 
 
 @pytest.fixture(scope="session")
