@@ -87,6 +87,8 @@ def execute(
         def check() -> None:
             check_interrupt()
             team.check()
+            for journal in journals.values():
+                journal.check()
 
         async def work(share: Share, writer: Writer) -> None:
             mine = _Run(share.plan, portions[share.name], reader, tally.of(share), check)
