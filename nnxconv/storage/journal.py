@@ -227,7 +227,5 @@ class Journal:
     def _write_kept(self) -> None:
         """Puts journal and database back to where the last whole unit left them."""
         units = self._units.values()
-        manifests = [unit.manifest for unit in units if unit.manifest]
-        self._folder.rewrite(
-            [unit.to_line() for unit in units], manifests[-1] if manifests else b""
-        )
+        manifests = [b"", *(unit.manifest for unit in units if unit.manifest)]
+        self._folder.rewrite([unit.to_line() for unit in units], manifests[-1])

@@ -194,7 +194,10 @@ def kept_work(
 
 
 def _kept_note(keep: Keep) -> str:
-    return f"kept: `{keep.path}` has what is finished; the same command with `--resume` goes on with it"
+    return (
+        f"kept: `{keep.path}` has what is finished;"
+        " the same command with `--resume` goes on with it"
+    )
 
 
 def _begin(keep: Keep, target: epath.Path, asked: Begun) -> None:

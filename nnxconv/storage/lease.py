@@ -107,7 +107,8 @@ class Lease:
                 f"another run with `--resume` is writing `{self._target}`, or was killed less than"
                 f" {seen.stale_seconds} seconds ago",
                 where=str(self._path),
-                hint=f"wait until it has ended; if it was killed, run the command again in {left} s",
+                hint="wait until it has ended, or choose another target;"
+                f" if it was killed, run the command again in {left} seconds",
             )
 
     def _renew_always(self) -> None:
