@@ -91,6 +91,14 @@ def execute(
                 journal.check()
 
         async def work(share: Share, writer: Writer) -> None:
+            try:
+                await work_alone(share, writer)
+            except Exception:
+                for journal in journals.values():
+                    journal.check()  # another run's writes explain whatever else goes wrong
+                raise
+
+        async def work_alone(share: Share, writer: Writer) -> None:
             mine = _Run(share.plan, portions[share.name], reader, tally.of(share), check)
             journal = journals.get(share.name)
             filled = writer if journal is None else writer.journalled(journal)

@@ -125,8 +125,8 @@ class Keep(Protocol):
         """What is begun here, if anything."""
         ...
 
-    def write_begun(self, text: str) -> None:
-        """Says what is begun here."""
+    def begin(self, text: str) -> None:
+        """Says what is begun here; what is there of which nothing is said is removed."""
         ...
 
     def start(self, *, may_replace: bool) -> None:
@@ -208,7 +208,7 @@ def _begin(keep: Keep, target: epath.Path, asked: Begun) -> None:
     """
     text = keep.read_begun()
     if text is None:
-        keep.write_begun(json.dumps(asdict(asked)))
+        keep.begin(json.dumps(asdict(asked)))
         return
     try:
         different = asked.differences(json.loads(text))

@@ -62,8 +62,9 @@ class BucketKeep:
         """What is begun here, if anything."""
         return read_if_there(self.path / "begun")
 
-    def write_begun(self, text: str) -> None:
-        """Says what is begun here."""
+    def begin(self, text: str) -> None:
+        """Says what is begun here; what is there of which nothing is said is removed."""
+        remove_tree(self.path, but=["lock"])
         _write(self.path / "begun", text.encode())
 
     @property

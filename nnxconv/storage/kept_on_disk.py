@@ -65,8 +65,11 @@ class DiskKeep:
         file = self._folder / "begun"
         return file.read_bytes() if file.exists() else None
 
-    def write_begun(self, text: str) -> None:
-        """Says what is begun here."""
+    def begin(self, text: str) -> None:
+        """Says what is begun here; what is there of which nothing is said is removed."""
+        for left in self._folder.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
         new = self._folder / "begun.new"
         new.write_text(text)
         new.replace(self._folder / "begun")

@@ -119,6 +119,8 @@ class Writer:
         transaction = ts.Transaction(atomic=False)
         try:
             yield transaction
+            if self.journal is not None:
+                self.journal.check()
         except BaseException:
             transaction.abort()
             raise
