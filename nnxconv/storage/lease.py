@@ -5,6 +5,7 @@ several runs one has it. A run that was killed writes no more: when the object h
 for as long as the holder promised to, by the server's clock, another run may take it.
 """
 
+import math
 import threading
 import time
 import uuid
@@ -102,7 +103,7 @@ class Lease:
         if seen is not None and seen.age_seconds > seen.stale_seconds:
             seen = self._written_over(seen.generation)
         if seen is not None:
-            left = max(1, round(seen.stale_seconds - seen.age_seconds))
+            left = math.ceil(seen.stale_seconds - max(0, seen.age_seconds)) + 1  # of whole seconds
             raise BadInput(
                 f"another run with `--resume` is writing `{self._target}`, or was killed less than"
                 f" {seen.stale_seconds} seconds ago",
