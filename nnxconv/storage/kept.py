@@ -113,6 +113,11 @@ class Keep(Protocol):
         """The command that removes it."""
         ...
 
+    @property
+    def has_remains(self) -> bool:
+        """True where what is at the target was left there by a run that was killed."""
+        ...
+
     def held(self) -> AbstractContextManager[None]:
         """Lets one run at a time work on a target.
 
@@ -153,12 +158,8 @@ def _keep(target: epath.Path) -> Keep:
 
 
 def has_remains(target: epath.Path) -> bool:
-    """True where what is at a target was left there by a run with `--resume` that was killed.
-
-    Only in a bucket: elsewhere it has another name until it is complete.
-    """
-    keep = _keep(target)
-    return isinstance(keep, BucketKeep) and keep.has_remains
+    """True where what is at a target was left there by a run with `--resume` that was killed."""
+    return _keep(target).has_remains
 
 
 @contextmanager

@@ -38,6 +38,11 @@ class DiskKeep:
         """The command that removes it."""
         return f"rm -r {self.path}"
 
+    @property
+    def has_remains(self) -> bool:
+        """Never: what is unfinished has another name than the target."""
+        return False
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Lets one run at a time work on a target; the lock of a killed one is gone with it.
@@ -75,7 +80,7 @@ class DiskKeep:
         new.replace(self._folder / "begun")
 
     def start(self, *, may_replace: bool) -> None:
-        """Nothing: what a killed run was writing has another name than the target."""
+        """Nothing: there are no remains."""
 
     def folder(self, number: int) -> "DiskFolder":
         """Where an item is kept."""

@@ -67,15 +67,16 @@ class Lease:
         Raises:
           BadInput: another run has it, or was killed a moment ago.
         """
-        self._take()
         renewing = threading.Thread(target=self._renew_always, daemon=True)
-        renewing.start()
         try:
+            self._take()
+            renewing.start()
             yield
         finally:
             self._is_over.set()
-            renewing.join(_LEAVING_SECONDS)
-            if not self._is_lost:
+            if renewing.is_alive():
+                renewing.join(_LEAVING_SECONDS)
+            if self._generation and not self._is_lost:
                 with suppress(Exception):  # it will be stale in a minute
                     remove_generation(self._path, self._generation)
 
