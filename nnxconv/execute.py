@@ -84,18 +84,20 @@ def execute(
     }
     with deferred_interrupts() as check_interrupt:
 
+        def check_kept(*, surely: bool = False) -> None:
+            for journal in journals.values():
+                journal.check(surely=surely)
+
         def check() -> None:
             check_interrupt()
             team.check()
-            for journal in journals.values():
-                journal.check()
+            check_kept()
 
         async def work(share: Share, writer: Writer) -> None:
             try:
                 await work_alone(share, writer)
             except Exception:
-                for journal in journals.values():
-                    journal.check()  # another run's writes explain whatever else goes wrong
+                check_kept(surely=True)  # another run's writes explain whatever else goes wrong
                 raise
 
         async def work_alone(share: Share, writer: Writer) -> None:
@@ -108,6 +110,7 @@ def execute(
                 await mine.rewrite(filled)
             if journal is not None:
                 moved.notes.extend(journal.notes)
+                check_kept(surely=True)
                 writer.take_over(filled)
             team.gather("written", check=check)
             if team.number == 0:
@@ -125,6 +128,7 @@ def execute(
                         one.forget()
                     raise
             refuse_changed(items.values())
+            check_kept(surely=True)
             check()
             every[:] = team.gather("done", asdict(moved), check)
 

@@ -28,7 +28,7 @@ WINDOW = 2
 
 # kind: the source, options, after how many objects of which kind a run shall fail
 KINDS = {
-    "a database": ("ocdbt", REWRITE, 9, "upload"),
+    "a database": ("ocdbt", REWRITE, 4, "upload"),
     "a directory per array": ("plain", REWRITE, 18, "upload"),
     "copied files": ("plain", RENAME, 9, "copy"),
 }
@@ -85,7 +85,7 @@ def fail(storage, source: str, after: int, kind: Kind = "upload", **options) -> 
 @pytest.fixture
 def interrupted(storage, source):
     """A target of which some windows have been written."""
-    fail(storage, source, 9)
+    fail(storage, source, 4)
     assert len(units(storage)) > 2
     return storage.path("out/x")
 
@@ -133,8 +133,8 @@ def test_a_run_that_is_killed_again_and_again_repeats_a_window_each_time(
     target, log = storage.path("out/x"), tmp_path / "log"
     step = f"{storage.bucket}/out/x/7"
     moments = [
-        (lambda r: r.kind == "upload" and r.name.endswith("/0/journal/00000005"), 1),
-        (lambda r: r.kind == "upload" and r.name.endswith("/0/journal/00000003"), 1),
+        (lambda r: r.kind == "upload" and r.name.endswith("/00000005"), 1),
+        (lambda r: r.kind == "upload" and r.name.endswith("/00000003"), 1),
         (lambda r: r.kind == "copy" and r.name.startswith(f"{step}/"), 4),
         (lambda r: r.kind == "upload" and r.name.endswith("/_METADATA"), 1),
     ]
@@ -176,7 +176,7 @@ def wait_until_stale(storage, name: str) -> None:
 
 def test_the_old_target_stays_until_the_new_one_is_complete(storage, source, old, tmp_path, twins):
     before = storage.digests("out/x")
-    fail(storage, source, 9, overwrite=True)
+    fail(storage, source, 4, overwrite=True)
     assert storage.digests("out/x") == before
     assert "an interrupted run was continued" in notes(convert(source, old, overwrite=True))[-1]
     check_same(storage.get("out/x", tmp_path / "x"), twins / "a database wanted")
@@ -203,7 +203,7 @@ def test_work_that_is_not_as_it_was_is_done_again_and_told(
 
 
 def test_a_run_that_finishes_nothing_keeps_nothing(storage, source):
-    fail(storage, source, 1)
+    fail(storage, source, 0)
     assert storage.names("out") == []
 
 

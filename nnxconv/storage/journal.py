@@ -14,7 +14,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import xxhash
 from etils import epath
@@ -71,6 +71,11 @@ class Folder(Protocol):
         """Where the item is written."""
         ...
 
+    @property
+    def base_spec(self) -> dict[str, Any]:
+        """The key-value store there, of which a database can be made."""
+        ...
+
     def lines(self) -> Iterator[str]:
         """The journal."""
         ...
@@ -80,7 +85,7 @@ class Folder(Protocol):
         ...
 
     def rewrite(self, lines: Sequence[str], manifest: bytes) -> None:
-        """Puts other lines in the place of the journal, and a manifest, if any, into the work."""
+        """Puts other lines in the place of the journal, and a manifest, if any, in that of ours."""
         ...
 
     def look(self) -> Mapping[str, Stamp]:
@@ -103,8 +108,8 @@ class Folder(Protocol):
         """Puts the work into another directory; the journal stays right."""
         ...
 
-    def check(self) -> None:
-        """Makes sure that no other run writes here.
+    def check(self, *, surely: bool = False) -> None:
+        """Makes sure that no other run writes here; `surely` asks whoever knows, now.
 
         Raises:
           StorageError: another run does.
@@ -151,13 +156,18 @@ class Journal:
         """True when no unit is finished."""
         return not self._units
 
-    def check(self) -> None:
-        """Makes sure that no other run goes on with this.
+    @property
+    def base_spec(self) -> dict[str, Any]:
+        """The key-value store of that directory, for a database or without one."""
+        return self._folder.base_spec
+
+    def check(self, *, surely: bool = False) -> None:
+        """Makes sure that no other run goes on with this; `surely` asks whoever knows, now.
 
         Raises:
           StorageError: another run does.
         """
-        self._folder.check()
+        self._folder.check(surely=surely)
 
     def forget(self) -> None:
         """Takes nothing for finished any more: what was written is not what it should be."""
@@ -180,7 +190,7 @@ class Journal:
     def committed(self, name: str) -> Commit:
         """What a commit has changed, before the next one begins."""
         manifest, stamps = self._folder.committed()
-        new = sorted(stamps.keys() - self._known - {MANIFEST})
+        new = sorted(stamps.keys() - self._known)
         return Commit(name, manifest, new, stamps)
 
     def enter_commit(self, commit: Commit, values: Mapping[str, Stamp]) -> None:

@@ -5,9 +5,13 @@ gs://bucket/out/7.orbax-checkpoint-tmp-resume/
 ├── begun          of which source, by which plan
 ├── lock           held by the run that works: see `lease`
 ├── writing        what is at the target without `commit_success.txt` is of a run with `--resume`
-├── 0/journal/     lines, in objects that are counted
-└── 0/work/
+├── 0/journal/     for the run that writes it, lines in objects that are counted
+├── 0/manifest/    for that run, the manifest of the database
+└── 0/work/        the item so far, but for the manifest
 ```
+
+A run that was silent for long, and is taken for dead, may wake up while it writes. What it writes
+then has names of its own: those of a run that nobody goes on with.
 """
 
 import threading
@@ -15,10 +19,13 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from itertools import count, takewhile
+from typing import Any
 
 from etils import epath
 
 from nnxconv.errors import StorageError
+from nnxconv.storage.arrays import directory_spec
 from nnxconv.storage.commit import remove_objects
 from nnxconv.storage.journal import MANIFEST, Stamp
 from nnxconv.storage.lease import Lease
@@ -120,8 +127,11 @@ class BucketFolder:
     """
 
     def __init__(self, path: epath.Path, lease: Lease) -> None:
-        self._path = path / "journal"
+        self._journals = path / "journal"
+        self._path = self._journals / lease.run
         self._work = path / "work"
+        self._manifests = path / "manifest"
+        self._manifest = self._manifests / lease.run
         self._lease = lease
         self._count = 0
         self._waiting: deque[str] = deque()
@@ -131,14 +141,23 @@ class BucketFolder:
     def work(self) -> epath.Path:
         return self._work
 
+    @property
+    def base_spec(self) -> dict[str, Any]:
+        *_, name = self._manifest.parts
+        own = directory_spec(self._manifests)
+        own["path"] += name
+        layers = [{"base": directory_spec(self._work)}, {"prefix": MANIFEST, "base": own}]
+        return {"driver": "kvstack", "layers": layers}
+
     def lines(self) -> Iterator[str]:
-        """As far as no object is missing."""
-        there = files_below(self._path).keys()
-        names = []
-        while _name(len(names) + 1) in there:
-            names.append(_name(len(names) + 1))
-        for text in read_objects([self._path / name for name in names]):
-            yield from text.decode(errors="replace").splitlines(keepends=True)
+        """Those of the last run, as far as no object is missing; the most, should two be left."""
+        there = files_below(self._journals).keys()
+        found: list[list[str]] = [[]]
+        for run in sorted({name.partition("/")[0] for name in there}):
+            names = list(takewhile(there.__contains__, (f"{run}/{_name(n)}" for n in count(1))))
+            text = b"".join(read_objects([self._journals / name for name in names]))
+            found.append(text.decode(errors="replace").splitlines(keepends=True))
+        yield from max(found, key=len)
 
     def append(self, line: str, *, is_synced: bool) -> None:
         """Lines that come while others are being written wait, and become one object."""
@@ -156,12 +175,14 @@ class BucketFolder:
     def rewrite(self, lines: Sequence[str], manifest: bytes) -> None:
         """The first object gets all lines; if the others are not removed, they say nothing new."""
         self._lease.check()
-        others = files_below(self._path).keys() - {_name(1)}
-        _write(self._path / _name(1), "".join(lines).encode())
-        remove_files([self._path / name for name in others])
+        first, folders = self._path / _name(1), (self._journals, self._manifests)
+        there = [folder / name for folder in folders for name in files_below(folder)]
+        others = [path for path in there if path != first]
+        _write(first, "".join(lines).encode())
+        remove_files(others)
         self._count = 1
-        if manifest:  # which makes another one that is still under way too late
-            _write(self._work / MANIFEST, manifest)
+        if manifest:
+            _write(self._manifest, manifest)
 
     def look(self) -> Mapping[str, Stamp]:
         found = generations_below(self._work)
@@ -169,7 +190,7 @@ class BucketFolder:
 
     def committed(self) -> tuple[bytes, Mapping[str, Stamp]]:
         with ThreadPoolExecutor(1) as pool:
-            manifest = pool.submit(read_if_there, self._work / MANIFEST)
+            manifest = pool.submit(read_if_there, self._manifest)
             found = self.look()
             return manifest.result() or b"", found
 
@@ -184,10 +205,13 @@ class BucketFolder:
 
     def give(self, target: epath.Path) -> None:
         """The server copies it."""
-        copy_files((self._work / name, target / name) for name in files_below(self._work))
+        files = [(self._work / name, target / name) for name in files_below(self._work)]
+        if files_below(self._manifests):
+            files.append((self._manifest, target / MANIFEST))
+        copy_files(files)
 
-    def check(self) -> None:
-        self._lease.check()
+    def check(self, *, surely: bool = False) -> None:
+        self._lease.check(surely=surely)
 
 
 def _name(number: int) -> str:

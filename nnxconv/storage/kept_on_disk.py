@@ -15,10 +15,12 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
 from nnxconv.errors import BadInput
+from nnxconv.storage.arrays import directory_spec
 from nnxconv.storage.commit import parents_made
 from nnxconv.storage.files import digest_file
 from nnxconv.storage.journal import MANIFEST, NODES, Stamp
@@ -109,6 +111,10 @@ class DiskFolder:
     def work(self) -> epath.Path:
         return epath.Path(self._work)
 
+    @property
+    def base_spec(self) -> dict[str, Any]:
+        return directory_spec(self.work)
+
     def lines(self) -> Iterator[str]:
         if self._path.exists():
             with self._path.open(errors="replace") as journal:
@@ -159,7 +165,7 @@ class DiskFolder:
             except OSError:
                 source.rename(new)
 
-    def check(self) -> None:
+    def check(self, *, surely: bool = False) -> None:
         """Nothing: the system keeps the lock for as long as the process lives."""
 
 

@@ -53,7 +53,7 @@ class Lease:
     def __init__(self, path: epath.Path, target: epath.Path) -> None:
         self._path, self._target = path, target
         self._seconds = lease_seconds()
-        self._run = uuid.uuid4().hex
+        self.run = uuid.uuid4().hex
         self._generation = ""
         self._renewed_at = 0.0
         self._is_lost = False
@@ -80,13 +80,14 @@ class Lease:
                 with suppress(Exception):  # it will be stale in a minute
                     remove_generation(self._path, self._generation)
 
-    def check(self) -> None:
-        """Makes sure that this run still has the lock.
+    def check(self, *, surely: bool = False) -> None:
+        """Makes sure that this run still has the lock; asks the server if it has not of late.
 
         Raises:
           LeaseLost: it has not.
         """
-        if not self._is_lost and time.monotonic() > self._renewed_at + self._seconds / 2:
+        is_old = time.monotonic() > self._renewed_at + self._seconds / 2
+        if not self._is_lost and (surely or is_old):
             self._renew()
         if self._is_lost:
             raise LeaseLost(
@@ -126,12 +127,12 @@ class Lease:
     def _written_over(self, generation: str) -> _Seen | None:
         """Writes the lock if it is still of this generation; else says what is there instead."""
         asked_at = time.monotonic()
-        told = {"run": self._run, "seconds": str(self._seconds)}
+        told = {"run": self.run, "seconds": str(self._seconds)}
         try:
             self._generation = write_generation(self._path, generation, told)
         except FileExistsError:
             seen = self._look()
-            if seen.run != self._run:
+            if seen.run != self.run:
                 return seen
             self._generation = seen.generation  # ours: the answer to an earlier try was lost
         self._renewed_at = asked_at

@@ -14,11 +14,12 @@ from nnxconv.errors import BadInput
 from nnxconv.keys import Key
 from nnxconv.state import Tree, below
 from nnxconv.storage.arrays import (
+    OCDBT_CONFIG,
     all_done,
+    directory_spec,
     kvstore_spec,
     new_array_spec,
     new_context,
-    new_kvstore_spec,
 )
 from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
 from nnxconv.storage.item import Item, array_name, joined_items
@@ -89,7 +90,10 @@ class Writer:
     @property
     def references_spec(self) -> dict[str, Any]:
         """The store of this process, to take references over into."""
-        return new_kvstore_spec(self._database, self._use_ocdbt)
+        base = directory_spec(self._database) if self.journal is None else self.journal.base_spec
+        return (
+            {"driver": "ocdbt", "base": base, "config": OCDBT_CONFIG} if self._use_ocdbt else base
+        )
 
     @property
     def values_spec(self) -> dict[str, Any]:
