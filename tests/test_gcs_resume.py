@@ -81,6 +81,7 @@ def fail(storage, source: str, after: int, kind: Kind = "upload", **options) -> 
     with denied as injected, pytest.raises(StorageError) as caught:
         convert(source, storage.path("out/x"), **options)
     assert injected.hits
+    assert f"x{KEPT}/lock" not in storage.names("out")
     return caught.value
 
 

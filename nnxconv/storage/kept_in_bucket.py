@@ -2,7 +2,7 @@
 
 ```
 gs://bucket/out/7.orbax-checkpoint-tmp-resume/
-├── begun          of which source, by which plan
+├── begun          of which source, by which options and which plan
 ├── lock           held by the run that works: see `lease`
 ├── writing        what is at the target without `commit_success.txt` is of a run with `--resume`
 ├── 0/journal/     for the run that writes it, lines in objects that are counted

@@ -2,7 +2,7 @@
 
 ```
 out/7.orbax-checkpoint-tmp-resume/
-├── begun          of which source, by which plan
+├── begun          of which source, by which options and which plan
 ├── lock           the system's lock on it is held by the run that works
 └── 0/journal, 0/work/
 ```

@@ -48,7 +48,7 @@ def lease_seconds() -> int:
     Raises:
       BadInput: the variable of the environment is no whole number.
     """
-    return _whole_number(LEASE, _DEFAULT_LEASE_SECONDS)
+    return max(1, _whole_number(LEASE, _DEFAULT_LEASE_SECONDS))
 
 
 def _whole_number(variable: str, default: int) -> int:
