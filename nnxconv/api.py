@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -109,7 +109,7 @@ def convert(
       transfer: how encoded chunks that stay as they are get to the target: `copy`, or `link` for
         hard links to the source's data files.
       resume: keep what is finished when the conversion is interrupted or fails, and go on with what
-        such a call has kept before. Not for a target in a bucket, nor for several processes.
+        such a call has kept before. Not for several processes.
       allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
       distributed: share the work with other processes, which are started alike: see
         `nnxconv.cluster`. Each of them returns the same.
@@ -171,8 +171,23 @@ def convert(
             ),
             Way(max_memory, overwrite, dry_run, verify, transfer, resume, watch, team),
             custom_metadata=item.custom_metadata,
+            options=_told(
+                options,
+                like=like,
+                rename=rename,
+                rename_back=rename_back,
+                step=step,
+                max_memory=max_memory,
+                transfer=transfer,
+            ),
             started=started,
         )
+
+
+def _told(options: Options, **others: Any) -> dict[str, Any]:
+    """Options by the names that they have on the command; rules that are no file are called so."""
+    told = {name.rstrip("_"): value for name, value in asdict(options).items()} | others
+    return {n: "rules" if isinstance(value, Rules) else value for n, value in told.items()}
 
 
 @plainly

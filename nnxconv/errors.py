@@ -75,6 +75,16 @@ class NnxconvError(Exception):
         return type(self)(say(self.message), where=self.where, details=details, hint=say(self.hint))
 
 
+def with_notes(message: str, error: BaseException) -> str:
+    """A message, and what was noted of the error, or of its causes, on the way here."""
+    notes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        notes += getattr(cause, "__notes__", [])
+        cause = cause.__cause__
+    return "\n\n".join([message, *notes])
+
+
 def _clipped(text: str) -> str:
     """The text, with its middle left out where names in a checkpoint make it far too long."""
     half = MAX_CHARACTERS // 2

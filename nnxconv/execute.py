@@ -84,11 +84,23 @@ def execute(
     }
     with deferred_interrupts() as check_interrupt:
 
+        def check_kept(*, surely: bool = False) -> None:
+            for journal in journals.values():
+                journal.check(surely=surely)
+
         def check() -> None:
             check_interrupt()
             team.check()
+            check_kept()
 
         async def work(share: Share, writer: Writer) -> None:
+            try:
+                await work_alone(share, writer)
+            except Exception:
+                check_kept(surely=True)  # another run's writes explain whatever else goes wrong
+                raise
+
+        async def work_alone(share: Share, writer: Writer) -> None:
             mine = _Run(share.plan, portions[share.name], reader, tally.of(share), check)
             journal = journals.get(share.name)
             filled = writer if journal is None else writer.journalled(journal)
@@ -98,6 +110,7 @@ def execute(
                 await mine.rewrite(filled)
             if journal is not None:
                 moved.notes.extend(journal.notes)
+                check_kept(surely=True)
                 writer.take_over(filled)
             team.gather("written", check=check)
             if team.number == 0:
@@ -115,6 +128,7 @@ def execute(
                         one.forget()
                     raise
             refuse_changed(items.values())
+            check_kept(surely=True)
             check()
             every[:] = team.gather("done", asdict(moved), check)
 

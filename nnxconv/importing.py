@@ -77,7 +77,7 @@ def gpt3_from_paxml(
       dry_run: plan everything, write nothing; the chunks need not be there.
       verify: before committing, read the target back and compare it with the source.
       resume: keep what is finished when the import is interrupted or fails, and go on with what
-        such a call has kept before. Not for a target in a bucket, nor for several processes.
+        such a call has kept before. Not for several processes.
       distributed: share the work with other processes, which are started alike: see
         `nnxconv.cluster`. Each of them returns the same.
       coordinator_address: `host:port` of process 0; where it is None, JAX_COORDINATOR_ADDRESS or
@@ -152,6 +152,21 @@ def gpt3_from_paxml(
             ),
             Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch, team=team),
             custom_metadata={},
+            options={
+                "to": to,
+                "fused_qkv": fused_qkv,
+                "scan_layers": scan_layers,
+                "layer_axis": layer_axis,
+                "optimizer": optimizer,
+                "b1": b1,
+                "b2": b2,
+                "params_only": params_only,
+                "dtype": dtype,
+                "vocab_size": vocab_size,
+                "model": model,
+                "step": step,
+                "max_memory": max_memory,
+            },
             started=started,
         )
 

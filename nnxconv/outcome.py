@@ -117,6 +117,7 @@ def carry_out(
     way: Way,
     *,
     custom_metadata: Mapping[str, Any],
+    options: Mapping[str, Any],
     started: float,
 ) -> Result:
     """Writes a converted tree, or only plans it.
@@ -126,6 +127,7 @@ def carry_out(
       places: from where to where.
       way: how.
       custom_metadata: of the new item, besides the record of the conversion.
+      options: what was asked for, by the names of the command; a run that goes on has the same.
       started: when the call began, on the monotonic clock, in seconds.
 
     Raises:
@@ -133,12 +135,13 @@ def carry_out(
     """
     from nnxconv.execute import execute
     from nnxconv.storage.companions import companions
+    from nnxconv.storage.kept import has_remains
     from nnxconv.storage.places import check_places, check_space, failures_told, needed_bytes
     from nnxconv.storage.shares import divide, whole_freight, whole_plan
     from nnxconv.verification import verifier
 
     nothing_lost(conversion)
-    _refuse_resume(way, places)
+    _refuse_resume(way)
     max_memory = parse_bytes(way.max_memory)
     target, items = places.target, places.items
     sources = list(items.values())[: places.source_items]
@@ -153,7 +156,14 @@ def carry_out(
     )
     is_step = target.is_split and places.location.given_as == "item"
     location = replace(places.location, given_as="step") if is_step else places.location
-    check_places(places.source_path, location, places.target_path, target, way.overwrite)
+    check_places(
+        places.source_path,
+        location,
+        places.target_path,
+        target,
+        way.overwrite,
+        is_ours=way.resume and has_remains(target.path),
+    )
     beside = companions(places.location, target)
     beside.refuse_others(way.overwrite)
     target = replace(target, files=beside.inside, may_replace=way.overwrite)
@@ -165,7 +175,7 @@ def carry_out(
         proof = None
         if way.verify:
             proof = verifier(conversion, items, max_memory, way.team)
-        with _journals(way, target, shares, items, record) as journals:
+        with _journals(way, target, shares, items, record, options) as journals:
             needed -= sum(journal.nbytes for journal in journals.values())
             check_space(needed, target)
             check_memory(max(max(s.plan.peak_bytes, s.freight.peak_bytes) for s in shares))
@@ -224,22 +234,17 @@ def _digest(shares: Sequence["Share"], *others: object) -> str:
     return hashlib.sha256(repr((plans, *others)).encode()).hexdigest()
 
 
-def _refuse_resume(way: Way, places: Places) -> None:
+def _refuse_resume(way: Way) -> None:
     """Refuses to keep work where no other run could go on with it.
 
     Raises:
-      BadInput: several processes do it, or the target is in a bucket.
+      BadInput: several processes do it.
     """
-    from nnxconv.storage.kept import kept_directory
-
-    if not way.resume:
-        return
-    if way.team.count > 1:
+    if way.resume and way.team.count > 1:
         raise BadInput(
             "`--resume` does not go on with what several processes have begun",
             hint="leave out `--resume` or `--distributed`",
         )
-    kept_directory(places.target.path)
 
 
 @contextmanager
@@ -249,6 +254,7 @@ def _journals(
     shares: Sequence["Share"],
     items: Mapping[str, "Item"],
     record: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> Iterator[Mapping[str, "Journal"]]:
     """The journals of what is kept for another run, by the shares' names; none unless asked for."""
     from nnxconv.storage.kept import begun, kept_work
@@ -257,6 +263,7 @@ def _journals(
         yield {}
         return
     source = [item.path for item in items.values()]
-    asked = begun(_digest(shares, record), source)
-    with kept_work(target.path, asked, [share.name for share in shares]) as journals:
+    asked = begun(_digest(shares, record), source, options)
+    names = [share.name for share in shares]
+    with kept_work(target.path, asked, names, may_replace=target.may_replace) as journals:
         yield journals

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from nnxconv.cli.app import nnxconv
-from nnxconv.errors import NnxconvError
+from nnxconv.errors import NnxconvError, with_notes
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITE_GOLDEN = "NNXCONV_WRITE_GOLDEN"
@@ -42,7 +42,7 @@ def run(*arguments: object) -> Outcome:
         case None:
             return Outcome(words, result.stdout, result.stderr, result.return_value or 0)
         case NnxconvError() as error:
-            stderr = result.stderr + error.render() + "\n"
+            stderr = result.stderr + with_notes(error.render(), error) + "\n"
             return Outcome(words, result.stdout, stderr, error.exit_code)
         case click.ClickException() as error:
             stderr = result.stderr + f"Error: {error.format_message()}\n"

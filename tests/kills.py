@@ -6,6 +6,7 @@ start, so that none falls on imports.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ class Server:
     def convert(
         self,
         source: Path,
-        target: Path,
+        target: Path | str,
         moment: float | None,
         *,
         log: Path | None = None,
@@ -84,6 +85,12 @@ class Server:
         stdin.write(json.dumps([str(source), str(target), options, moment, told]) + "\n")
         stdin.flush()
         return json.loads(stdout.readline())
+
+    def kill(self) -> None:
+        """Kills the conversion that is under way."""
+        own = self._process.pid
+        for child in Path(f"/proc/{own}/task/{own}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
 
 
 @contextmanager

@@ -54,6 +54,28 @@ def test_a_signal_ends_the_command_and_leaves_nothing(
     assert files(tmp_path) == before
 
 
+def test_a_signal_leaves_what_is_finished_to_a_run_with_resume_and_says_where(source, tmp_path):
+    target, kept = tmp_path / "out", tmp_path / "out.orbax-checkpoint-tmp-resume"
+    words = [*COMMAND, str(source), str(target), "--resume", "--max_memory", "128MiB"]
+    process = subprocess.Popen(
+        [*words, "--no-scan_layers", "--layer_axis", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )
+    journal = kept / "0" / "journal"
+    until(lambda: journal.exists() and journal.stat().st_size)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == (
+        "\ninterrupted: nothing was committed\n\n"
+        f"kept: `{kept}` has what is finished; the same command with `--resume` goes on with it\n"
+    )
+    assert list(tmp_path.iterdir()) == [kept]
+
+
 def files(path):
     return {file: file.stat().st_size for file in path.rglob("*") if file.is_file()}
 

@@ -16,7 +16,7 @@ from nnxconv.cli.gpt3_from_paxml import gpt3_from_paxml
 from nnxconv.cli.inspect import inspect
 from nnxconv.cli.match import match
 from nnxconv.cli.output import say
-from nnxconv.errors import NnxconvError
+from nnxconv.errors import NnxconvError, with_notes
 from nnxconv.limits import check_program
 from nnxconv.tasks import Terminated
 
@@ -56,17 +56,17 @@ def main() -> None:
         check_program()
         sys.exit(nnxconv.main(standalone_mode=False))
     except NnxconvError as error:
-        _fail(error.render(), error.exit_code)
+        _fail(with_notes(error.render(), error), error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except OSError as error:
         place = f"\n  at {error.filename}" if error.filename else ""
-        _fail(f"error: {error.strerror or error}{place}", 2)
+        _fail(with_notes(f"error: {error.strerror or error}{place}", error), 2)
     except (click.Abort, KeyboardInterrupt) as stop:
         if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated):
-            _fail("terminated: nothing was committed", 143)
-        _fail("interrupted: nothing was committed", 130)
+            _fail(with_notes("terminated: nothing was committed", stop), 143)
+        _fail(with_notes("interrupted: nothing was committed", stop), 130)
     except Exception:
         traceback.print_exc()
         _fail("error: this is a defect of nnxconv; nothing was committed", 70)

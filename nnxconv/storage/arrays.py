@@ -61,12 +61,6 @@ OCDBT_CONFIG = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_00
 """What Orbax gives its merged databases; it refuses to merge into one that has other values."""
 
 
-def new_kvstore_spec(path: epath.Path, use_ocdbt: bool) -> dict[str, Any]:
-    """The key-value store of an item that is being written."""
-    spec = kvstore_spec(path, use_ocdbt)
-    return {**spec, "config": OCDBT_CONFIG} if use_ocdbt else spec
-
-
 def array_spec(item: epath.Path, use_ocdbt: bool, name: str, array: ArrayFormat) -> dict[str, Any]:
     """A TensorStore spec that opens a stored array for reading; a missing chunk is an error."""
     return {

@@ -1,7 +1,7 @@
 """The target appears whole or not at all: temporary names, the last rename, the clean-up."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from orbax.checkpoint.path import atomicity
 from nnxconv.errors import BadInput, StorageError
 from nnxconv.storage.alone import alone
 from nnxconv.storage.exchange import exchange
+from nnxconv.storage.lease import LeaseLost
 from nnxconv.storage.locate import UNFINISHED
 from nnxconv.storage.remote import COMMITTED, copy_tree, files_below, is_remote, remove_tree
 from nnxconv.storage.server_errors import plain_reason
@@ -73,9 +74,11 @@ def _no_objects_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
         remove_tree(beside)
     try:
         yield place
+    except LeaseLost:  # what is there may be the other run's
+        raise
     except BaseException as error:
         try:
-            _remove_objects(place)
+            remove_objects(place)
         except Exception as trouble:
             raise StorageError(
                 f"`{place}` is not complete, and could not be removed",
@@ -87,11 +90,11 @@ def _no_objects_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
         _replace(path, beside)
 
 
-def _remove_objects(path: epath.Path) -> None:
+def remove_objects(path: epath.Path, *, but: Sequence[str] = ()) -> None:
     """Removes what is below a path, and what writes that were under way still bring there."""
     quiet = 0
     for _ in range(_LOOKS):
-        quiet = 0 if remove_tree(path) else quiet + 1
+        quiet = 0 if remove_tree(path, but=but) else quiet + 1
         if quiet == _QUIET_LOOKS:
             return
         time.sleep(_BETWEEN_LOOKS_SECONDS)

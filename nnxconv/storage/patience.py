@@ -2,6 +2,7 @@
 
 `NNXCONV_GCS_RETRIES` says how often a request is repeated: 8 times by default, which takes 40
 seconds. `NNXCONV_GCS_TIMEOUT` says after how many seconds without a byte one is lost: 60.
+`NNXCONV_GCS_LEASE` says for how many seconds a run with `--resume` may be silent: 60.
 """
 
 import os
@@ -18,6 +19,9 @@ LONGEST_PAUSE_SECONDS = 16.0
 
 TIMEOUT = "NNXCONV_GCS_TIMEOUT"
 _DEFAULT_TIMEOUT_SECONDS = 60
+
+LEASE = "NNXCONV_GCS_LEASE"
+_DEFAULT_LEASE_SECONDS = 60
 
 
 def retries() -> int:
@@ -36,6 +40,15 @@ def timeout_seconds() -> int:
       BadInput: the variable of the environment is no whole number.
     """
     return _whole_number(TIMEOUT, _DEFAULT_TIMEOUT_SECONDS)
+
+
+def lease_seconds() -> int:
+    """After how long a run with `--resume` that is not heard of is taken for dead.
+
+    Raises:
+      BadInput: the variable of the environment is no whole number.
+    """
+    return max(1, _whole_number(LEASE, _DEFAULT_LEASE_SECONDS))
 
 
 def _whole_number(variable: str, default: int) -> int:

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
 from etils import epath
@@ -28,9 +28,17 @@ from nnxconv.storage.server_errors import first_sentence
 
 
 def check_places(
-    source: str, location: Location, target_path: str, target: Target, overwrite: bool
+    source: str,
+    location: Location,
+    target_path: str,
+    target: Target,
+    overwrite: bool,
+    *,
+    is_ours: bool = False,
 ) -> None:
     """Refuses a target that would harm something.
+
+    What is there is no obstacle where it `is_ours`: unfinished, and left by a run that goes on now.
 
     Raises:
       BadInput: source and target lie in each other; the target exists and may not, or is no
@@ -47,7 +55,9 @@ def check_places(
         if parent.exists() and not parent.is_dir():
             raise BadInput(f"`{target_path}` lies in `{parent}`, which is not a directory")
     there = _folder_or_none(target_path, destination)
-    if there is None or _is_left_over_root(there, location):
+    if there is None or (is_ours and destination == target.path):
+        return
+    if _is_left_over_root(there, location, {target.path.name} if is_ours else set()):
         return
     if not overwrite:
         raise BadInput(f"`{target_path}` exists", hint=_way_out(there, location))
@@ -107,9 +117,10 @@ def _in_each_other(path: epath.Path, source: str, location: Location) -> bool:
     return path in (given, location.item) or given in path.parents or path in location.item.parents
 
 
-def _is_left_over_root(there: Folder, location: Location) -> bool:
+def _is_left_over_root(there: Folder, location: Location, ours: Set[str]) -> bool:
     """True for a root that holds nothing, or only what a killed conversion left."""
-    return location.given_as == "root" and all(UNFINISHED in name for name in there.names)
+    names = there.names - ours
+    return location.given_as == "root" and all(UNFINISHED in name for name in names)
 
 
 def _check_root(target_path: str, there: Folder, location: Location) -> None:

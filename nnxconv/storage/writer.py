@@ -1,7 +1,7 @@
 """The arrays of an item while it is being written."""
 
+import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,18 +14,19 @@ from nnxconv.errors import BadInput
 from nnxconv.keys import Key
 from nnxconv.state import Tree, below
 from nnxconv.storage.arrays import (
+    OCDBT_CONFIG,
     all_done,
+    directory_spec,
     kvstore_spec,
     new_array_spec,
     new_context,
-    new_kvstore_spec,
 )
 from nnxconv.storage.formats import ZARR2_FILE, ZARR3_FILE, ArrayFormat, parse_format
 from nnxconv.storage.item import Item, array_name, joined_items
 from nnxconv.storage.journal import Journal
 from nnxconv.storage.locate import absolute
 from nnxconv.storage.ocdbt import read_contents
-from nnxconv.storage.remote import files_below, is_remote
+from nnxconv.storage.remote import is_remote
 from nnxconv.storage.spill import Spill
 from nnxconv.views import Leaf, Literal, Source
 
@@ -77,10 +78,10 @@ class Writer:
     def windows_under_way(self) -> int:
         """Into how many parts a window is cut.
 
-        One is moved while another is written. What a journal lacks, when a run is killed, is both:
-        with two parts that is one window.
+        On a disk one is moved while another is written. What a journal lacks, when a run is killed,
+        is both: with two parts that is one window. A bucket has each window before the next.
         """
-        return 1 if self.journal is None else 2
+        return 1 if self.journal is None or self._spill is None else 2
 
     def is_done(self, unit: str) -> bool:
         """True for a unit that an interrupted run has finished."""
@@ -89,7 +90,10 @@ class Writer:
     @property
     def references_spec(self) -> dict[str, Any]:
         """The store of this process, to take references over into."""
-        return new_kvstore_spec(self._database, self._use_ocdbt)
+        base = directory_spec(self._database) if self.journal is None else self.journal.base_spec
+        return (
+            {"driver": "ocdbt", "base": base, "config": OCDBT_CONFIG} if self._use_ocdbt else base
+        )
 
     @property
     def values_spec(self) -> dict[str, Any]:
@@ -119,12 +123,16 @@ class Writer:
         transaction = ts.Transaction(atomic=False)
         try:
             yield transaction
+            if self.journal is not None:
+                self.journal.check()
         except BaseException:
             transaction.abort()
             raise
         await transaction.commit_async()
         if self._spill:
             await self._spill.start(unit)
+        elif self.journal is not None:
+            await asyncio.to_thread(_enter, self.journal, unit)
         if is_large:
             await self._settled()
 
@@ -167,18 +175,10 @@ class Writer:
         return await ts.open(spec, transaction=transaction, context=self.context)
 
     def take_over(self, filled: "Writer") -> None:
-        """Gives the item what another writer has filled, whose directory stays as it is.
-
-        Where there are no hard links its files are moved.
-        """
+        """Gives the item what another writer has filled in the directory of a journal."""
         self._arrays = filled._arrays
-        for name in files_below(filled.directory):
-            source, target = filled.directory / name, self.directory / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source, target)
-            except OSError:
-                source.rename(target)
+        if filled.journal is not None:
+            filled.journal.give(self.directory)
 
     async def merge(self, processes: int) -> None:
         """Takes references to what the other processes have written into the item's database."""
@@ -206,6 +206,11 @@ def join(directory: str, use_ocdbt: bool, process: int) -> Writer:
             hint="write to a file system that all processes share, or to gs://",
         )
     return Writer(path, use_ocdbt, process)
+
+
+def _enter(journal: Journal, unit: str) -> None:
+    """Says that a commit, and all that belongs to it, is there."""
+    journal.enter_commit(journal.committed(unit), {})
 
 
 def _database(item: epath.Path, process: int) -> epath.Path:
