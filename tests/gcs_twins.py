@@ -14,6 +14,7 @@ from tests.command import Outcome
 from tests.trees import entries, same_bits, values
 
 pytestmark = [
+    pytest.mark.usefixtures("gcs_environment"),
     pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning"),  # gcsfs
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),  # Orbax
 ]

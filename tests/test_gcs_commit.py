@@ -2,11 +2,12 @@
 
 import signal
 import subprocess
+import time
 
 import pytest
 
 import nnxconv
-from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
+from nnxconv.errors import BadInput, DamagedCheckpoint, NotACheckpoint
 from tests.command import run
 from tests.gcs import COMMITTED
 from tests.gcs_proxy import Status
@@ -75,7 +76,7 @@ def test_whatever_object_cannot_be_written_nothing_is_left(source, options, stor
 def test_what_cannot_be_removed_is_named_with_the_command_that_removes_it(storage, sources):
     target = storage.path("out/x")
     with (
-        storage.proxy.inject(Status(403, "no"), kind=("upload", "copy"), skip=8),
+        storage.proxy.inject(Status(403, "no"), kind=("upload", "copy"), skip=9),
         storage.proxy.inject(Status(403, "no"), kind=("delete", "batch")),
     ):
         message = refused(run("convert", sources["step"], target))
@@ -195,6 +196,32 @@ def test_an_unfinished_target_of_somebody_else_is_not_touched(storage, sources, 
     assert storage.digests("out") == before
 
 
+# Two conversions
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_while_one_conversion_writes_a_target_another_one_says_so_and_harms_nothing(
+    overwrite, storage, sources, local
+):
+    target = storage.put(local / "step", "out/x") if overwrite else storage.path("out/x")
+    source = sources["step"] if overwrite else sources["item"]
+    told = []
+
+    def second(event):
+        if not told:
+            with pytest.raises(BadInput) as caught:
+                nnxconv.convert(sources["step"], storage.path("out/x"), to="linen", overwrite=True)
+            told.append(caught.value.render())
+
+    nnxconv.convert(source, target, overwrite=overwrite, dtype="bfloat16", watch=second)
+    assert told[0].startswith(
+        f"error: another conversion is writing `{target}`, or was killed less than 60 seconds ago\n"
+    )
+    assert nnxconv.compare(source, target, ignore_dtype=True).is_match
+    assert {name.partition("/")[0] for name in storage.names("out")} == {"x"}
+
+
 # A source that changes
 
 
@@ -261,7 +288,8 @@ def test_a_step_that_is_being_saved_is_not_one_of_the_steps(storage, local):
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_process_that_is_stopped_leaves_no_checkpoint(sent, code, storage, sources):
+def test_a_process_that_is_stopped_leaves_no_checkpoint(sent, code, storage, sources, monkeypatch):
+    monkeypatch.setenv("NNXCONV_GCS_LEASE", "1")
     target = storage.path("out/x")
     process = subprocess.Popen(
         command("convert", sources["item"], target), stderr=subprocess.PIPE, text=True
@@ -283,5 +311,6 @@ def test_a_process_that_is_stopped_leaves_no_checkpoint(sent, code, storage, sou
         refused(run("inspect", target))
         assert f"gcloud storage rm -r {target}" in refused(run("convert", sources["item"], target))
         storage.clear("out/x")
+        time.sleep(3)  # until its lock counts no more
     nnxconv.convert(sources["item"], target)
     assert is_finished(target)

@@ -328,7 +328,7 @@ def test_errors_that_are_not_of_a_server_stay_as_they_are(error):
 
 
 NOT_THERE = "error: `gs://nnxconv-nowhere/run` does not exist\n"
-NO_BUCKET = "error: there is no such bucket or object\n  at gs://nnxconv-nowhere/run\n"
+NO_BUCKET = "error: there is no such bucket or object\n  at gs://nnxconv-nowhere\n"
 
 
 @pytest.mark.parametrize(

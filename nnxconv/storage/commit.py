@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,37 @@ from orbax.checkpoint.path import atomicity
 from nnxconv.errors import BadInput, StorageError
 from nnxconv.storage.alone import alone
 from nnxconv.storage.exchange import exchange
-from nnxconv.storage.lease import LeaseLost
+from nnxconv.storage.lease import Lease, LeaseLost
 from nnxconv.storage.locate import UNFINISHED
 from nnxconv.storage.remote import COMMITTED, copy_tree, files_below, is_remote, remove_tree
 from nnxconv.storage.server_errors import plain_reason
 
 
-@contextmanager
-def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[epath.Path]:
-    """Removes the temporary directory, and the parents made for it, unless all goes well.
+@dataclass(frozen=True)
+class Place:
+    """The path that Orbax is told to write, and how it shall name and commit it."""
 
-    Gives the path that Orbax is told to write.
+    path: epath.Path
+    temporary_path_class: type[atomicity.TemporaryPathBase]
+
+
+@contextmanager
+def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[Place]:
+    """Removes the temporary directory, and the parents made for it, unless all goes well.
 
     Raises:
       BadInput: another conversion is writing the target, or has just written it.
     """
     if is_remote(path):
-        with _no_objects_left_on_failure(path) as place:
-            yield place
+        lease = Lease(path.parent / f"{path.name}{UNFINISHED}-lock", path, "conversion")
+        with lease.held(), _no_objects_left_on_failure(path, may_replace) as place:
+            yield Place(place, _marked_while_held(lease))
         return
     with parents_made(path), alone(path):
         _undo(path)  # what a killed run left
         refuse_replacing(path, may_replace)
         try:
-            yield _stand_in(path)
+            yield Place(_stand_in(path), Swap if may_replace else Rename)
         except BaseException:
             _undo(path)
             raise
@@ -56,13 +64,16 @@ def parents_made(path: epath.Path) -> Iterator[None]:
 
 
 @contextmanager
-def _no_objects_left_on_failure(path: epath.Path) -> Iterator[epath.Path]:
+def _no_objects_left_on_failure(path: epath.Path, may_replace: bool) -> Iterator[epath.Path]:
     """The same in a bucket, where there are no directories, and no temporary names for new ones.
 
     An old target is replaced when the new one, beside it, is complete.
     """
     beside = path.parent / f"{path.name}.nnxconv-new"
-    place = beside if files_below(path) else path
+    place = path
+    if files_below(path):
+        place = beside
+        _refuse_unless(may_replace, path)
     left = files_below(beside)
     if COMMITTED in left:
         raise BadInput(
@@ -132,7 +143,12 @@ def _replace(old: epath.Path, new: epath.Path) -> None:
 
 def refuse_replacing(path: epath.Path, may_replace: bool) -> None:
     """Raises BadInput for a target that has come to be there since that was checked."""
-    if path.exists() and not may_replace:
+    if path.exists():
+        _refuse_unless(may_replace, path)
+
+
+def _refuse_unless(may_replace: bool, path: epath.Path) -> None:
+    if not may_replace:
         raise BadInput(
             f"`{path}` exists: another program has just written it",
             hint="add `--overwrite` to replace it",
@@ -172,13 +188,15 @@ def _aside(path: epath.Path) -> epath.Path:
 _STAND_IN = ".nnxconv-final"
 
 
-def temporary_path_class(
-    path: epath.Path, *, may_replace: bool
-) -> type[atomicity.TemporaryPathBase]:
-    """How Orbax shall name and commit a target."""
-    if is_remote(path):
-        return atomicity.CommitFileTemporaryPath
-    return Swap if may_replace else Rename
+def _marked_while_held(lease: Lease) -> type[atomicity.TemporaryPathBase]:
+    """Orbax's last object in a bucket, for a run that no other one has taken for dead."""
+
+    class Marked(atomicity.CommitFileTemporaryPath):
+        async def finalize(self) -> None:
+            lease.check(surely=True)
+            await super().finalize()
+
+    return Marked
 
 
 def _stand_in(path: epath.Path) -> epath.Path:

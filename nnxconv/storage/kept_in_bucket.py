@@ -50,7 +50,7 @@ class BucketKeep:
     def __init__(self, path: epath.Path, target: epath.Path) -> None:
         self.path = path
         self._target = target
-        self._lease = Lease(path / "lock", target)
+        self._lease = Lease(path / "lock", target, "run with `--resume`")
 
     @property
     def removal(self) -> str:

@@ -48,10 +48,10 @@ class _Seen:
 
 
 class Lease:
-    """The lock at a path, for one run that writes a target."""
+    """The lock at a path, for one run that writes a target; messages call such runs `what`."""
 
-    def __init__(self, path: epath.Path, target: epath.Path) -> None:
-        self._path, self._target = path, target
+    def __init__(self, path: epath.Path, target: epath.Path, what: str) -> None:
+        self._path, self._target, self._what = path, target, what
         self._seconds = lease_seconds()
         self.run = uuid.uuid4().hex
         self._generation = ""
@@ -91,13 +91,13 @@ class Lease:
             self._renew()
         if self._is_lost:
             raise LeaseLost(
-                f"another run with `--resume` has taken over `{self._target}`",
+                f"another {self._what} has taken over `{self._target}`",
                 where=str(self._path),
                 details=[
                     f"nothing was heard of this one for {self._seconds} seconds,"
                     " or its lock was removed"
                 ],
-                hint="wait until the other run has ended; if there is none, run the command again",
+                hint="wait until the other one has ended; if there is none, run the command again",
             )
 
     def _take(self) -> None:
@@ -107,7 +107,7 @@ class Lease:
         if seen is not None:
             left = math.ceil(seen.stale_seconds - max(0, seen.age_seconds)) + 1  # of whole seconds
             raise BadInput(
-                f"another run with `--resume` is writing `{self._target}`, or was killed less than"
+                f"another {self._what} is writing `{self._target}`, or was killed less than"
                 f" {seen.stale_seconds} seconds ago",
                 where=str(self._path),
                 hint="wait until it has ended, or choose another target;"

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nnxconv.keys import Key
-from nnxconv.storage.commit import nothing_left_on_failure, temporary_path_class
+from nnxconv.storage.commit import nothing_left_on_failure
 from nnxconv.storage.leaves import Run, leaf_of, nested_tree, plain_value, registry
 from nnxconv.storage.locate import Location, absolute
 from nnxconv.storage.remote import COMMITTED, copy_files, files_below, is_remote
@@ -101,11 +101,10 @@ def save(target: Target, items: Sequence[NewItem], *, custom_metadata: dict[str,
         savers = {item.name: _saver(item, target, custom_metadata) for item in items}
         handler, args = savers[""] if "" in savers else _in_step(target, savers)
         with ocp.Checkpointer(
-            handler,
-            temporary_path_class=temporary_path_class(target.path, may_replace=may_replace),
+            handler, temporary_path_class=place.temporary_path_class
         ) as checkpointer:
             checkpointer.save(
-                place,
+                place.path,
                 args=args,
                 custom_metadata=dict(target.custom_metadata) or None,
             )
