@@ -2,7 +2,7 @@
 
 `NNXCONV_GCS_RETRIES` says how often a request is repeated: 8 times by default, which takes 40
 seconds. `NNXCONV_GCS_TIMEOUT` says after how many seconds without a byte one is lost: 60.
-`NNXCONV_GCS_LEASE` says for how many seconds a run with `--resume` may be silent: 60.
+`NNXCONV_GCS_LEASE` says for how many seconds a run that writes may be silent: 60.
 """
 
 import os
