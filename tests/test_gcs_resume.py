@@ -282,7 +282,7 @@ def test_a_run_that_was_taken_over_stops_and_leaves_everything(storage, source, 
         convert(source, target, watch=take_over)
     assert caught.value.render() == (
         f"error: another run with `--resume` has taken over `{target}`\n  at {target}{KEPT}/lock\n"
-        "  nothing was heard of this one for 1 seconds, or its lock was removed\n\n"
+        "  nothing was heard of this one for 1 second, or its lock was removed\n\n"
         "hint: wait until the other one has ended; if there is none, run the command again"
     )
     lock = "x.orbax-checkpoint-tmp-lock"  # of conversions of any kind

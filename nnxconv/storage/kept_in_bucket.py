@@ -29,13 +29,13 @@ from nnxconv.storage.arrays import directory_spec
 from nnxconv.storage.commit import remove_objects
 from nnxconv.storage.journal import MANIFEST, Stamp
 from nnxconv.storage.lease import Lease
+from nnxconv.storage.objects import object_at
 from nnxconv.storage.remote import (
     COMMITTED,
     copy_files,
     files_below,
     filesystem,
     generations_below,
-    object_at,
     read_if_there,
     read_objects,
     remove_files,

@@ -17,8 +17,9 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import BadInput, StorageError
+from nnxconv.sizes import counted
+from nnxconv.storage.objects import object_at, remove_generation, write_generation
 from nnxconv.storage.patience import lease_seconds
-from nnxconv.storage.remote import object_at, remove_generation, write_generation
 
 _RENEWALS = 4
 """How often it is renewed before it would be stale."""
@@ -94,7 +95,7 @@ class Lease:
                 f"another {self._what} has taken over `{self._target}`",
                 where=str(self._path),
                 details=[
-                    f"nothing was heard of this one for {self._seconds} seconds,"
+                    f"nothing was heard of this one for {counted(self._seconds, 'second')},"
                     " or its lock was removed"
                 ],
                 hint="wait until the other one has ended; if there is none, run the command again",
@@ -108,10 +109,10 @@ class Lease:
             left = math.ceil(seen.stale_seconds - max(0, seen.age_seconds)) + 1  # of whole seconds
             raise BadInput(
                 f"another {self._what} is writing `{self._target}`, or was killed less than"
-                f" {seen.stale_seconds} seconds ago",
+                f" {counted(seen.stale_seconds, 'second')} ago",
                 where=str(self._path),
                 hint="wait until it has ended, or choose another target;"
-                f" if it was killed, run the command again in {left} seconds",
+                f" if it was killed, run the command again in {counted(left, 'second')}",
             )
 
     def _renew_always(self) -> None:
