@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from nnxconv.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from nnxconv.api import check_checksums, compare, convert, inspect, match, write_checksums
+    from nnxconv.api import compare, convert, inspect, match
     from nnxconv.errors import NnxconvError
     from nnxconv.importing import gpt3_from_paxml
     from nnxconv.loading import load, load_into
+    from nnxconv.manifests import check_checksums, write_checksums
     from nnxconv.opened import Checkpoint, LazyArray, open  # noqa: A004
     from nnxconv.outcome import Result
     from nnxconv.report import Report
@@ -44,10 +45,12 @@ _ELSEWHERE = {
     "NnxconvError": "errors",
     "Report": "report",
     "Result": "outcome",
+    "check_checksums": "manifests",
     "gpt3_from_paxml": "importing",
     "load": "loading",
     "load_into": "loading",
     "open": "opened",
+    "write_checksums": "manifests",
 }
 
 

@@ -24,7 +24,7 @@ LEVELS = [
     ["comparison", "digests", "mismatch"],
     ["fitting", "verification", "boundary", "bare_optimizer", "cluster"],
     ["outcome"],
-    ["api", "importing", "loading", "opened"],
+    ["api", "importing", "loading", "manifests", "opened"],
     ["__init__"],
     ["render"],
     ["cli"],

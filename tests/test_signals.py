@@ -39,14 +39,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing(
     if is_there:
         checkpoints.save_item(target, checkpoints.linen())
     before = files(tmp_path)
-    words = [*COMMAND, str(source), str(target), "--overwrite", "--max_memory", "128MiB"]
-    process = subprocess.Popen(
-        [*words, "--no-scan_layers", "--layer_axis", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
-    )
+    process = started(source, target, "--overwrite")
     until(lambda: len(files(tmp_path)) > len(before))
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
@@ -56,14 +49,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing(
 
 def test_a_signal_leaves_what_is_finished_to_a_run_with_resume_and_says_where(source, tmp_path):
     target, kept = tmp_path / "out", tmp_path / "out.orbax-checkpoint-tmp-resume"
-    words = [*COMMAND, str(source), str(target), "--resume", "--max_memory", "128MiB"]
-    process = subprocess.Popen(
-        [*words, "--no-scan_layers", "--layer_axis", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
-    )
+    process = started(source, target, "--resume")
     journal = kept / "0" / "journal"
     until(lambda: journal.exists() and journal.stat().st_size)
     process.send_signal(signal.SIGINT)
@@ -74,6 +60,18 @@ def test_a_signal_leaves_what_is_finished_to_a_run_with_resume_and_says_where(so
         f"kept: `{kept}` has what is finished; the same command with `--resume` goes on with it\n"
     )
     assert list(tmp_path.iterdir()) == [kept]
+
+
+def started(source, target, *words):
+    """The command that takes a stack apart, in a process."""
+    words = [*words, "--max_memory", "128MiB", "--no-scan_layers", "--layer_axis", "1"]
+    return subprocess.Popen(
+        [*COMMAND, str(source), str(target), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )
 
 
 def files(path):

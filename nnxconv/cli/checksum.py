@@ -36,8 +36,8 @@ def checksum(
     nnxconv checksum ckpt/1000
     nnxconv checksum --check nnx_ckpt/1000 --manifest ckpt/1000.checksums.json
     """
-    from nnxconv.api import check_checksums, write_checksums
     from nnxconv.cli.progress import progress
+    from nnxconv.manifests import check_checksums, write_checksums
     from nnxconv.render.checksum import check_json, check_text
 
     with progress() as watch:
