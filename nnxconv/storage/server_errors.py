@@ -136,10 +136,10 @@ def _of_tensorstore(text: str) -> _Told | None:
     is_of_server = http is not None or "[curl_code=" in text or SCHEME in sentence
     if status not in _CODES or not is_of_server:
         return None
-    place = re.search(r"gs://\S+?(?=:? |:?$)", sentence)
-    said = sentence.rpartition(f"{place[0]}: ")[2] if place else sentence.partition(": ")[2]
+    places = re.findall(r"gs://\S+?(?=:? |:?$)", sentence)  # the last is what was asked for
+    said = sentence.rpartition(f"{places[-1]}: ")[2] if places else sentence.partition(": ")[2]
     code = int(http[1]) if http else _CODES[status]
-    return _answer(code, said, place[0] if place else "")
+    return _answer(code, said, places[-1] if places else "")
 
 
 def _answer(code: int | None, said: str, place: str) -> _Told:
