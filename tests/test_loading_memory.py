@@ -18,7 +18,7 @@ from tests import checkpoints, test_memory
 from tests.test_memory import MIB, READ_PEAK
 
 MAX_MEMORY = 128 * MIB
-SIZE_BYTES = 640 * MIB
+SIZE_BYTES = 384 * MIB
 
 LAYERS = 16
 
@@ -51,7 +51,7 @@ print(json.dumps([peak - before, sum(leaf.nbytes for leaf in jax.tree.leaves(loa
 
 @pytest.fixture(scope="module", params=["apart", "stacked", "small chunks"])
 def source(request, tmp_path_factory):
-    """640 MiB: layers of 8 MiB beside each other, or stacked in chunks of 16 MiB."""
+    """384 MiB: layers of 8 MiB beside each other, or stacked in chunks of 16 MiB."""
     root = tmp_path_factory.mktemp("memory")
     whole = test_memory.SIZE_BYTES
     test_memory.SIZE_BYTES = SIZE_BYTES
