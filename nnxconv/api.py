@@ -139,13 +139,13 @@ def convert(
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)
         location, item, source = open_checkpoint(
-            source_path, step, options, allow_uncommitted=allow_uncommitted
+            source_path, step, options, allow_uncommitted=allow_uncommitted, is_read=True
         )
         items = item.stores
         template = None
         if like is not None:
             _, like_item, template = open_checkpoint(
-                like, None, Options(layer_group=options.layer_group)
+                like, None, Options(layer_group=options.layer_group), is_read=True
             )
             items |= like_item.stores
         source, template = follow(source, rules, template, options)
@@ -258,6 +258,7 @@ def compare(
             options=Options(),
             has_step=False,
             allow_uncommitted=allow_uncommitted,
+            is_read=compare_values,
         )
         _, item_a, a = open_side(ckpt_path_1)
         a, _ = follow(a, rules, None, Options())

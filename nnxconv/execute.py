@@ -29,6 +29,7 @@ from nnxconv.plan import (
     written,
 )
 from nnxconv.portions import Portion, portion_of
+from nnxconv.storage.commit import check_alone
 from nnxconv.storage.formats import Container, target_metadata
 from nnxconv.storage.item import Item
 from nnxconv.storage.journal import Journal
@@ -91,6 +92,7 @@ def execute(
         def check() -> None:
             check_interrupt()
             team.check()
+            check_alone(target.path)
             check_kept()
 
         async def work(share: Share, writer: Writer) -> None:

@@ -120,7 +120,7 @@ def load(
     sources = {key: leaf for key, leaf in template.tree.items() if isinstance(leaf, Source)}
     refuse_wide(template.leaves, sources)
     _, item, found = open_checkpoint(
-        os.fspath(path), step, options, allow_uncommitted=allow_uncommitted
+        os.fspath(path), step, options, allow_uncommitted=allow_uncommitted, is_read=True
     )
     found, wanted, own = _sides(like, template.tree, found, rules, options)
     fitted = fit(

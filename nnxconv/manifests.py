@@ -104,9 +104,9 @@ def _manifest(
 
     share_one_heap()
     _, item, understood = open_checkpoint(
-        path, step, Options(), allow_uncommitted=allow_uncommitted
+        path, step, Options(), allow_uncommitted=allow_uncommitted, is_read=True
     )
     leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
     files = digest_files(item.path)
-    refuse_changed([item])
+    refuse_changed(item.stores.values())
     return Manifest(leaves, files)

@@ -17,13 +17,14 @@ def open_checkpoint(
     *,
     has_step: bool = True,
     allow_uncommitted: bool = False,
+    is_read: bool = False,
 ) -> tuple["Location", "Item", Understood]:
-    """Opens a checkpoint and gives its names their meaning."""
+    """Opens a checkpoint and gives its names their meaning; `is_read`: values will be read too."""
     from nnxconv.storage.item import open_item
     from nnxconv.storage.locate import locate
 
     location = locate(path, step, has_step=has_step, allow_uncommitted=allow_uncommitted)
-    item = open_item(location)
+    item = open_item(location, is_read=is_read)
     return location, item, meaning(location, item, options)
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 import nnxconv
-from nnxconv.errors import BadInput, DamagedCheckpoint, NotACheckpoint
+from nnxconv.errors import BadInput, DamagedCheckpoint, NotACheckpoint, StorageError
 from tests.command import run
 from tests.gcs import COMMITTED
 from tests.gcs_proxy import Status
@@ -225,6 +225,30 @@ def test_while_one_conversion_writes_a_target_another_one_says_so_and_harms_noth
     )
     assert nnxconv.compare(source, target, ignore_dtype=True).is_match
     assert {name.partition("/")[0] for name in storage.names("out")} == {"x"}
+
+
+@pytest.mark.trust
+def test_a_conversion_that_was_taken_over_removes_nothing_whatever_else_fails(storage, sources):
+    target = storage.path("out/x")
+
+    def take_over(event):
+        storage.write("out/x.orbax-checkpoint-tmp-lock", b"")
+        storage.write("out/x/theirs", b"")
+        raise ValueError("something else")
+
+    with pytest.raises(StorageError) as caught:
+        nnxconv.convert(sources["item"], target, dtype="bfloat16", watch=take_over)
+    assert caught.value.render().startswith(
+        f"error: another conversion has taken over `{target}`\n  at {target}.orbax-checkpoint-tmp"
+    )
+    assert "theirs" in storage.names("out/x")
+
+
+def test_a_bucket_is_no_target(storage, sources):
+    bucket = f"gs://{storage.bucket}"
+    assert refused(run("convert", sources["item"], bucket)) == (
+        f"error: `{bucket}` is a bucket\n\nhint: name the target in it: `{bucket}/NAME`\n"
+    )
 
 
 # A source that changes

@@ -267,6 +267,25 @@ def test_of_two_runs_at_once_one_wins(storage, source, interrupted, twins, tmp_p
     assert places(storage) == {"x"}
 
 
+def test_what_another_conversion_writes_is_not_taken_for_remains_of_a_killed_run(
+    storage, interrupted, source, twins, tmp_path
+):
+    storage.write(f"out/x{KEPT}/writing", b"")  # as `kill -9` leaves it
+    told = []
+
+    def go_on(event):
+        if not told:
+            with pytest.raises(BadInput) as caught:
+                convert(source, interrupted)
+            told.append(caught.value.render())
+
+    nnxconv.convert(source, interrupted, watch=go_on, **REWRITE)
+    assert told[0].startswith(
+        f"error: another conversion is writing `{interrupted}`, or was killed"
+    )
+    check_same(storage.get("out/x", tmp_path / "x"), twins / "a database wanted")
+
+
 def test_a_run_that_was_taken_over_stops_and_leaves_everything(storage, source, monkeypatch):
     monkeypatch.setenv(LEASE, "1")
     target, seen = storage.path("out/x"), []
@@ -283,7 +302,8 @@ def test_a_run_that_was_taken_over_stops_and_leaves_everything(storage, source, 
     assert caught.value.render() == (
         f"error: another run with `--resume` has taken over `{target}`\n  at {target}{KEPT}/lock\n"
         "  nothing was heard of this one for 1 second, or its lock was removed\n\n"
-        "hint: wait until the other one has ended; if there is none, run the command again"
+        "hint: wait until the other one has ended; if there is none,"
+        f" `gcloud storage rm -r {target}` removes what this one has written"
     )
     lock = "x.orbax-checkpoint-tmp-lock"  # of conversions of any kind
     assert seen[0].items() - storage.digests("out").items() == {(lock, seen[0][lock])}

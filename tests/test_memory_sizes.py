@@ -88,7 +88,7 @@ LIKE = {
 
 # kind: source, options, how the arrays move, whether it is run without NNXCONV_LARGE
 KINDS = {
-    "rename, copy": ("stacked", {"to": "nnx"}, "rename", True),
+    "rename, copy": ("stacked", {"to": "nnx"}, "rename", False),
     "rename, link": ("stacked", {"to": "nnx", "transfer": "link"}, "rename", False),
     # of a file that is little needed, chunks are copied one by one
     "rename, chunks": ("one file", {"to": "linen", "without": ["aux"]}, "rename", True),

@@ -35,9 +35,15 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
       BadInput: another conversion is writing the target, or has just written it.
     """
     if is_remote(path):
-        lease = Lease(path.parent / f"{path.name}{UNFINISHED}-lock", path, "conversion")
-        with lease.held(), _no_objects_left_on_failure(path, may_replace) as place:
-            yield Place(place, _marked_while_held(lease))
+        with (
+            alone_in_bucket(path) as lease,
+            _no_objects_left_on_failure(path, may_replace, lease) as place,
+        ):
+            _leases[path.as_posix()] = lease
+            try:
+                yield Place(place, _marked_while_held(lease))
+            finally:
+                del _leases[path.as_posix()]
         return
     with parents_made(path), alone(path):
         _undo(path)  # what a killed run left
@@ -47,6 +53,32 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
         except BaseException:
             _undo(path)
             raise
+
+
+_leases: dict[str, Lease] = {}
+"""Of the targets in buckets that this process is writing."""
+
+
+def check_alone(path: epath.Path) -> None:
+    """Makes sure that no other conversion has taken over a target that is being written.
+
+    Raises:
+      LeaseLost: one has.
+    """
+    if path.as_posix() in _leases:
+        _leases[path.as_posix()].check()
+
+
+@contextmanager
+def alone_in_bucket(path: epath.Path) -> Iterator[Lease]:
+    """Lets one conversion at a time write to a target in a bucket.
+
+    Raises:
+      BadInput: another one does, or was killed a moment ago.
+    """
+    lease = Lease(path.parent / f"{path.name}{UNFINISHED}-lock", path, "conversion")
+    with lease.held():
+        yield lease
 
 
 @contextmanager
@@ -64,7 +96,9 @@ def parents_made(path: epath.Path) -> Iterator[None]:
 
 
 @contextmanager
-def _no_objects_left_on_failure(path: epath.Path, may_replace: bool) -> Iterator[epath.Path]:
+def _no_objects_left_on_failure(
+    path: epath.Path, may_replace: bool, lease: Lease
+) -> Iterator[epath.Path]:
     """The same in a bucket, where there are no directories, and no temporary names for new ones.
 
     An old target is replaced when the new one, beside it, is complete.
@@ -89,7 +123,10 @@ def _no_objects_left_on_failure(path: epath.Path, may_replace: bool) -> Iterator
         raise
     except BaseException as error:
         try:
+            lease.confirm()
             remove_objects(place)
+        except LeaseLost:
+            raise
         except Exception as trouble:
             raise StorageError(
                 f"`{place}` is not complete, and could not be removed",

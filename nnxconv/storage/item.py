@@ -93,20 +93,23 @@ def joined_items(path: epath.Path, parts: Mapping[str, Item]) -> Item:
     )
 
 
-def open_item(location: Location) -> Item:
+def open_item(location: Location, *, is_read: bool = False) -> Item:
     """Opens the item that was located, or the items that are one tree.
+
+    Where values `is_read` besides metadata, its files are looked at before, so that it can be told
+    whether they have changed since.
 
     Raises:
       NotACheckpoint: `_METADATA` is not what Orbax writes.
       DamagedCheckpoint: an array that the tree names is not there.
     """
     if not location.joined:
-        return _open_item(location.folder)
-    parts = {folder.path.name: _open_item(folder) for folder in location.joined}
+        return _open_item(location.folder, is_read)
+    parts = {folder.path.name: _open_item(folder, is_read) for folder in location.joined}
     return joined_items(location.item.parent, parts)
 
 
-def _open_item(folder: Folder) -> Item:
+def _open_item(folder: Folder, is_read: bool) -> Item:
     """Reads an item's metadata: tree, shapes, types and chunks of all arrays.
 
     Raises:
@@ -114,7 +117,7 @@ def _open_item(folder: Folder) -> Item:
       DamagedCheckpoint: an array that the tree names is not there.
     """
     path = folder.path
-    seen = look(path)
+    seen = look(path) if is_read else {}
     metadata = read_json(path / TREE_METADATA)
     try:
         entries = tree_entries(metadata["tree_metadata"])

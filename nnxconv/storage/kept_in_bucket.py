@@ -26,7 +26,7 @@ from etils import epath
 
 from nnxconv.errors import StorageError
 from nnxconv.storage.arrays import directory_spec
-from nnxconv.storage.commit import remove_objects
+from nnxconv.storage.commit import alone_in_bucket, remove_objects
 from nnxconv.storage.journal import MANIFEST, Stamp
 from nnxconv.storage.lease import Lease
 from nnxconv.storage.objects import object_at
@@ -88,9 +88,10 @@ class BucketKeep:
         """
         if may_replace:
             return
-        if self.has_remains:
-            remove_tree(self._target)
-        _write(self.path / "writing", b"")
+        with alone_in_bucket(self._target):
+            if self.has_remains:
+                remove_tree(self._target)
+            _write(self.path / "writing", b"")
 
     def folder(self, number: int) -> "BucketFolder":
         """Where an item is kept."""
@@ -99,6 +100,7 @@ class BucketKeep:
     def stop(self, *, is_empty: bool) -> None:
         """Removes everything after a failure, if nothing was finished."""
         with suppress(Exception):  # what failed is told, and this may fail of the same
+            self._lease.confirm()
             if is_empty:
                 remove_objects(self.path, but=["lock"])
             elif not files_below(self._target):

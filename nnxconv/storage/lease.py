@@ -79,7 +79,8 @@ class Lease:
                 renewing.join(_LEAVING_SECONDS)
             if self._generation and not self._is_lost:
                 with suppress(Exception):  # it will be stale in a minute
-                    remove_generation(self._path, self._generation)
+                    if self._look().run == self.run:
+                        remove_generation(self._path, self._generation)
 
     def check(self, *, surely: bool = False) -> None:
         """Makes sure that this run still has the lock; asks the server if it has not of late.
@@ -98,8 +99,18 @@ class Lease:
                     f"nothing was heard of this one for {counted(self._seconds, 'second')},"
                     " or its lock was removed"
                 ],
-                hint="wait until the other one has ended; if there is none, run the command again",
+                hint="wait until the other one has ended; if there is none,"
+                f" `gcloud storage rm -r {self._target}` removes what this one has written",
             )
+
+    def confirm(self) -> None:
+        """Asks the server, without writing anything, whether this run still has the lock.
+
+        Raises:
+          LeaseLost: it has not.
+        """
+        self._is_lost = self._is_lost or self._look().run != self.run
+        self.check()
 
     def _take(self) -> None:
         seen = self._written_over("0")

@@ -43,7 +43,7 @@ def timeout_seconds() -> int:
 
 
 def lease_seconds() -> int:
-    """After how long a run with `--resume` that is not heard of is taken for dead.
+    """After how long without a word a run that writes to a bucket is taken for dead.
 
     Raises:
       BadInput: the variable of the environment is no whole number.

@@ -22,7 +22,7 @@ from nnxconv.storage.locate import (
     absolute,
     steps_in,
 )
-from nnxconv.storage.remote import COMMITTED, is_remote
+from nnxconv.storage.remote import COMMITTED, SCHEME, is_remote
 from nnxconv.storage.save import Target
 from nnxconv.storage.server_errors import first_sentence
 
@@ -45,6 +45,10 @@ def check_places(
         checkpoint and therefore not ours to replace.
     """
     destination = absolute(target_path)
+    if is_remote(target.path) and "/" not in target.path.as_posix().removeprefix(SCHEME):
+        raise BadInput(
+            f"`{target_path}` is a bucket", hint=f"name the target in it: `{target_path}/NAME`"
+        )
     if any(_in_each_other(path, source, location) for path in (destination, target.path)):
         raise BadInput(
             "source and target lie in each other",

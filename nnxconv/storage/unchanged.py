@@ -46,7 +46,7 @@ def refuse_changed(items: Iterable["Item"]) -> None:
       DamagedCheckpoint: files have been changed, added or removed; they are named.
     """
     for item in items:
-        if item.seen:  # an item that is being written was not looked at
+        if item.seen:  # an item of which only metadata are read was not looked at
             _refuse_changed(item.path, item.seen)
 
 
