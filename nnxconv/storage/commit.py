@@ -39,11 +39,7 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
             alone_in_bucket(path) as lease,
             _no_objects_left_on_failure(path, may_replace, lease) as place,
         ):
-            _leases[path.as_posix()] = lease
-            try:
-                yield Place(place, _marked_while_held(lease))
-            finally:
-                del _leases[path.as_posix()]
+            yield Place(place, _marked_while_held(lease))
         return
     with parents_made(path), alone(path):
         _undo(path)  # what a killed run left
@@ -78,7 +74,11 @@ def alone_in_bucket(path: epath.Path) -> Iterator[Lease]:
     """
     lease = Lease(path.parent / f"{path.name}{UNFINISHED}-lock", path, "conversion")
     with lease.held():
-        yield lease
+        _leases[path.as_posix()] = lease
+        try:
+            yield lease
+        finally:
+            del _leases[path.as_posix()]
 
 
 @contextmanager

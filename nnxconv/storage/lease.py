@@ -91,6 +91,9 @@ class Lease:
         is_old = time.monotonic() > self._renewed_at + self._seconds / 2
         if not self._is_lost and (surely or is_old):
             self._renew()
+        self._refuse_lost()
+
+    def _refuse_lost(self) -> None:
         if self._is_lost:
             raise LeaseLost(
                 f"another {self._what} has taken over `{self._target}`",
@@ -110,7 +113,7 @@ class Lease:
           LeaseLost: it has not.
         """
         self._is_lost = self._is_lost or self._look().run != self.run
-        self.check()
+        self._refuse_lost()
 
     def _take(self) -> None:
         seen = self._written_over("0")
