@@ -9,7 +9,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nnxconv.version import __version__ as __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from nnxconv.api import compare, convert, inspect, match

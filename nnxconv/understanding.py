@@ -20,8 +20,8 @@ class Understood:
     """A checkpoint with its meaning: layout, canonical state, layer groups, form and evidence.
 
     `origin` names the program's own format where the checkpoint is none of Orbax's layouts; the
-    codec is then that of the layout whose state it holds. Where there are `rules`, state and groups
-    are the renamed ones, and `renamed` says what that did; the tree is as it is on disk. `others`
+    codec is then that of the layout whose state it holds. Where there are `renaming.Rules`, state and
+    groups are the renamed ones, and `renamed` says what that did; the tree is as it is on disk. `others`
     are layouts that it could be of as well, with the same meaning.
     """
 
@@ -36,7 +36,7 @@ class Understood:
     is_scanned: bool | None = None
     layer_group: tuple[str, ...] = ()
     origin: str = ""
-    rules: Rules | None = None
+    rules: Any = None
     renamed: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
@@ -79,7 +79,7 @@ def understand(
         tuple(dict.fromkeys((*layer_group, *record.layer_group))),
         others=reading.others,
     )
-    return reread(understood, layer_axis)
+    return with_layers(understood, layer_axis)
 
 
 def _record(custom_metadata: Mapping[str, Any], where: str) -> Record:
@@ -98,8 +98,8 @@ def refuse_unknown(layer_group: Iterable[str], *states: TrainState) -> None:
         raise BadInput(f"no layers are called {', '.join(f'`{n}`' for n in sorted(unknown))}")
 
 
-def reread(understood: Understood, layer_axis: int | None) -> Understood:
-    """The same checkpoint, its unclear stacks read with the layers on `layer_axis`."""
+def with_layers(understood: Understood, layer_axis: int | None) -> Understood:
+    """The same checkpoint under its own names, unclear stacks read with the layers on that axis."""
     if understood.groups or understood.rules:
         decoded = understood.codec.decode(understood.tree, understood.record)
         understood = replace(understood, state=decoded.state)
@@ -111,13 +111,18 @@ def reread(understood: Understood, layer_axis: int | None) -> Understood:
         is_scanned=understood.is_scanned,
     )
     form = replace(understood.form, spellings=_spellings(understood.codec, groups))
-    reread = replace(understood, state=state, groups=tuple(groups), form=form)
-    return reread if reread.rules is None else with_new_names(reread, reread.rules, layer_axis)[0]
+    return replace(understood, state=state, groups=tuple(groups), form=form)
 
 
 def with_layer_names(side: Understood, names: Iterable[str]) -> Understood:
     """The side, not yet read anew, with further names of layer groups."""
     return replace(side, layer_group=tuple(dict.fromkeys((*side.layer_group, *names))))
+
+
+def reread(understood: Understood, layer_axis: int | None) -> Understood:
+    """The same checkpoint, renamed as it was, unclear stacks read with the layers on that axis."""
+    found = with_layers(understood, layer_axis)
+    return found if found.rules is None else with_new_names(found, found.rules, layer_axis)[0]
 
 
 def with_new_names(

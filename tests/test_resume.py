@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from nnxconv.version import __version__
 
 import nnxconv
 import nnxconv.cluster
@@ -17,7 +18,6 @@ from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, NotACheckp
 from nnxconv.storage import places
 from nnxconv.storage.kept import FORMAT
 from nnxconv.storage.read import Reader
-from nnxconv.version import __version__
 from tests import checkpoints, pax
 from tests.command import run
 from tests.test_resume_kill import check_same

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from etils import epath
 
 from nnxconv.errors import BadInput
-from nnxconv.storage.locate import UNFINISHED
+from nnxconv.storage.names import UNFINISHED
 
 
 @contextmanager

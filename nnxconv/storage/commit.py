@@ -14,8 +14,8 @@ from nnxconv.errors import BadInput, StorageError
 from nnxconv.storage.alone import alone
 from nnxconv.storage.exchange import exchange
 from nnxconv.storage.lease import Lease, LeaseLost
-from nnxconv.storage.locate import UNFINISHED
-from nnxconv.storage.remote import COMMITTED, copy_tree, files_below, is_remote, remove_tree
+from nnxconv.storage.names import COMMITTED, UNFINISHED
+from nnxconv.storage.remote import copy_tree, files_below, is_remote, remove_tree
 from nnxconv.storage.server_errors import plain_reason
 
 

@@ -23,7 +23,8 @@ from nnxconv.storage.formats import (
     encoding,
     parse_format,
 )
-from nnxconv.storage.locate import TREE_METADATA, Location
+from nnxconv.storage.locate import Location
+from nnxconv.storage.names import TREE_METADATA
 from nnxconv.storage.ocdbt import Contents, read_contents
 from nnxconv.storage.remote import files_below
 from nnxconv.storage.server_errors import first_sentence

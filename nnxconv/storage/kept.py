@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any, Protocol
 
 from etils import epath
@@ -21,9 +22,8 @@ from nnxconv.storage.journal import Folder, Journal
 from nnxconv.storage.kept_in_bucket import BucketKeep
 from nnxconv.storage.kept_on_disk import DiskKeep
 from nnxconv.storage.lease import LeaseLost
-from nnxconv.storage.locate import UNFINISHED
+from nnxconv.storage.names import UNFINISHED
 from nnxconv.storage.remote import is_remote, stamps_below
-from nnxconv.version import __version__
 
 FORMAT = 2
 
@@ -100,7 +100,7 @@ def _change(before: str | None, now: str | None) -> str:
 def begun(plan: str, source: Sequence[epath.Path], options: Mapping[str, Any]) -> Begun:
     """What a run of this plan begins, of the source as it is now."""
     stamps = {path.as_posix(): stamps_below(path) for path in source}
-    return Begun(__version__, json.loads(json.dumps(options)), plan, stamps)
+    return Begun(version("nnxconv"), json.loads(json.dumps(options)), plan, stamps)
 
 
 class Keep(Protocol):

@@ -29,9 +29,9 @@ from nnxconv.storage.arrays import directory_spec
 from nnxconv.storage.commit import alone_in_bucket, remove_objects
 from nnxconv.storage.journal import MANIFEST, Stamp
 from nnxconv.storage.lease import Lease
+from nnxconv.storage.names import COMMITTED
 from nnxconv.storage.objects import object_at
 from nnxconv.storage.remote import (
-    COMMITTED,
     copy_files,
     files_below,
     filesystem,

@@ -21,12 +21,8 @@ from nnxconv.layouts import TUNIX_ITEMS
 from nnxconv.storage.contained import refuse_strangers
 from nnxconv.storage.documents import free_metadata, mapping_in
 from nnxconv.storage.folders import Folder, open_folder
-from nnxconv.storage.remote import COMMITTED, is_remote, prepare, read_if_there
-
-TREE_METADATA = "_METADATA"
-STEP_METADATA = "_CHECKPOINT_METADATA"
-UNFINISHED = ".orbax-checkpoint-tmp"
-USUAL_ITEMS = ("items", "default", "state", "pytree")
+from nnxconv.storage.names import COMMITTED, STEP_METADATA, TREE_METADATA, UNFINISHED, USUAL_ITEMS
+from nnxconv.storage.remote import is_remote, prepare, read_if_there
 
 
 @dataclass(frozen=True)

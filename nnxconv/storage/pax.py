@@ -23,7 +23,8 @@ from nnxconv.storage.documents import parse_json
 from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.formats import ArrayFormat, chunk_key, encoding
 from nnxconv.storage.item import Item, read_formats
-from nnxconv.storage.locate import TREE_METADATA, choose_step, finished_directory, steps_in
+from nnxconv.storage.locate import choose_step, finished_directory, steps_in
+from nnxconv.storage.names import TREE_METADATA
 from nnxconv.storage.remote import files_below, read_if_there
 from nnxconv.storage.unchanged import look
 from nnxconv.views import Shape, Source

@@ -14,15 +14,9 @@ from nnxconv.sizes import format_bytes
 from nnxconv.storage.folders import Folder, open_folder
 from nnxconv.storage.freight import Freight, rewritten_bytes
 from nnxconv.storage.item import Item
-from nnxconv.storage.locate import (
-    STEP_METADATA,
-    TREE_METADATA,
-    UNFINISHED,
-    Location,
-    absolute,
-    steps_in,
-)
-from nnxconv.storage.remote import COMMITTED, SCHEME, is_remote
+from nnxconv.storage.locate import Location, absolute, steps_in
+from nnxconv.storage.names import COMMITTED, STEP_METADATA, TREE_METADATA, UNFINISHED
+from nnxconv.storage.remote import SCHEME, is_remote
 from nnxconv.storage.save import Target
 from nnxconv.storage.server_errors import first_sentence
 

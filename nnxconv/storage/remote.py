@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from nnxconv.storage.names import COMMITTED
 from nnxconv.storage.patience import timeout_seconds
 
 SCHEME = "gs://"
@@ -173,10 +174,6 @@ def read_objects(paths: Sequence[epath.Path]) -> list[bytes]:
     """Small objects, many at once."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return list(pool.map(lambda path: filesystem().cat_file(path.as_posix()), paths))
-
-
-COMMITTED = "commit_success.txt"
-"""The last object that Orbax writes into an item or a step on gs://."""
 
 
 def copy_tree(source: epath.Path, target: epath.Path) -> None:

@@ -19,7 +19,8 @@ from nnxconv.keys import Key
 from nnxconv.storage.commit import nothing_left_on_failure
 from nnxconv.storage.leaves import Run, leaf_of, nested_tree, plain_value, registry
 from nnxconv.storage.locate import Location, absolute
-from nnxconv.storage.remote import COMMITTED, copy_files, files_below, is_remote
+from nnxconv.storage.names import COMMITTED
+from nnxconv.storage.remote import copy_files, files_below, is_remote
 from nnxconv.storage.writer import NewArray, Work, Writer
 from nnxconv.views import Literal
 

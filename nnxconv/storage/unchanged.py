@@ -3,15 +3,12 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.remote import is_remote, stamps_below
-
-if TYPE_CHECKING:
-    from nnxconv.storage.item import Item
 
 Seen = Mapping[str, tuple[int, ...]]
 """For each file of a directory, and for itself: its inode, bytes, and time of change.
@@ -39,7 +36,21 @@ def _entries(folder: Path, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]
                 yield prefix + entry.name, identity
 
 
-def refuse_changed(items: Iterable["Item"]) -> None:
+class Looked(Protocol):
+    """What was looked at when it was opened."""
+
+    @property
+    def path(self) -> epath.Path:
+        """Where it lies."""
+        ...
+
+    @property
+    def seen(self) -> Seen:
+        """What it looked like; empty where nobody looked."""
+        ...
+
+
+def refuse_changed(items: Iterable[Looked]) -> None:
     """Refuses what was read if any file is not the one that was there when it was opened.
 
     Raises:

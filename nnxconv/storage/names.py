@@ -1,0 +1,8 @@
+"""Names that Orbax gives to files and directories of a checkpoint."""
+
+TREE_METADATA = "_METADATA"
+STEP_METADATA = "_CHECKPOINT_METADATA"
+UNFINISHED = ".orbax-checkpoint-tmp"
+USUAL_ITEMS = ("items", "default", "state", "pytree")
+COMMITTED = "commit_success.txt"
+"""The last object that Orbax writes into an item or a step on gs://."""
