@@ -20,9 +20,9 @@ class Understood:
     """A checkpoint with its meaning: layout, canonical state, layer groups, form and evidence.
 
     `origin` names the program's own format where the checkpoint is none of Orbax's layouts; the
-    codec is then that of the layout whose state it holds. Where there are `renaming.Rules`, state and
-    groups are the renamed ones, and `renamed` says what that did; the tree is as it is on disk. `others`
-    are layouts that it could be of as well, with the same meaning.
+    codec is then that of the layout whose state it holds. Where there are rules (of `renaming`),
+    state and groups are the renamed ones, and `renamed` says what that did; the tree is as it is on
+    disk. `others` are layouts that it could be of as well, with the same meaning.
     """
 
     codec: Codec
