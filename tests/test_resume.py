@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from nnxconv.version import __version__
+from nnxconv import __version__
 
 import nnxconv
 import nnxconv.cluster
