@@ -7,8 +7,7 @@ its checkpoints are recognised:
     house = "our_package.write_a_codec"
 """
 
-from nnxconv.codecs import Decoded, Encoded, Form, Reading
-from nnxconv.codecs.parts import refuse_misfits
+from nnxconv.layouts import Decoded, Encoded, Form, Reading, refuse_misfits
 from nnxconv.state import TrainState, below, children, under
 
 name, family, spelling = "house", "linen", "suffix"  # layers that are apart are layers_0, layers_1

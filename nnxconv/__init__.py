@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from nnxconv.api import compare, convert, inspect, match
+    from nnxconv.commands.checksum import check_checksums, write_checksums
+    from nnxconv.commands.compare import compare
+    from nnxconv.commands.convert import convert
+    from nnxconv.commands.gpt3_from_paxml import gpt3_from_paxml
+    from nnxconv.commands.inspect import inspect
+    from nnxconv.commands.load import load, load_into
+    from nnxconv.commands.match import match
+    from nnxconv.commands.open import Checkpoint, LazyArray, open  # noqa: A004
+    from nnxconv.commands.result import Result
+    from nnxconv.comparing import Report
     from nnxconv.errors import NnxconvError
-    from nnxconv.importing import gpt3_from_paxml
-    from nnxconv.loading import load, load_into
-    from nnxconv.manifests import check_checksums, write_checksums
-    from nnxconv.opened import Checkpoint, LazyArray, open  # noqa: A004
-    from nnxconv.outcome import Result
-    from nnxconv.report import Report
 
 __all__ = [
     "Checkpoint",
@@ -39,26 +42,24 @@ __all__ = [
     "write_checksums",
 ]
 
-_ELSEWHERE = {
-    "Checkpoint": "opened",
-    "LazyArray": "opened",
+_MODULES = {
+    "Checkpoint": "commands.open",
+    "LazyArray": "commands.open",
     "NnxconvError": "errors",
-    "Report": "report",
-    "Result": "outcome",
-    "check_checksums": "manifests",
-    "gpt3_from_paxml": "importing",
-    "load": "loading",
-    "load_into": "loading",
-    "open": "opened",
-    "write_checksums": "manifests",
+    "Report": "comparing",
+    "Result": "commands.result",
+    "check_checksums": "commands.checksum",
+    "load_into": "commands.load",
+    "write_checksums": "commands.checksum",
 }
+"""Where names stand that are not those of a command's own file."""
 
 
 def __getattr__(name: str) -> Any:
     """Imports what is asked for: `nnxconv --help` needs no numpy."""
     if name not in __all__:
         raise AttributeError(f"module `nnxconv` has no attribute `{name}`")
-    return getattr(import_module(f"nnxconv.{_ELSEWHERE.get(name, 'api')}"), name)
+    return getattr(import_module(f"nnxconv.{_MODULES.get(name, f'commands.{name}')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from nnxconv.allocator import peak_memory_bytes
+from nnxconv.running.memory import peak_memory_bytes
 from tests import checkpoints
 from tests.mutations import KINDS, mutate
 

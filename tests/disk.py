@@ -2,9 +2,9 @@
 
 import json
 
-from nnxconv.conversion import Options, convert_tree, nothing_lost
-from nnxconv.understanding import RECORD, understand
-from nnxconv.views import Literal
+from nnxconv.layouts.conversion import Options, convert_tree, nothing_lost
+from nnxconv.layouts.understanding import RECORD, understand
+from nnxconv.tree.views import Literal
 from tests import states
 from tests.states import told
 

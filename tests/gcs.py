@@ -34,7 +34,7 @@ os.environ.setdefault(FLAT_BUCKETS, "false")  # gcsfs reads it once, when it is 
 
 import gcsfs  # noqa: E402
 
-from nnxconv.storage.remote import prepare  # noqa: E402
+from nnxconv.storage.gcs.client import prepare  # noqa: E402
 
 BUCKET = "nnxconv-test"
 COMMITTED = "commit_success.txt"

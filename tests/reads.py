@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nnxconv.storage.read import Reader
-from nnxconv.views import Source
+from nnxconv.storage.orbax.reading import Reader
+from nnxconv.tree.views import Source
 
 Chunk = tuple[str, tuple[int, ...]]
 

@@ -5,22 +5,11 @@ import re
 import numpy as np
 from hypothesis import strategies as st
 
-from nnxconv.keys import spell
-from nnxconv.state import TrainState
-from nnxconv.views import (
-    NOTHING,
-    Cast,
-    Concat,
-    Literal,
-    Moved,
-    Part,
-    Slot,
-    Source,
-    Stack,
-    dtype_of,
-    notation,
-    prng_impl_of,
-)
+from nnxconv.state.train_state import TrainState
+from nnxconv.tree.array_notation import notation
+from nnxconv.tree.elements import dtype_of, prng_impl_of
+from nnxconv.tree.keys import spell
+from nnxconv.tree.views import NOTHING, Cast, Concat, Literal, Moved, Part, Slot, Source, Stack
 
 DTYPES = (
     "float32", "bfloat16", "float8_e4m3fn", "int4", "bool", "complex64", "float64", "int64",

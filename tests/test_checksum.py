@@ -10,8 +10,8 @@ import pytest
 import xxhash
 
 import nnxconv
-from nnxconv.checksums import Manifest
-from nnxconv.manifests import check_checksums, write_checksums
+from nnxconv.commands.checksum import check_checksums, write_checksums
+from nnxconv.comparing.checksums import Manifest
 from tests import checkpoints
 from tests.checkpoints import save_item, save_root, save_step, save_with_manager
 from tests.command import run

@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnxconv.codecs import CODECS, Form, Record, recognise
-from nnxconv.codecs.parts import collections_to_record
-from nnxconv.conversion import Options, convert_tree
 from nnxconv.errors import BadInput, CannotHold, Mismatch, UnknownLayout
-from nnxconv.layers import Apart, Stacked, arrange, unstack
-from nnxconv.likeness import conform
-from nnxconv.state import TrainState, under
-from nnxconv.understanding import understand
-from nnxconv.views import NOTHING, Literal
+from nnxconv.layouts.conforming import conform
+from nnxconv.layouts.conversion import Options, convert_tree
+from nnxconv.layouts.form import Form, Record
+from nnxconv.layouts.parts import collections_to_record
+from nnxconv.layouts.recognition import CODECS, recognise
+from nnxconv.layouts.understanding import understand
+from nnxconv.state.arranging import arrange
+from nnxconv.state.layer_groups import Apart, Stacked
+from nnxconv.state.train_state import TrainState, under
+from nnxconv.state.unstacking import unstack
+from nnxconv.tree.views import NOTHING, Literal
 from tests import states
 from tests.disk import on_disk, there_and_back
 from tests.states import OPTIMIZERS, array, table, tiny, told

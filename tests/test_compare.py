@@ -18,8 +18,8 @@ import pytest
 
 import nnxconv
 from nnxconv.errors import LayerError
-from nnxconv.storage.read import Reader
-from nnxconv.views import notation
+from nnxconv.storage.orbax.reading import Reader
+from nnxconv.tree.array_notation import notation
 from tests import checkpoints
 from tests.checkpoints import save_item, save_root, save_step
 from tests.command import GOLDEN, check_golden, run, session
@@ -972,9 +972,9 @@ def test_the_command_itself_has_the_exit_codes_of_diff(tmp_path):
 
 def test_a_defect_of_the_program_is_not_mistaken_for_a_difference(tmp_path):
     code = (
-        "import nnxconv.api\n"
+        "import nnxconv.commands.compare\n"
         "def defect(*args, **options): raise ZeroDivisionError\n"
-        "nnxconv.api.compare = defect\n"
+        "nnxconv.commands.compare.compare = defect\n"
         "from nnxconv.cli import main; main()"
     )
     done = subprocess.run(

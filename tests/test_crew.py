@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from nnxconv.cluster import crew as crews
-from nnxconv.cluster.crew import Crew
-from nnxconv.cluster.failure import Failure, failure_of, lost
-from nnxconv.difference import Difference
+from nnxconv.comparing.difference import Difference
 from nnxconv.errors import BadInput, NnxconvError, TeamError
-from nnxconv.events import Event, ignore
-from nnxconv.tasks import Terminated
+from nnxconv.running.cluster import member as crews
+from nnxconv.running.cluster.failure import Failure, failure_of, lost
+from nnxconv.running.cluster.member import Crew
+from nnxconv.running.events import Event, ignore
+from nnxconv.storage.tasks import Terminated
 
 
 class Memory:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nnxconv.difference import STRIDE, Difference, Tolerance, measure
+from nnxconv.comparing.difference import STRIDE, Difference, Tolerance, measure
 
 FLOATS = (
     "float16",

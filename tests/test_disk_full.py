@@ -22,7 +22,7 @@ import pytest
 import tensorstore as ts
 
 import nnxconv
-from nnxconv.sizes import format_bytes, parse_bytes
+from nnxconv.tree.sizes import format_bytes, parse_bytes
 from tests import checkpoints
 
 pytestmark = pytest.mark.trust
@@ -35,7 +35,8 @@ import contextlib, hashlib, json, os, pathlib, shutil, subprocess, sys, warnings
 
 warnings.simplefilter("ignore")  # that forking a process with threads may go wrong
 disk = pathlib.Path(sys.argv[1])
-import nnxconv.execute, nnxconv.verification, nnxconv.render.conversion, nnxconv.storage.places
+import nnxconv.commands.convert, nnxconv.comparing.verification, nnxconv.render.conversion
+import nnxconv.running.execution, nnxconv.storage.transfer.checks
 from nnxconv.cli import main
 
 def fill(left):

@@ -7,11 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnxconv
-from nnxconv.codecs import CODECS
-from nnxconv.conversion import FLOATS
-from nnxconv.layers import Apart, Stacked, arrange, unstack
-from nnxconv.state import TrainState
-from nnxconv.views import Literal, dtype_of
+from nnxconv.layouts.conversion import FLOATS
+from nnxconv.layouts.recognition import CODECS
+from nnxconv.state.arranging import arrange
+from nnxconv.state.layer_groups import Apart, Stacked
+from nnxconv.state.train_state import TrainState
+from nnxconv.state.unstacking import unstack
+from nnxconv.tree.elements import dtype_of
+from nnxconv.tree.views import Literal
 from tests import checkpoints, models, states
 from tests.disk import on_disk
 from tests.states import array, table, tiny, told

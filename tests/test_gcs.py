@@ -17,7 +17,7 @@ from etils import epath
 
 import nnxconv
 from nnxconv.errors import BadInput
-from nnxconv.storage.read import Reader
+from nnxconv.storage.orbax.reading import Reader
 from tests import checkpoints, gcs, pax
 from tests.command import run
 from tests.gcs import COMMITTED

@@ -13,9 +13,10 @@ from rich.progress import Task, TaskID
 import nnxconv
 from nnxconv.cli.progress import RepetitionsColumn
 from nnxconv.errors import BadInput, StorageError
-from nnxconv.storage import arrays, patience
-from nnxconv.storage.patience import for_tensorstore
-from nnxconv.storage.server_errors import told_plainly
+from nnxconv.storage.gcs import retries as patience
+from nnxconv.storage.gcs.retries import for_tensorstore
+from nnxconv.storage.gcs.server_errors import told_plainly
+from nnxconv.storage.zarr import specs as arrays
 from tests.command import run
 from tests.gcs_proxy import Delay, Reset, Status, Truncate
 from tests.gcs_requests import Kind, Request

@@ -10,8 +10,8 @@ import pytest
 
 import nnxconv
 from nnxconv.errors import BadInput, StorageError, with_notes
-from nnxconv.storage.journal import Unit
-from nnxconv.storage.patience import LEASE
+from nnxconv.storage.gcs.retries import LEASE
+from nnxconv.storage.resume.journal import Unit
 from tests import checkpoints
 from tests.command import run
 from tests.gcs_proxy import Reset, Status

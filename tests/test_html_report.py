@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnxconv.api import compare
-from nnxconv.difference import Difference, Tolerance, measure
+from nnxconv.commands.compare import compare
+from nnxconv.comparing.difference import Difference, Tolerance, measure
+from nnxconv.comparing.report import Finding, Report, Side
 from nnxconv.errors import BadInput
-from nnxconv.keys import Key
 from nnxconv.render.comparison import check_report_files, write_reports
 from nnxconv.render.html import comparison_html, page_json
-from nnxconv.report import Finding, Report, Side
-from nnxconv.views import Source
+from nnxconv.tree.keys import Key
+from nnxconv.tree.views import Source
 from tests import checkpoints
 
 FLAGS = (

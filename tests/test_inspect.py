@@ -14,9 +14,9 @@ import tensorstore as ts
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import nnxconv
-from nnxconv.api import inspect
+from nnxconv.commands.inspect import inspect
 from nnxconv.render.inspection import inspection_text
-from nnxconv.storage.read import Reader
+from nnxconv.storage.orbax.reading import Reader
 from tests import checkpoints
 from tests.checkpoints import save_item, save_root, save_step, save_with_manager
 from tests.command import check_golden, run, session

@@ -5,9 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnxconv.errors import BadInput, LayerError
-from nnxconv.layers import Apart, Blocks, Stacked, arrange, choose, unstack
-from nnxconv.state import TrainState
-from nnxconv.views import NOTHING, Literal, Moved, Slot, Source, notation, slot
+from nnxconv.state.arranging import arrange, choose
+from nnxconv.state.layer_groups import Apart, Blocks, Stacked
+from nnxconv.state.train_state import TrainState
+from nnxconv.state.unstacking import unstack
+from nnxconv.tree.array_notation import notation
+from nnxconv.tree.normal_form import slot
+from nnxconv.tree.views import NOTHING, Literal, Moved, Slot, Source
 from tests import states
 from tests.states import array
 
@@ -297,7 +301,7 @@ def test_a_stack_with_a_name_of_its_own_is_one_when_the_user_says_so():
 
 
 def test_a_name_that_is_not_there_is_refused():
-    from nnxconv.understanding import understand
+    from nnxconv.layouts.understanding import understand
 
     tree = {("params", "params", "dense", "kernel"): array(("w",), (3,))}
     with pytest.raises(BadInput) as refused:

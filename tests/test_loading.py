@@ -14,7 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import nnxconv
-from nnxconv.codecs import CODECS
+from nnxconv.layouts.recognition import CODECS
 from tests import checkpoints, models
 from tests.models import save, tokens, train_linen, train_nnx
 from tests.test_training import (

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import nnxconv
-from nnxconv.events import Event
+from nnxconv.running.events import Event
 from tests.reads import count_reads
 from tests.test_readers import LAYERS, linen, numbers, save, sharded, weights
 

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import nnxconv
 from nnxconv.errors import PlanError
-from nnxconv.storage.read import Reader
+from nnxconv.storage.orbax.reading import Reader
 from tests import checkpoints
 
 MIB = 2**20

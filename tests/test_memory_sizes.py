@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnxconv.sizes import format_bytes
+from nnxconv.tree.sizes import format_bytes
 from tests import checkpoints
 from tests.chunkwise import Builder
 from tests.test_memory import IMPORTS_BYTES, measure, noise

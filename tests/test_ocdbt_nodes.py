@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.storage.ocdbt import Value, read_contents
-from nnxconv.storage.ocdbt_nodes import (
+from nnxconv.storage.ocdbt.contents import Value, read_contents
+from nnxconv.storage.ocdbt.nodes import (
     MAX_MANIFEST_BYTES,
     MAX_NODE_BYTES,
     DataFile,

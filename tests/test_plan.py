@@ -10,27 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnxconv.blocks import MERGED_BYTES, MIB, SMALL_CHUNK_BYTES, regions
 from nnxconv.errors import PlanError
-from nnxconv.pieces import pieces
-from nnxconv.plan import Gather, Scatter, make_plan
-from nnxconv.renaming import renamed_chunks
-from nnxconv.views import (
-    Cast,
-    Literal,
-    Source,
-    cast,
-    concat,
-    dtype_of,
-    item_bytes,
-    moved,
-    part,
-    size_bytes,
-    slot,
-    stack,
-    with_axis,
-    without_axis,
-)
+from nnxconv.planning.blocks import MERGED_BYTES, MIB, SMALL_CHUNK_BYTES, regions
+from nnxconv.planning.plan import Gather, Scatter, make_plan
+from nnxconv.planning.undecoded import renamed_chunks
+from nnxconv.tree.elements import cast, dtype_of, item_bytes, size_bytes
+from nnxconv.tree.normal_form import concat, moved, part, slot, stack
+from nnxconv.tree.piece import pieces
+from nnxconv.tree.views import Cast, Literal, Source, with_axis, without_axis
 from tests.states import values_of
 
 modest = settings(max_examples=40, deadline=None)
@@ -384,7 +371,7 @@ def chunk_of(values, chunks, index):
 def test_renamed_chunks_are_the_chunks_of_the_new_array(made):
     view, layers = made
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nnxconv.renaming.SMALL_CHUNK_BYTES", 1)
+        patch.setattr("nnxconv.planning.undecoded.SMALL_CHUNK_BYTES", 1)
         plan = make_plan([(("w",), view)], PLENTY)
     stored = {
         layer.name: np.arange(math.prod(layer.shape)).reshape(layer.shape) + 1000 * i

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import nnxconv.codecs
-from nnxconv.codecs import CODECS, Record, recognise
-from nnxconv.layouts import OWN
+import nnxconv.layouts.recognition
+from nnxconv.layouts.form import Record
+from nnxconv.layouts.names import OWN
+from nnxconv.layouts.recognition import CODECS, recognise
 from tests import states
 from tests.checkpoints import linen, save_item
 from tests.states import tiny

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnxconv
-from nnxconv.blocks import MIB
-from nnxconv.plan import make_plan, written
-from nnxconv.portions import portion_of, split_up, spread
-from nnxconv.storage.freight import Freight
-from nnxconv.views import Source, cast, moved, part, slot, stack
+from nnxconv.planning.blocks import MIB
+from nnxconv.planning.plan import make_plan, written
+from nnxconv.running.sharing import portion_of, split_up, spread
+from nnxconv.storage.transfer.planned import Freight
+from nnxconv.tree.elements import cast
+from nnxconv.tree.normal_form import moved, part, slot, stack
+from nnxconv.tree.views import Source
 from tests import pax
 from tests.test_plan import targets
 

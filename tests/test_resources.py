@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import nnxconv
-from nnxconv import limits
 from nnxconv.errors import PlanError
+from nnxconv.running import memory as limits
 from tests import checkpoints
 from tests.test_safety import snapshot
 
@@ -42,7 +42,8 @@ def sources(tmp_path_factory) -> Path:
 
 BECOME_NOBODY = f"""
 import os, unicodedata, rich.console, rich.progress
-import nnxconv.cli, nnxconv.api, nnxconv.execute, nnxconv.verification, nnxconv.render.conversion
+import nnxconv.cli, nnxconv.commands.convert, nnxconv.running.execution
+import nnxconv.comparing.verification, nnxconv.render.conversion
 if os.getuid() == 0:
     os.setgid({NOBODY})
     os.setuid({NOBODY})

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from nnxconv import __version__
 
 import nnxconv
-import nnxconv.cluster
+import nnxconv.running.cluster
+from nnxconv import __version__
 from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, NotACheckpoint, PlanError
-from nnxconv.storage import places
-from nnxconv.storage.kept import FORMAT
-from nnxconv.storage.read import Reader
+from nnxconv.storage.orbax.reading import Reader
+from nnxconv.storage.resume.runs import FORMAT
+from nnxconv.storage.transfer import checks as places
 from tests import checkpoints, pax
 from tests.command import run
 from tests.test_resume_kill import check_same
@@ -208,7 +208,7 @@ def test_room_for_what_is_finished_is_not_asked_for_again(source, interrupted, m
         needed.append(nbytes)
         raise PlanError("full")
 
-    monkeypatch.setattr("nnxconv.storage.places.check_space", check)
+    monkeypatch.setattr("nnxconv.storage.transfer.checks.check_space", check)
     with pytest.raises(PlanError):
         convert(source, interrupted)
     with pytest.raises(PlanError):
@@ -275,7 +275,7 @@ def test_a_proof_that_fails_leaves_nothing_to_go_on_with(source, tmp_path, monke
 
         return proof
 
-    monkeypatch.setattr("nnxconv.verification.verifier", wrong)
+    monkeypatch.setattr("nnxconv.comparing.verification.verifier", wrong)
     with pytest.raises(DamagedCheckpoint):
         convert(source, tmp_path / "out", verify=True)
     assert names(tmp_path) == ["in"]
@@ -393,7 +393,7 @@ def test_several_processes_are_refused(source, tmp_path, monkeypatch):
     def joined(*_):
         yield SimpleNamespace(count=2)
 
-    monkeypatch.setattr(nnxconv.cluster, "joined", joined)
+    monkeypatch.setattr(nnxconv.running.cluster, "joined", joined)
     with pytest.raises(BadInput) as caught:
         convert(source, tmp_path / "out")
     assert caught.value.render() == (

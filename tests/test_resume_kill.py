@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import nnxconv
-from nnxconv.storage.journal import Unit
+from nnxconv.storage.resume.journal import Unit
 from tests import checkpoints
 from tests.kills import serving
 from tests.trees import entries, same_bits, values

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 import nnxconv
 from nnxconv.errors import BadInput, NnxconvError, PlanError
-from nnxconv.rules import Rules, builtin_rules, parse_rules, write_rules
-from nnxconv.rules.apply import apply, cannot_be_undone, fits
-from nnxconv.rules.pattern import parse, spell_pattern
-from nnxconv.views import Source
+from nnxconv.renaming.apply import apply, cannot_be_undone, fits
+from nnxconv.renaming.builtin import builtin_rules
+from nnxconv.renaming.pattern import parse, spell_pattern
+from nnxconv.renaming.rule import Rules
+from nnxconv.renaming.toml import parse_rules, write_rules
+from nnxconv.tree.views import Source
 from tests import checkpoints
 from tests.checkpoints import save_item
 from tests.command import check_golden, run, session

@@ -26,17 +26,11 @@ from orbax.checkpoint._src.handlers import base_pytree_checkpoint_handler
 from orbax.checkpoint.path import atomicity
 
 import nnxconv
-from nnxconv.errors import (
-    BadInput,
-    DamagedCheckpoint,
-    NnxconvError,
-    NotACheckpoint,
-    PlanError,
-)
-from nnxconv.storage import save as storage_save
-from nnxconv.storage import transfer as storage_transfer
-from nnxconv.storage.read import Reader
-from nnxconv.storage.writer import Writer
+from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, NotACheckpoint, PlanError
+from nnxconv.storage.orbax import saving as storage_save
+from nnxconv.storage.orbax.reading import Reader
+from nnxconv.storage.orbax.writer import Writer
+from nnxconv.storage.transfer import carrying as storage_transfer
 from tests import checkpoints
 
 UNFINISHED = ".orbax-checkpoint-tmp"

@@ -8,8 +8,9 @@ import pytest
 import tensorstore as ts
 
 import nnxconv
-from nnxconv import conversion, verification
+from nnxconv.comparing import verification
 from nnxconv.errors import DamagedCheckpoint
+from nnxconv.layouts import conversion
 from tests import checkpoints
 from tests.checkpoints import array_keys, save_item, save_root, save_step
 from tests.command import run

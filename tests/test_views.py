@@ -7,8 +7,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nnxconv.pieces import pieces
-from nnxconv.views import (
+from nnxconv.tree.array_notation import notation
+from nnxconv.tree.elements import cast, dtype_of, size_bytes, with_kind
+from nnxconv.tree.normal_form import concat, moved, part, slot, stack
+from nnxconv.tree.piece import pieces
+from nnxconv.tree.reshaping import divided, merged, permuted
+from nnxconv.tree.views import (
     Cast,
     Concat,
     Moved,
@@ -16,20 +20,7 @@ from nnxconv.views import (
     Slot,
     Source,
     Stack,
-    cast,
-    concat,
-    divided,
-    dtype_of,
-    merged,
-    moved,
-    notation,
-    part,
-    permuted,
-    size_bytes,
-    slot,
-    stack,
     with_axis,
-    with_kind,
     without_axis,
 )
 

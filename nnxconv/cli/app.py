@@ -17,8 +17,8 @@ from nnxconv.cli.inspect import inspect
 from nnxconv.cli.match import match
 from nnxconv.cli.output import say
 from nnxconv.errors import NnxconvError, with_notes
-from nnxconv.limits import check_program
-from nnxconv.tasks import Terminated
+from nnxconv.running import check_program
+from nnxconv.storage import Terminated
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],

@@ -37,8 +37,8 @@ def checksum(
     nnxconv checksum --check nnx_ckpt/1000 --manifest ckpt/1000.checksums.json
     """
     from nnxconv.cli.progress import progress
-    from nnxconv.manifests import check_checksums, write_checksums
-    from nnxconv.render.checksum import check_json, check_text
+    from nnxconv.commands.checksum import check_checksums, write_checksums
+    from nnxconv.render import check_json, check_text
 
     with progress() as watch:
         if not is_check:

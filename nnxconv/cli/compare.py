@@ -78,10 +78,10 @@ def compare(
     nnxconv compare linen_ckpt nnx_ckpt --compare_values
     nnxconv compare before after --compare_only all --filter '*.mlp.*'
     """
-    from nnxconv.api import compare as run
     from nnxconv.cli.progress import progress
     from nnxconv.cli.screen import one_screen
-    from nnxconv.render.comparison import check_report_files, comparison_json, write_reports
+    from nnxconv.commands.compare import compare as run
+    from nnxconv.render import check_report_files, comparison_json, write_reports
 
     first = one_of("A", "--ckpt_path_1", a, ckpt_path_1)
     second = one_of("B", "--ckpt_path_2", b, ckpt_path_2)

@@ -98,10 +98,10 @@ def convert(
     nnxconv convert linen_ckpt nnx_ckpt
     nnxconv convert --to maxtext --no-scan_layers run/checkpoints out
     """
-    from nnxconv.api import convert as run
     from nnxconv.cli.progress import progress
     from nnxconv.cli.screen import one_screen
-    from nnxconv.render.conversion import conversion_json, conversion_text
+    from nnxconv.commands.convert import convert as run
+    from nnxconv.render import conversion_json, conversion_text
 
     source = one_of("SRC", "--source_path", source, source_path)
     target = one_of("DST", "--target_path", target, target_path)

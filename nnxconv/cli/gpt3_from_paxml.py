@@ -101,8 +101,8 @@ def gpt3_from_paxml(
     """
     from nnxconv.cli.progress import progress
     from nnxconv.cli.screen import one_screen
-    from nnxconv.importing import gpt3_from_paxml as run
-    from nnxconv.render.conversion import conversion_json, conversion_text
+    from nnxconv.commands.gpt3_from_paxml import gpt3_from_paxml as run
+    from nnxconv.render import conversion_json, conversion_text
 
     source = one_of("SRC", "--paxml_ckpt_path", source, paxml_ckpt_path)
     target = one_of("DST", "--output_path", target, output_path)

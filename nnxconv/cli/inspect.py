@@ -35,8 +35,8 @@ def inspect(
     nnxconv inspect run/checkpoints --step 1000
     nnxconv inspect run/checkpoints/1000 --tree --filter '*.mlp.*'
     """
-    from nnxconv.api import inspect as run
-    from nnxconv.render.inspection import inspection_json, inspection_text
+    from nnxconv.commands.inspect import inspect as run
+    from nnxconv.render import inspection_json, inspection_text
 
     found = run(path, step=step, allow_uncommitted=allow_uncommitted)
     if as_json:

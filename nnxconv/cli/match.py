@@ -41,8 +41,8 @@ def match(
     nnxconv match linen_ckpt train.model:abstract_state --output rules.toml
     nnxconv convert linen_ckpt out --to nnx-state --rename rules.toml
     """
-    from nnxconv.api import match as run
-    from nnxconv.render.matching import proposal_json, proposal_text
+    from nnxconv.commands.match import match as run
+    from nnxconv.render import proposal_json, proposal_text
 
     found = run(source, template, output=output, **options)
     if as_json:

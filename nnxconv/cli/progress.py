@@ -16,8 +16,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from nnxconv.events import Event, Watcher, ignore
-from nnxconv.storage.patience import repeated_requests
+from nnxconv.running import Event, Watcher, ignore
+from nnxconv.storage.gcs import repeated_requests
 
 
 class RepetitionsColumn(ProgressColumn):

@@ -19,7 +19,7 @@ def one_screen(distributed: bool) -> Iterator[None]:
     if not distributed:
         yield
         return
-    from nnxconv.cluster import part
+    from nnxconv.running.cluster import part
 
     shown = os.dup(2)
     before = sys.stderr
@@ -43,7 +43,7 @@ def one_screen(distributed: bool) -> Iterator[None]:
 @contextmanager
 def _abort_told(shown: int) -> Iterator[None]:
     """Ends an aborted process with our message; Python's own handlers would come too late."""
-    from nnxconv.cluster import why_aborted
+    from nnxconv.running.cluster import why_aborted
 
     def end(signum: int) -> None:
         reason = why_aborted()

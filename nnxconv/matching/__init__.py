@@ -1,4 +1,4 @@
-"""Find rename rules: which leaf of a checkpoint is which leaf of another model.
+"""Rename rules proposed from two trees: which leaf of a checkpoint is which leaf of another model.
 
 ```
 families     leaves whose keys differ in numbers only
@@ -10,6 +10,6 @@ proposal     all of it, tried before anyone is told
 ```
 """
 
-from nnxconv.matching.proposal import Proposal, propose, shapes_of
+import lazy_loader
 
-__all__ = ["Proposal", "propose", "shapes_of"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

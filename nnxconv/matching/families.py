@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-from nnxconv.keys import Key, in_order
-from nnxconv.rules.pattern import literal
-from nnxconv.views import Leaf, Literal, dtype_of, short_dtype
+from nnxconv.renaming import literal
+from nnxconv.tree import Key, Leaf, Literal, dtype_of, in_order, short_dtype
 
 Numbers: TypeAlias = tuple[int, ...]
 _NUMBER = re.compile(r"(0|[1-9][0-9]*)")

@@ -10,10 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from nnxconv.keys import Key, in_order
 from nnxconv.matching.families import Numbers, numbers_in, skeleton
-from nnxconv.rules import Rule
-from nnxconv.rules.pattern import Layer, Name, Number, Part, Pattern, literal
+from nnxconv.renaming import Layer, Name, Number, Part, Pattern, Rule, literal
+from nnxconv.tree import Key, in_order
 
 Moves: TypeAlias = Mapping[Key, Key]
 _VARIABLES = "ijklmn"

@@ -12,14 +12,11 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from nnxconv.keys import Key
 from nnxconv.matching.families import Family
 from nnxconv.matching.generalise import rules_for
 from nnxconv.matching.names import words
-from nnxconv.rules import Rule
-from nnxconv.rules.steps import Divide, Merge, Split, Step, Transpose
-from nnxconv.rules.toml import rule_line
-from nnxconv.views import Literal, Shape
+from nnxconv.renaming import Divide, Merge, Rule, Split, Step, Transpose, rule_line
+from nnxconv.tree import Key, Literal, Shape
 
 __all__ = ["hints", "rule_line"]
 _USUAL_ORDER = ("query", "key", "value")

@@ -10,7 +10,7 @@
 import re
 from collections.abc import Iterable
 
-from nnxconv.keys import Key
+from nnxconv.tree import Key
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SYNONYMS = {

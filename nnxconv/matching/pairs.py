@@ -9,10 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nnxconv.keys import Key
 from nnxconv.matching.families import Family, as_in_rules, families, regrouped
 from nnxconv.matching.names import can_be_same, likeness
-from nnxconv.views import Leaf, notation
+from nnxconv.tree import Key, Leaf, notation
 
 MARGIN = 0.1
 """By how much names must be more alike than those of any other candidate."""

@@ -3,19 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnxconv.keys import Key, spell
-from nnxconv.layers import LayerGroup
 from nnxconv.matching.families import Family
 from nnxconv.matching.generalise import rules_for
 from nnxconv.matching.hints import hints
 from nnxconv.matching.pairs import Pairs, pair
-from nnxconv.rules import Rules, rename, write_rules
-from nnxconv.rules.pattern import literal
-from nnxconv.rules.rule import Rule
-from nnxconv.rules.toml import rule_line
-from nnxconv.sizes import counted
-from nnxconv.state import RNGS, TrainState
-from nnxconv.views import Leaf, Literal, notation
+from nnxconv.renaming import Rule, Rules, literal, rename, rule_line, write_rules
+from nnxconv.state import RNGS, LayerGroup, TrainState
+from nnxconv.tree import Key, Leaf, Literal, counted, notation, spell
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nnxconv.checksums import Check
+from nnxconv.comparing import Check
 
 MAX_ROWS = 50
 

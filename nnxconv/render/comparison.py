@@ -1,16 +1,14 @@
 """A comparison's report for programs, and the files that `--report` asks for."""
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nnxconv.difference import Difference
+from nnxconv.comparing import KINDS, Finding, Report
 from nnxconv.errors import BadInput
-from nnxconv.keys import spell
-from nnxconv.report import KINDS, Finding, Report
-from nnxconv.views import notation
+from nnxconv.render.statistics import statistics_json
+from nnxconv.tree import notation, spell
 
 
 def comparison_json(report: Report) -> dict[str, Any]:
@@ -52,24 +50,6 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     if finding.difference is not None:
         row |= statistics_json(finding.difference)
     return row
-
-
-def statistics_json(found: Difference) -> dict[str, Any]:
-    """Statistics as JSON values; infinities are spelled as strings."""
-    return {
-        "count": found.count,
-        "unequal": found.unequal,
-        "beyond_tolerance": found.beyond,
-        "max_abs": number(found.max_abs),
-        "mean_abs": number(found.mean_abs),
-        "max_rel": number(found.max_rel),
-        "worst": None if found.worst is None else list(found.worst),
-    }
-
-
-def number(value: float) -> float | str:
-    """A number that JSON can hold; `inf` and `nan` as text."""
-    return value if math.isfinite(value) else str(value)
 
 
 def check_report_files(files: Iterable[str]) -> None:

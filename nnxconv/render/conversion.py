@@ -4,17 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from nnxconv.conversion import Conversion
-from nnxconv.keys import Key, spell
-from nnxconv.layers import Apart, Arrangement, Blocks, LayerGroup
-from nnxconv.optimizer import parameter_trees
-from nnxconv.outcome import Result
-from nnxconv.sizes import counted, format_bytes
-from nnxconv.state import Tree
+from nnxconv.commands.result import Result
+from nnxconv.layouts import Conversion
+from nnxconv.state import Apart, Arrangement, Blocks, LayerGroup, Tree, parameter_trees
 from nnxconv.storage.transfer import Moved
-from nnxconv.views import (
+from nnxconv.tree import (
     Cast,
     Concat,
+    Key,
     Literal,
     Part,
     Scaled,
@@ -22,11 +19,14 @@ from nnxconv.views import (
     Source,
     Stack,
     View,
+    counted,
     first_source,
+    format_bytes,
     notation,
     size_bytes,
+    spell,
 )
-from nnxconv.views import Moved as MovedView
+from nnxconv.tree import Moved as MovedView
 
 
 def conversion_json(result: Result) -> dict[str, Any]:

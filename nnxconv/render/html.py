@@ -12,14 +12,18 @@ from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
 
-from nnxconv.difference import Difference
+from nnxconv.comparing import (
+    KINDS,
+    Difference,
+    Finding,
+    Report,
+    ignored_lines,
+    layer_place,
+    verdict,
+)
 from nnxconv.errors import BadInput
-from nnxconv.keys import Key, in_order, spell
-from nnxconv.pairing import layer_place
-from nnxconv.render.comparison import statistics_json
-from nnxconv.report import KINDS, Finding, Report
-from nnxconv.report_text import ignored_lines, verdict
-from nnxconv.views import notation
+from nnxconv.render.statistics import statistics_json
+from nnxconv.tree import Key, in_order, notation, spell
 
 PACKAGES = ("plotly", "jinja2")
 OUTSIDE = "outside layers"

@@ -4,14 +4,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nnxconv.inspection import ChainElement, Inspection
-from nnxconv.keys import Key, in_order, spell
-from nnxconv.pairing import matches
+from nnxconv.commands.inspection import ChainElement, Inspection
+from nnxconv.layouts import RECORD
 from nnxconv.render.conversion import arranged
-from nnxconv.sizes import counted, format_bytes
-from nnxconv.storage.item import array_name
-from nnxconv.understanding import RECORD
-from nnxconv.views import Literal, Source, notation
+from nnxconv.storage.orbax import array_name
+from nnxconv.tree import (
+    Key,
+    Literal,
+    Source,
+    counted,
+    format_bytes,
+    in_order,
+    matches,
+    notation,
+    spell,
+)
 
 
 def inspection_json(found: Inspection) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nnxconv.matching import Proposal, shapes_of
-from nnxconv.matching.families import Family
-from nnxconv.rules.toml import rule_line
+from nnxconv.matching import Family, Proposal, shapes_of
+from nnxconv.renaming import rule_line
 
 
 def proposal_text(proposal: Proposal, output: str | None) -> str:

@@ -17,17 +17,25 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
-from nnxconv.keys import Key
-from nnxconv.storage.contained import refuse_strangers
-from nnxconv.storage.documents import parse_json
-from nnxconv.storage.folders import Folder, open_folder
-from nnxconv.storage.formats import ArrayFormat, chunk_key, encoding
-from nnxconv.storage.item import Item, read_formats
-from nnxconv.storage.locate import choose_step, finished_directory, steps_in
+from nnxconv.storage.files import (
+    Folder,
+    files_below,
+    open_folder,
+    parse_json,
+    read_if_there,
+    refuse_strangers,
+)
 from nnxconv.storage.names import TREE_METADATA
-from nnxconv.storage.remote import files_below, read_if_there
-from nnxconv.storage.unchanged import look
-from nnxconv.views import Shape, Source
+from nnxconv.storage.orbax import (
+    Item,
+    choose_step,
+    finished_directory,
+    look,
+    read_formats,
+    steps_in,
+)
+from nnxconv.storage.zarr import ArrayFormat, chunk_key, encoding
+from nnxconv.tree import Key, Shape, Source
 
 _PARAMETERS = "mdl_vars."
 _MAX_CHUNKS_NAMED = 8

@@ -1,0 +1,60 @@
+"""Where the library ends: errors of servers become errors of ours, options become arguments."""
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from nnxconv.errors import NnxconvError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def plainly(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, with what a server or a network does wrong told in one message."""
+
+    @wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        from nnxconv.storage.gcs import told_plainly
+
+        with told_plainly():
+            return function(*args, **kwargs)
+
+    return told
+
+
+def in_python(function: Callable[P, T]) -> Callable[P, T]:
+    """The same for a function that is no command: its messages name arguments, and no options."""
+    plain = plainly(function)
+
+    @wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return plain(*args, **kwargs)
+        except NnxconvError as error:
+            raise error.reworded(as_arguments) from error.__cause__
+
+    return told
+
+
+_OPTION = re.compile(r"`--([a-z_]+)(?: ([^`]+))?`")
+_BARE = re.compile(r"(?<=\s)--(?=[a-z])")
+_FLAGS = ("allow_uncommitted", "resume")
+
+
+def as_arguments(text: str) -> str:
+    """A text with options of commands as arguments of functions.
+
+    >>> as_arguments("`--step N`, `--max_memory 7MiB`, `--from LAYOUT`, `--allow_uncommitted`")
+    '`step=N`, `max_memory="7MiB"`, `from_="LAYOUT"`, `allow_uncommitted=True`'
+    """
+
+    def argument(found: re.Match[str]) -> str:
+        name = "from_" if found[1] == "from" else found[1]
+        value = found[2] or ("True" if name in _FLAGS else "")
+        if value and not value.isdigit() and value not in ("N", "True"):
+            value = f'"{value}"'
+        return f"`{name}={value}`" if value else f"`{name}`"
+
+    return _BARE.sub("", _OPTION.sub(argument, text))

@@ -1,0 +1,111 @@
+"""`checksum`: write the digests of a checkpoint's values, and hold a checkpoint against them."""
+
+import json
+from dataclasses import dataclass
+
+from nnxconv.commands.boundary import plainly
+from nnxconv.commands.opening import open_checkpoint
+from nnxconv.comparing import Check, Manifest, check
+from nnxconv.errors import BadInput
+from nnxconv.layouts import Options
+from nnxconv.running import Watcher, ignore, share_one_heap
+from nnxconv.tree import parse_bytes
+
+
+@dataclass(frozen=True)
+class WrittenManifest:
+    """Where a manifest was written, and how many leaves and files it covers."""
+
+    path: str
+    leaves: int
+    files: int
+
+
+@plainly
+def write_checksums(
+    path: str,
+    *,
+    manifest: str | None = None,
+    step: int | None = None,
+    max_memory: int | str = "2GiB",
+    allow_uncommitted: bool = False,
+    watch: Watcher = ignore,
+) -> WrittenManifest:
+    """Writes the digests of a checkpoint's values to a manifest beside it.
+
+    Args:
+      path: an item directory, a step, or a root of steps; it is only read.
+      manifest: the file to write; `path` with `.checksums.json` added by default.
+      step: which step of a root.
+      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
+      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
+      watch: is called with an `Event` after each block of work.
+    """
+    from nnxconv.storage.files import write_text
+
+    file = manifest or _manifest_path(path)
+    found = _manifest(path, step, max_memory, allow_uncommitted, watch)
+    write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
+    return WrittenManifest(file, len(found.leaves), len(found.files))
+
+
+@plainly
+def check_checksums(
+    path: str,
+    *,
+    manifest: str | None = None,
+    step: int | None = None,
+    max_memory: int | str = "2GiB",
+    allow_uncommitted: bool = False,
+    watch: Watcher = ignore,
+) -> Check:
+    """Holds a checkpoint against a manifest, which may be that of its other layout.
+
+    Args:
+      path: an item directory, a step, or a root of steps.
+      manifest: the file to read; `path` with `.checksums.json` added by default.
+      step: which step of a root.
+      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
+      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
+      watch: is called with an `Event` after each block of work.
+
+    Raises:
+      BadInput: the manifest is not there, or is none.
+      DamagedCheckpoint: an array cannot be read.
+    """
+    from nnxconv.storage.files import read_text
+
+    file = manifest or _manifest_path(path)
+    try:
+        text = read_text(file)
+        if text is None:
+            raise BadInput(f"`{file}` is not there", hint=f"`nnxconv checksum {path}` writes it")
+        recorded = Manifest.from_json(json.loads(text), file)
+    except ValueError as error:
+        raise BadInput(f"`{file}` is not a checksum manifest") from error
+    return check(recorded, _manifest(path, step, max_memory, allow_uncommitted, watch))
+
+
+def _manifest_path(path: str) -> str:
+    return path.rstrip("/") + ".checksums.json"
+
+
+def _manifest(
+    path: str,
+    step: int | None,
+    max_memory: int | str,
+    allow_uncommitted: bool,
+    watch: Watcher,
+) -> Manifest:
+    from nnxconv.comparing import digest_leaves
+    from nnxconv.storage.files import digest_files
+    from nnxconv.storage.orbax import refuse_changed
+
+    share_one_heap()
+    _, item, understood = open_checkpoint(
+        path, step, Options(), allow_uncommitted=allow_uncommitted, is_read=True
+    )
+    leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
+    files = digest_files(item.path)
+    refuse_changed(item.stores.values())
+    return Manifest(leaves, files)

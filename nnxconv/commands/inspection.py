@@ -1,0 +1,118 @@
+"""What a checkpoint is, from its metadata alone (and its step, which is one number)."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nnxconv.layouts import Understood
+from nnxconv.state import TrainState, Tree, children, parameter_trees
+from nnxconv.storage.zarr import ArrayFormat, compressor
+from nnxconv.tree import Key, Literal, dtype_of, size_bytes
+
+if TYPE_CHECKING:
+    from nnxconv.storage.orbax import Item
+
+
+@dataclass(frozen=True)
+class Part:
+    """How much a part of a checkpoint holds; `arrays` counts them as stored."""
+
+    arrays: int
+    elements: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ChainElement:
+    """One element of the optimizer's chain: its names, and which of them follow the parameters."""
+
+    place: str
+    names: tuple[str, ...]
+    moments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything that `inspect` shows.
+
+    Attributes:
+      item: the opened item, with its tree and formats.
+      understood: its meaning; None when no layout fits, and then `problem` says why.
+      step: the number of steps done, where the checkpoint says.
+      parts: sizes of the top-level parts, of the state when it is understood, else of the tree.
+      chain: the optimizer's elements.
+      dtypes: number of arrays of each element type.
+      chunks: number of arrays by how they are stored: whole or in how many chunks.
+      compressors: number of arrays by compressor.
+      processes: names of the databases that the writing processes left.
+      shardings: partition spec and mesh by array name, as the writer saved them.
+      custom_metadata: of the step and of the item.
+    """
+
+    item: "Item"
+    understood: Understood | None
+    problem: str
+    step: int | None
+    parts: Mapping[str, Part]
+    chain: Sequence[ChainElement]
+    dtypes: Mapping[str, int]
+    chunks: Mapping[str, int]
+    compressors: Mapping[str, int]
+    processes: Sequence[str]
+    shardings: Mapping[str, Mapping[str, Any]]
+    custom_metadata: Mapping[str, Any]
+
+
+def sizes_of(tree: Tree) -> dict[str, Part]:
+    """Sizes by the first name of each key."""
+    parts: dict[str, Part] = {}
+    for key, leaf in tree.items():
+        if isinstance(leaf, Literal):
+            continue
+        name = str(key[0]) if key else ""
+        old = parts.get(name, Part(0, 0, 0))
+        elements = math.prod(leaf.shape)
+        parts[name] = Part(old.arrays + 1, old.elements + elements, old.nbytes + size_bytes(leaf))
+    return parts
+
+
+def chain_of(state: TrainState) -> list[ChainElement]:
+    """The elements of the optimizer's chain, nested ones by their path."""
+    opt_state = state.opt_state or {}
+    moments = parameter_trees(opt_state, state.params)
+    elements: dict[Key, None] = {}
+    for key in opt_state:
+        prefix = next((key[:n] for n in range(len(key)) if key[:n] in moments), key)
+        elements[prefix[:-1]] = None
+    return [
+        ChainElement(
+            "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip("."),
+            tuple(str(name) for name in children(opt_state, place)),
+            tuple(str(prefix[-1]) for prefix in moments if prefix[:-1] == place),
+        )
+        for place in elements
+    ]
+
+
+def dtypes_of(tree: Tree) -> Counter[str]:
+    """How many arrays there are of each element type."""
+    return Counter(dtype_of(leaf) for leaf in tree.values() if not isinstance(leaf, Literal))
+
+
+def chunks_of(formats: Mapping[str, ArrayFormat]) -> Counter[str]:
+    """How many arrays are stored whole, and how many in how many chunks."""
+    return Counter(_chunking(array) for array in formats.values())
+
+
+def _chunking(array: ArrayFormat) -> str:
+    count = math.prod(
+        -(-size // max(1, chunk)) for size, chunk in zip(array.shape, array.chunks, strict=True)
+    )
+    return "whole" if count <= 1 else f"in {count:,} chunks"
+
+
+def compressors_of(formats: Mapping[str, ArrayFormat]) -> Counter[str]:
+    """How many arrays are compressed by what."""
+    return Counter(compressor(array) for array in formats.values())

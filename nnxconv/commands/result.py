@@ -1,0 +1,269 @@
+"""From a converted tree to a committed checkpoint: plan, check, execute, and say what was done."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from nnxconv.errors import BadInput
+from nnxconv.layouts import RECORD, Conversion, nothing_lost
+from nnxconv.planning import Plan, Transfer
+from nnxconv.running import Watcher, check_memory, ignore, peak_memory_bytes
+from nnxconv.running.cluster import ALONE, Team
+from nnxconv.tree import parse_bytes
+
+if TYPE_CHECKING:
+    from nnxconv.storage.orbax import Item, Location, Target
+    from nnxconv.storage.resume import Journal
+    from nnxconv.storage.transfer import Freight, Moved, Share
+    from nnxconv.storage.zarr import Container
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `convert` did, or with `dry_run` would do.
+
+    Attributes:
+      source_path: the item that was read.
+      target_path: the item that was written.
+      conversion: layouts, layers, what was left out, assumed or taken from `like`.
+      plan: the arrays and how they move.
+      freight: the files, references and values by which renamed arrays move.
+      seconds: wall time of the whole call.
+      peak_memory_bytes: the most memory this process has had so far; 0 for a dry run.
+      is_dry_run: True when nothing was written.
+      is_verified: True when the target was read back and compared before it was committed.
+      moved: the files and chunks that were taken over undecoded; None for a dry run.
+      companions: names of files beside the source that travel with it.
+      process: which of the processes that did it this one is.
+      processes: how many there were.
+    """
+
+    source_path: str
+    target_path: str
+    conversion: Conversion
+    plan: Plan
+    freight: "Freight"
+    seconds: float
+    peak_memory_bytes: int
+    is_dry_run: bool
+    is_verified: bool
+    moved: "Moved | None"
+    companions: tuple[str, ...] = ()
+    process: int = 0
+    processes: int = 1
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """The most memory that blocks and values take at once."""
+        return max(self.plan.peak_bytes, self.freight.peak_bytes)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a conversion is run; names and defaults are those of the command."""
+
+    max_memory: int | str = "2GiB"
+    overwrite: bool = False
+    dry_run: bool = False
+    verify: bool = False
+    transfer: Transfer = "copy"
+    resume: bool = False
+    watch: Watcher = ignore
+    team: Team = ALONE
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a conversion reads and writes.
+
+    Attributes:
+      source_path: as the user gave it.
+      location: what was found there.
+      items: the opened items by path, the source first.
+      target_path: as the user gave it.
+      target: the item that is written.
+      container: how it keeps its arrays.
+      source_items: how many of the items are the source's.
+    """
+
+    source_path: str
+    location: "Location"
+    items: Mapping[str, "Item"]
+    target_path: str
+    target: "Target"
+    container: "Container"
+    source_items: int = 1
+
+    @property
+    def source_name(self) -> str:
+        """The item that is read; the step, where it is several of its items."""
+        item = next(iter(self.items.values()))
+        return str(item.path if self.source_items == 1 else item.path.parent)
+
+
+def carry_out(
+    conversion: Conversion,
+    places: Places,
+    way: Way,
+    *,
+    custom_metadata: Mapping[str, Any],
+    options: Mapping[str, Any],
+    started: float,
+) -> Result:
+    """Writes a converted tree, or only plans it.
+
+    Args:
+      conversion: what is written.
+      places: from where to where.
+      way: how.
+      custom_metadata: of the new item, besides the record of the conversion.
+      options: what was asked for, by the names of the command; a run that goes on has the same.
+      started: when the call began, on the monotonic clock, in seconds.
+
+    Raises:
+      NnxconvError: it cannot be written as asked; source and target are as they were.
+    """
+    from nnxconv.comparing import verifier
+    from nnxconv.running import execute
+    from nnxconv.storage.orbax import companions
+    from nnxconv.storage.resume import has_remains
+    from nnxconv.storage.transfer import (
+        check_places,
+        check_space,
+        divide,
+        failures_told,
+        needed_bytes,
+        whole_freight,
+        whole_plan,
+    )
+
+    nothing_lost(conversion)
+    _refuse_resume(way)
+    max_memory = parse_bytes(way.max_memory)
+    target, items = places.target, places.items
+    sources = list(items.values())[: places.source_items]
+    shares = divide(
+        conversion.tree,
+        sources,
+        target.item_path,
+        is_split=target.is_split,
+        container=places.container,
+        transfer=way.transfer,
+        max_memory=max_memory,
+    )
+    is_step = target.is_split and places.location.given_as == "item"
+    location = replace(places.location, given_as="step") if is_step else places.location
+    check_places(
+        places.source_path,
+        location,
+        places.target_path,
+        target,
+        way.overwrite,
+        is_ours=way.resume and has_remains(target.path),
+    )
+    beside = companions(places.location, target)
+    beside.refuse_others(way.overwrite)
+    target = replace(target, files=beside.inside, may_replace=way.overwrite)
+    needed = sum(needed_bytes(share.plan, share.freight, share.source) for share in shares)
+    _agree(way.team, shares)
+    moved = None
+    if not way.dry_run:
+        record = {**custom_metadata, RECORD: conversion.record.to_json()}
+        proof = None
+        if way.verify:
+            proof = verifier(conversion, items, max_memory, way.team)
+        with _journals(way, target, shares, items, record, options) as journals:
+            needed -= sum(journal.nbytes for journal in journals.values())
+            check_space(needed, target)
+            check_memory(max(max(s.plan.peak_bytes, s.freight.peak_bytes) for s in shares))
+            with failures_told(needed, target):
+                moved = execute(
+                    shares,
+                    items,
+                    target,
+                    custom_metadata=record,
+                    transfer=way.transfer,
+                    proof=proof,
+                    journals=journals,
+                    team=way.team,
+                    watch=way.watch,
+                )
+            if way.team.number == 0:
+                beside.write_beside()
+    plan, freight = whole_plan(shares), whole_freight(shares)
+    return Result(
+        places.source_name,
+        str(target.item_path),
+        conversion,
+        plan,
+        freight,
+        time.monotonic() - started,
+        0 if way.dry_run else peak_memory_bytes(),
+        way.dry_run,
+        way.verify and not way.dry_run,
+        moved,
+        tuple(beside.names),
+        way.team.number,
+        way.team.count,
+    )
+
+
+def _agree(team: Team, shares: Sequence["Share"]) -> None:
+    """Makes sure that all processes have made the same plan, before any of them writes.
+
+    Raises:
+      BadInput: they have not.
+    """
+    if team.count == 1:
+        return
+    every = team.gather("plan", _digest(shares))
+    others = [number for number, other in enumerate(every) if other != every[0]]
+    if others:
+        raise BadInput(
+            f"processes 0 and {others[0]} see different checkpoints, or were started differently",
+            hint="every process needs the same command, the same version, and SRC where all see it",
+        )
+
+
+def _digest(shares: Sequence["Share"], *others: object) -> str:
+    """What tells a plan from all others."""
+    plans = [(share.name, share.plan, share.freight, share.container) for share in shares]
+    return hashlib.sha256(repr((plans, *others)).encode()).hexdigest()
+
+
+def _refuse_resume(way: Way) -> None:
+    """Refuses to keep work where no other run could go on with it.
+
+    Raises:
+      BadInput: several processes do it.
+    """
+    if way.resume and way.team.count > 1:
+        raise BadInput(
+            "`--resume` does not go on with what several processes have begun",
+            hint="leave out `--resume` or `--distributed`",
+        )
+
+
+@contextmanager
+def _journals(
+    way: Way,
+    target: "Target",
+    shares: Sequence["Share"],
+    items: Mapping[str, "Item"],
+    record: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Iterator[Mapping[str, "Journal"]]:
+    """The journals of what is kept for another run, by the shares' names; none unless asked for."""
+    from nnxconv.storage.resume import begun, kept_work
+
+    if not way.resume:
+        yield {}
+        return
+    source = [item.path for item in items.values()]
+    asked = begun(_digest(shares, record), source, options)
+    names = [share.name for share in shares]
+    with kept_work(target.path, asked, names, may_replace=target.may_replace) as journals:
+        yield journals

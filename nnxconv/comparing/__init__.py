@@ -1,0 +1,5 @@
+"""Two states or manifests side by side: pairs, differences of values, digests, and the report."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,311 @@
+"""From one checkpoint's tree to another's: decode, rearrange the layers, encode. Reads no array."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal as OneOf
+
+from nnxconv.errors import BadInput, CannotHold, UnknownLayout
+from nnxconv.layouts.conforming import conform
+from nnxconv.layouts.form import Codec, Form, Record
+from nnxconv.layouts.parts import collections_to_record, is_rng_state, refuse_misfits
+from nnxconv.layouts.recognition import CODECS
+from nnxconv.layouts.understanding import Understood
+from nnxconv.state import (
+    RNGS,
+    Apart,
+    Arrangement,
+    Blocks,
+    Spelling,
+    Stacked,
+    TrainState,
+    arrange,
+    choose,
+)
+from nnxconv.tree import Key, Leaf, Literal, Source, cast, dtype_of, in_order, pieces, spell
+
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+"""Types that `--dtype` casts between; float8 and int4 hold quantised weights."""
+
+NO_OPTIMIZER = ("absent", "Dict")
+"""How forms call it that a tree has no optimizer state."""
+
+Direction = OneOf["auto", "linen_to_nnx", "nnx_to_linen"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a tree shall be converted; names and defaults are those of the command."""
+
+    direction: Direction = "auto"
+    to: str | None = None
+    from_: str | None = None
+    scan_layers: bool | None = None
+    layer_axis: int | None = None
+    layer_group: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    strict: bool = False
+    params_only: bool = False
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted tree, and everything that a person wants to know about it.
+
+    Attributes:
+      source: the checkpoint as it was understood.
+      layout: of the target.
+      tree: of the target.
+      arrangements: how each layer group is arranged there.
+      left_out: canonical keys that the target does not have, with the reason.
+      taken: keys of the target's leaves that come from the checkpoint given as `--like`.
+      assumed: what had to be assumed.
+      record: what goes into the target's metadata for the way back.
+    """
+
+    source: Understood
+    layout: str
+    tree: Mapping[Key, Leaf]
+    state: TrainState
+    arrangements: Mapping[Key, Arrangement | None]
+    left_out: Mapping[Key, str] = field(default_factory=dict)
+    taken: Sequence[Key] = ()
+    assumed: Sequence[str] = ()
+    record: Record = field(default_factory=Record)
+
+    @property
+    def scan_layers(self) -> bool | None:
+        """True when the target stacks its layers; None when it has none."""
+        kinds = [not isinstance(a, Apart) for a in self.arrangements.values()]
+        return any(kinds) if kinds else None
+
+
+def convert_tree(source: Understood, options: Options, like: Understood | None) -> Conversion:
+    """The tree of the target.
+
+    Raises:
+      BadInput: direction, layout and `--like` contradict each other or the source.
+      CannotHold: the target layout has no place for some leaves.
+      LayerError: the layers cannot be arranged as asked.
+      Mismatch: the tree is not that of `--like`.
+    """
+    codec, scan_layers = _target(source, options, like)
+    state, left_out = _reduced(source.state, options)
+    taken: list[Key] = []
+    if like is not None:
+        taken = [
+            key
+            for key in like.state.aux
+            if key not in state.aux and not is_excluded(key, options.without)
+        ]
+        state = state.with_aux({**state.aux, **{key: like.state.aux[key] for key in taken}})
+    form = _form(codec, source, state, like)
+    if options.params_only and like is None:
+        form = _params_only(form, codec.default_form(state))
+    state, no_place = _fitting(codec, state, form, options.strict)
+    arrangements = choose(
+        source.groups,
+        scan_layers=scan_layers,
+        layer_axis=options.layer_axis,
+        spelling=_spelling(codec, options),
+        kept_spelling=source.codec.spelling == codec.spelling,
+        spellings=form.spellings,
+        like=None if like is None else {group.key: group.arrangement for group in like.groups},
+    )
+    arranged = arrange(state, source.groups, arrangements)
+    encoded = codec.encode(arranged, form)
+    tree = encoded.tree if like is None else conform(encoded.tree, like.tree)
+    record = Record(
+        {**source.record.forms, source.codec.name: source.form},
+        collections_to_record(arranged),
+        {key: a.axis for key, a in arrangements.items() if isinstance(a, Stacked | Blocks)},
+        codec.name,
+        form.has_root,
+        source.layer_group,
+    )
+    return Conversion(
+        source,
+        codec.name,
+        tree,
+        state,
+        arrangements,
+        {**left_out, **no_place},
+        taken,
+        () if like is not None else encoded.assumed,
+        record,
+    )
+
+
+def _target(
+    source: Understood, options: Options, like: Understood | None
+) -> tuple[Codec, bool | None]:
+    """The target's codec, and whether its layers are stacked (None: as they are)."""
+    direction = options.direction
+    named = options.to or (like.codec.name if like is not None else None)
+    if like is not None and options.to not in (None, like.codec.name):
+        raise BadInput(f"`--to` is {options.to}, but `--like` is a {like.codec.name} checkpoint")
+    families = {CODECS[layout].family for layout in (source.codec.name, *source.others)}
+    target_family = "nnx" if source.codec.family == "linen" else "linen"
+    if direction != "auto":
+        source_family, _, target_family = direction.partition("_to_")
+        if source_family not in families:
+            raise BadInput(
+                f"`--direction {direction}` needs a {source_family} source,"
+                f" but this is a {source.codec.name} checkpoint",
+                details=source.evidence,
+                hint="leave `--direction` out, or name the layout that you want with `--to`",
+            )
+        if named is not None and CODECS[named].family != target_family:
+            raise BadInput(f"`--direction {direction}` does not lead to the {named} layout")
+    elif named is None and len(families) > 1:
+        raise _unclear(source)
+    target = CODECS[named or target_family]
+    if options.scan_layers is not None or (direction == "auto" and named is not None):
+        return target, options.scan_layers
+    return target, target.family == "nnx"
+
+
+def _unclear(source: Understood) -> UnknownLayout:
+    """Where the other family shall be gone to, and both could be meant."""
+    return UnknownLayout(
+        f"this could be {' or '.join((*source.others, source.codec.name))}",
+        details=source.evidence,
+        hint="`--to LAYOUT` says what it shall become, `--from LAYOUT` what it is",
+    )
+
+
+def _spelling(codec: Codec, options: Options) -> Spelling:
+    """How layers are spelled that are taken apart.
+
+    MaxText calls the layers of an NNX model that it serves `layers_0`, as its Linen models do; its
+    `generate_param_only_checkpoint` unrolls stacks to that.
+    """
+    return "suffix" if options.params_only and codec.name == "nnx" else codec.spelling
+
+
+def _form(codec: Codec, source: Understood, state: TrainState, like: Understood | None) -> Form:
+    if like is not None:
+        return like.form
+    if codec.name == source.codec.name:
+        return source.form
+    recorded = source.record.forms.get(codec.name)
+    is_export = state.opt_state is None and state.step is None
+    if recorded is not None and is_export and recorded.opt_state not in NO_OPTIMIZER:
+        return _params_only(recorded, codec.default_form(state))
+    return recorded or replace(codec.default_form(state), empties=_known_empties(source))
+
+
+def _known_empties(source: Understood) -> tuple[tuple[Key, str], ...]:
+    """The optimizer's empty states, from the layout that spelled them out last."""
+    forms = [source.form, *source.record.forms.values()]
+    return next((form.empties for form in forms if form.empties), ())
+
+
+def _params_only(form: Form, usual: Form) -> Form:
+    """The form with a root and step as in checkpoints that hold parameters only."""
+    return replace(
+        form,
+        has_root=usual.has_root,
+        step_dtype=usual.step_dtype,
+        step_is_scalar=usual.step_is_scalar,
+        opt_state=usual.opt_state,
+        empties=(),
+    )
+
+
+def _reduced(state: TrainState, options: Options) -> tuple[TrainState, dict[Key, str]]:
+    """The state without what is not wanted, its parameters in the wanted type."""
+    left_out: dict[Key, str] = {}
+    if options.params_only:
+        state, left_out = leave_out(state, ("opt_state", "step", f"aux.{RNGS}"), "--params_only")
+    state, also = leave_out(state, options.without)
+    if options.dtype is not None:
+        params = {key: _cast(leaf, options.dtype) for key, leaf in state.params.items()}
+        state = replace(state, params=params)
+    return state, {**left_out, **also}
+
+
+def _cast(leaf: Leaf, dtype: str) -> Leaf:
+    """A floating-point array in another type; quantised weights stay as they are."""
+    if isinstance(leaf, Literal) or dtype_of(leaf) not in FLOATS:
+        return leaf
+    return cast(leaf, dtype)
+
+
+def is_excluded(aux_key: Key, without: Sequence[str]) -> bool:
+    """True for a variable that `--without` names, or whose collection or module it names."""
+    return any(spell(("aux", *aux_key)[:size]) in without for size in range(1, len(aux_key) + 2))
+
+
+def leave_out(
+    state: TrainState, without: Sequence[str], option: str = ""
+) -> tuple[TrainState, dict[Key, str]]:
+    """The state without the parts that the user does not want, by `--without` or another option."""
+    left_out: dict[Key, str] = {}
+    for name in without:
+        part = name.partition(".")[0]
+        reason = option or f"--without {name}"
+        if part not in ("aux", "opt_state", "step"):
+            raise BadInput(
+                f"`--without {name}` is not a part of a state that can be left out",
+                hint="`aux`, one of its collections such as `aux.rngs`, `opt_state` or `step`",
+            )
+        if part == "aux":
+            gone = [key for key in state.aux if is_excluded(key, [name])]
+            state = state.with_aux({k: v for k, v in state.aux.items() if k not in set(gone)})
+            left_out |= {("aux", *key): reason for key in gone}
+        elif part == "opt_state":
+            gone = [key for key in state.leaves() if key[0] == "opt_state"]
+            left_out |= dict.fromkeys(gone, reason)
+            state = replace(state, opt_state=None)
+        elif state.step is not None:
+            left_out[("step",)] = reason
+            state = replace(state, step=None)
+    return state, left_out
+
+
+def _fitting(
+    codec: Codec, state: TrainState, form: Form, strict: bool
+) -> tuple[TrainState, dict[Key, str]]:
+    """The state without what the layout has no place for and can do without."""
+    misfits = codec.misfits(state, form)
+    if strict:
+        hint = "without `--strict`, RNG state is left out and listed"
+        refuse_misfits(codec.name, state, misfits, hint)
+    leaves = state.leaves()
+    expendable = [
+        key
+        for key in misfits
+        if key == ("step",) or (key[0] == "aux" and is_rng_state(key[1:], leaves[key]))
+    ]
+    refuse_misfits(codec.name, state, [key for key in misfits if key not in set(expendable)])
+    reasons = dict.fromkeys(in_order(expendable), f"the {codec.name} layout keeps none")
+    aux = {key: leaf for key, leaf in state.aux.items() if ("aux", *key) not in reasons}
+    step = None if ("step",) in reasons else state.step
+    return replace(state, aux=aux, step=step), reasons
+
+
+def nothing_lost(conversion: Conversion) -> None:
+    """Checks that every array of the source is in the target or named as left out.
+
+    Raises:
+      CannotHold: an array went missing, which is a defect of nnxconv.
+    """
+    written = _sources(conversion.tree.values())
+    gone = _sources(
+        leaf for key, leaf in conversion.source.state.leaves().items() if key in conversion.left_out
+    )
+    known = written | gone
+    lost = [
+        spell(key)
+        for key, leaf in conversion.source.tree.items()
+        if isinstance(leaf, Source) and (leaf.store, leaf.name) not in known
+    ]
+    if lost:
+        raise CannotHold("these arrays would be lost", details=lost)
+
+
+def _sources(leaves: Iterable[Leaf]) -> set[tuple[str, str]]:
+    """Stores and names of all stored arrays that the leaves are made of."""
+    views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
+    return {(p.source.store, p.source.name) for view in views for p in pieces(view)}

@@ -1,0 +1,161 @@
+"""What a tree is: its layout recognised, its meaning in the canonical state, its layers named."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError
+from nnxconv.layouts.form import Codec, Form, Reading, Record
+from nnxconv.layouts.recognition import CODECS, recognise
+from nnxconv.state import (
+    DEFAULT_NAMES,
+    Apart,
+    LayerGroup,
+    Spelling,
+    TrainState,
+    Tree,
+    names_in,
+    unstack,
+)
+
+RECORD = "nnxconv"
+"""Where a checkpoint's custom metadata keep the record of earlier conversions."""
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A checkpoint with its meaning: layout, canonical state, layer groups, form and evidence.
+
+    `origin` names the program's own format where the checkpoint is none of Orbax's layouts; the
+    codec is then that of the layout whose state it holds. Where there are rules (of `renaming`),
+    state and groups are the renamed ones, and `renamed` says what that did; the tree is as it is on
+    disk. `others` are layouts that it could be of as well, with the same meaning.
+    """
+
+    codec: Codec
+    evidence: tuple[str, ...]
+    notes: tuple[str, ...]
+    state: TrainState
+    groups: tuple[LayerGroup, ...]
+    form: Form
+    record: Record
+    tree: Tree
+    is_scanned: bool | None = None
+    layer_group: tuple[str, ...] = ()
+    origin: str = ""
+    rules: Any = None
+    renamed: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> str:
+        """What the checkpoint is, by name."""
+        return self.origin or self.codec.name
+
+
+def understand(
+    tree: Tree,
+    *,
+    custom_metadata: Mapping[str, Any],
+    is_scanned: bool | None = None,
+    layout: str | None = None,
+    layer_axis: int | None = None,
+    layer_group: Sequence[str] = (),
+    where: str = "",
+) -> Understood:
+    """Recognises a tree's layout and brings it to the canonical state.
+
+    Raises:
+      UnknownLayout: no layout fits, or several do.
+      BadInput: the tree is not of the stated layout, or has no group of a stated name.
+    """
+    record = _record(custom_metadata, where)
+    codec, reading = _layout_of(tree, layout, record, where)
+    decoded = codec.decode(tree, record)
+    refuse_unknown(layer_group, decoded.state)
+    understood = Understood(
+        codec,
+        reading.evidence,
+        decoded.notes,
+        decoded.state,
+        (),
+        decoded.form,
+        record,
+        tree,
+        is_scanned,
+        tuple(dict.fromkeys((*layer_group, *record.layer_group))),
+        others=reading.others,
+    )
+    return with_layers(understood, layer_axis)
+
+
+def _record(custom_metadata: Mapping[str, Any], where: str) -> Record:
+    try:
+        return Record.from_json(custom_metadata.get(RECORD) or {})
+    except ValueError as error:
+        raise DamagedCheckpoint(
+            f"`custom_metadata.{RECORD}` is not the record of a conversion: {error}", where=where
+        ) from error
+
+
+def refuse_unknown(layer_group: Iterable[str], *states: TrainState) -> None:
+    """Raises BadInput for names of layers that none of the states has."""
+    unknown = set(layer_group).difference(*map(names_in, states))
+    if unknown:
+        raise BadInput(f"no layers are called {', '.join(f'`{n}`' for n in sorted(unknown))}")
+
+
+def with_layers(understood: Understood, layer_axis: int | None) -> Understood:
+    """The same checkpoint under its own names, unclear stacks read with the layers on that axis."""
+    if understood.groups or understood.rules:
+        decoded = understood.codec.decode(understood.tree, understood.record)
+        understood = replace(understood, state=decoded.state)
+    state, groups = unstack(
+        understood.state,
+        names=(*DEFAULT_NAMES, *understood.layer_group),
+        layer_axis=layer_axis,
+        known_axes=understood.record.axes,
+        is_scanned=understood.is_scanned,
+    )
+    form = replace(understood.form, spellings=_spellings(understood.codec, groups))
+    return replace(understood, state=state, groups=tuple(groups), form=form)
+
+
+def with_layer_names(side: Understood, names: Iterable[str]) -> Understood:
+    """The side, not yet read anew, with further names of layer groups."""
+    return replace(side, layer_group=tuple(dict.fromkeys((*side.layer_group, *names))))
+
+
+def _layout_of(tree: Tree, layout: str | None, record: Record, where: str) -> tuple[Codec, Reading]:
+    """The tree's codec, and why: stated, as nnxconv wrote it, or recognised."""
+    stated = layout or record.layout
+    if stated is not None and stated in CODECS:
+        codec = CODECS[stated]
+        if _comes_back(codec, tree, record):
+            return codec, Reading(("stated by `--from`" if layout else "written by nnxconv",))
+        if layout is not None:
+            raise BadInput(
+                f"this is not a tree in the {layout} layout",
+                where=where,
+                details=codec.recognise(tree).objections,
+            )
+    return recognise(tree, where)
+
+
+def _comes_back(codec: Codec, tree: Tree, record: Record) -> bool:
+    """True when the codec gives exactly this tree back, so that it reads every leaf of it."""
+    try:
+        decoded = codec.decode(tree, record)
+        is_exact = codec.encode(decoded.state, decoded.form).tree == dict(tree)
+    except NnxconvError:
+        return False
+    return is_exact and bool(decoded.state.params)
+
+
+def _spellings(codec: Codec, groups: Sequence[LayerGroup]) -> dict[str, Spelling]:
+    """How the layers of each group are spelled, where it is not the layout's own way."""
+    return {
+        str(group.key[-1]): group.arrangement.spelling
+        for group in groups
+        if isinstance(group.arrangement, Apart) and group.arrangement.spelling != codec.spelling
+    }

@@ -1,0 +1,14 @@
+from .bare_optimizer import is_bare_optimizer as is_bare_optimizer
+from .bare_optimizer import surround as surround
+from .bare_optimizer import with_parameters_of as with_parameters_of
+from .fitting import fit as fit
+from .models import call as call
+from .models import is_python_name as is_python_name
+from .models import state_of as state_of
+from .modules import update as update
+from .modules import variables as variables
+from .placement import is_abstract as is_abstract
+from .placement import place as place
+from .placement import refuse_wide as refuse_wide
+from .placement import regions_of as regions_of
+from .template import template_of as template_of

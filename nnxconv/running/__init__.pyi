@@ -1,0 +1,12 @@
+from .events import Event as Event
+from .events import Watcher as Watcher
+from .events import ignore as ignore
+from .execution import execute as execute
+from .fetching import fetch as fetch
+from .memory import check_memory as check_memory
+from .memory import check_program as check_program
+from .memory import peak_memory_bytes as peak_memory_bytes
+from .memory import share_one_heap as share_one_heap
+from .sharing import spread as spread
+from .values import as_viewed as as_viewed
+from .values import read_region as read_region

@@ -1,0 +1,108 @@
+"""Values of views: read from one stored array or put together from several, then converted."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from nnxconv.errors import BadInput
+from nnxconv.storage import together
+from nnxconv.storage.orbax import Reader
+from nnxconv.tree import Piece, Region, Source, View, dtype_of, factor_of
+
+
+async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) -> np.ndarray:
+    """The values of a region of the view that consists of `parts`, in their stored type."""
+    if len(parts) == 1:
+        [piece] = parts
+        wanted = piece.source_region(region)
+        assert wanted is not None
+        return piece.turn(await reader.read(piece.source, wanted), wanted)
+    values = np.empty([p.stop - p.start for p in region], np.dtype(parts[0].source.dtype))
+    by_source: dict[Source, list[tuple[Piece, Region]]] = defaultdict(list)
+    for piece in parts:
+        wanted = piece.source_region(region)
+        if wanted is not None:
+            by_source[piece.source].append((piece, wanted))
+    await together(
+        _place(reader, source, reads, region, values)
+        for source, found in by_source.items()
+        for reads in _read_together(found)
+    )
+    return values
+
+
+def as_viewed(values: np.ndarray, view: View) -> np.ndarray:
+    """Stored values as the view has them: multiplied, then in its element type."""
+    factor = factor_of(view)
+    if factor != 1:
+        with np.errstate(all="ignore"):
+            values = values * values.dtype.type(factor)
+    return values.astype(np.dtype(dtype_of(view)), copy=False)
+
+
+def converted(values: np.ndarray, view: View, where: str) -> np.ndarray:
+    """Stored values as the view has them; integers must keep their value.
+
+    Raises:
+      BadInput: an integer does not fit in the view's element type; the message names `where`.
+    """
+    viewed = as_viewed(values, view)
+    if values.dtype.kind in "iu" and viewed.dtype != values.dtype and not _same(viewed, values):
+        worst = values.flat[int(np.argmax(np.abs(values.astype(float))))]
+        raise BadInput(f"{worst} does not fit in {viewed.dtype.name}", where=where)
+    return viewed
+
+
+def _same(viewed: np.ndarray, values: np.ndarray) -> bool:
+    """True when a cast kept every integer; -1 comes back from uint32, but is not the same there."""
+    is_back = np.array_equal(viewed.astype(values.dtype), values)
+    return is_back and np.array_equal(viewed < 0, values < 0)
+
+
+def _read_together(
+    found: Sequence[tuple[Piece, Region]],
+) -> list[Sequence[tuple[Piece, Region]]]:
+    """The pieces of one source in groups: all, where they lie side by side, else one by one.
+
+    A chunk that holds several pieces is then decoded once.
+    """
+    if len(found) > 1 and _size(_around(found)) <= sum(_size(wanted) for _, wanted in found):
+        return [found]
+    return [[one] for one in found]
+
+
+def _around(found: Sequence[tuple[Piece, Region]]) -> Region:
+    """The smallest region that holds all regions."""
+    axes = zip(*(wanted for _, wanted in found), strict=True)
+    return tuple(slice(min(r.start for r in runs), max(r.stop for r in runs)) for runs in axes)
+
+
+def _size(region: Region) -> int:
+    return math.prod(run.stop - run.start for run in region)
+
+
+async def _place(
+    reader: Reader,
+    source: Source,
+    reads: Sequence[tuple[Piece, Region]],
+    region: Region,
+    values: np.ndarray,
+) -> None:
+    """Reads what some pieces have in the region, and puts it into its places."""
+    around = _around(reads)
+    stored = await reader.read(source, around)
+    for piece, wanted in reads:
+        where = piece.target_region(wanted)
+        assert where is not None
+        inside = _within(where, region)
+        values[inside] = piece.turn(stored[_within(wanted, around)], wanted)
+
+
+def _within(inner: Region, outer: Region) -> Region:
+    """A region as it is counted from the start of another one."""
+    return tuple(
+        slice(part.start - whole.start, part.stop - whole.start)
+        for part, whole in zip(inner, outer, strict=True)
+    )

@@ -1,0 +1,123 @@
+"""What a layer group is, and which trees of a state share its paths."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal as OneOf
+from typing import TypeAlias
+
+from nnxconv.state.optimizer import parameter_trees
+from nnxconv.state.train_state import RNGS, TrainState, below, children, under
+from nnxconv.tree import Key, Leaf
+
+DEFAULT_NAMES = ("layers", "dense_layers", "moe_layers")
+DEFAULT_AXIS = 1
+
+Spelling: TypeAlias = OneOf["suffix", "index"]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """One subtree per layer: `layers_3` (suffix) or `layers/3` (index)."""
+
+    spelling: Spelling
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """One subtree for all layers, with a layer axis in every array.
+
+    An array of rank r has it at `min(axis, r - 1)`; RNG state always at 0. `aux_axes` names the
+    collections that have it elsewhere.
+    """
+
+    axis: int
+    aux_axes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """`period` stacked subtrees, whose slots are layers in turn, and what remains beside them."""
+
+    axis: int
+    period: int
+    aux_axes: Mapping[str, int] = field(default_factory=dict)
+
+
+Arrangement: TypeAlias = Apart | Stacked | Blocks
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Where a group stands, and how the checkpoint arranges it.
+
+    Attributes:
+      key: module path of the group, for example `("decoder", "layers")`.
+      indices: the layers that are there; empty for a stack that cannot be taken apart.
+      arrangement: on disk; None when the layer axis of a stack cannot be told.
+      problem: why a stack was left whole, empty otherwise.
+    """
+
+    key: Key
+    indices: tuple[int, ...]
+    arrangement: Arrangement | None
+    problem: str = ""
+
+
+Sections: TypeAlias = dict[Key, dict[Key, Leaf]]
+"""The trees that share the module paths of the parameters, by where they stand in the state."""
+
+PARAMS: Key = ("params",)
+
+
+def sections_of(state: TrainState) -> tuple[Sections, dict[Key, Leaf]]:
+    """The state's trees over module paths, and the optimizer's leaves that are no such tree."""
+    sections: Sections = {PARAMS: dict(state.params)}
+    rest = dict(state.opt_state or {})
+    for prefix in parameter_trees(rest, state.params):
+        tree = below(rest, prefix)
+        sections[("opt_state", *prefix)] = tree
+        for path in tree:
+            del rest[(*prefix, *path)]
+    for collection in children(state.aux):
+        tree = {path: leaf for path, leaf in below(state.aux, (collection,)).items() if path}
+        if tree:
+            sections[("aux", collection)] = tree
+    return sections, rest
+
+
+def joined(state: TrainState, sections: Sections, rest: dict[Key, Leaf]) -> TrainState:
+    """The inverse of `sections_of`: the state with these sections."""
+    opt_state = dict(rest)
+    aux: dict[Key, Leaf] = {key: leaf for key, leaf in state.aux.items() if len(key) == 1}
+    for head, tree in sections.items():
+        if head != PARAMS:
+            (opt_state if head[0] == "opt_state" else aux).update(under(head[1:], tree))
+    return replace(
+        state,
+        params=sections[PARAMS],
+        opt_state=None if state.opt_state is None else opt_state,
+        aux=aux,
+    )
+
+
+def wanted_axis(head: Key, arrangement: Stacked | Blocks) -> int:
+    """Where a section has its layer axis, in arrays of enough axes."""
+    if head[0] != "aux":
+        return arrangement.axis
+    return 0 if head[1] == RNGS else arrangement.aux_axes.get(str(head[1]), arrangement.axis)
+
+
+def remainder_key(key: Key) -> Key:
+    """Where the layers of a group stand that fill no whole block."""
+    return (*key[:-1], f"{key[-1]}_remainder")
+
+
+def names_in(state: TrainState) -> set[str]:
+    """Every name in the parameters' paths that could be the name of a layer group."""
+    names: set[str] = set()
+    for path in state.params:
+        for part in path[:-1]:
+            if isinstance(part, str):
+                names |= {part, re.sub(r"_[0-9]+$", "", part)}
+    return names

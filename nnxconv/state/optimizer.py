@@ -1,0 +1,170 @@
+"""Optimizer states: where they hold parameter-shaped trees, and how chains are spelled.
+
+Adam's mu and nu, the trace of SGD, Lion's and Muon's momentum and the like are trees with the
+paths of the parameters. They are found by that structure, at any depth, and not by their names.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+
+from nnxconv.state.train_state import Tree
+from nnxconv.tree import EMPTY_KINDS, NOTHING, Key, Leaf, Literal, is_digits
+
+LEVEL = "params"
+
+
+def parameter_trees(opt_state: Tree, params: Collection[Key]) -> dict[Key, bool]:
+    """The prefixes in `opt_state` under which every key is a parameter's path.
+
+    The value is True where the tree keeps the parameters under a level named `params`, as
+    Linen variables do.
+
+    >>> state = {(0, "count"): None, (0, "mu", "params", "w"): None, (0, "nu", "params", "w"): None}
+    >>> parameter_trees(state, {("w",)})
+    {(0, 'mu'): True, (0, 'nu'): True}
+    """
+    paths = set(params)
+    candidates: dict[Key, bool] = {}
+    for key in opt_state:
+        split = _longest_parameter_path(key, paths)
+        if split is not None:
+            candidates.setdefault(*split)
+    strangers = _keys_by_prefix(opt_state, candidates)
+    return {
+        prefix: has_level
+        for prefix, has_level in candidates.items()
+        if all(
+            suffix in paths if not has_level else suffix[:1] == (LEVEL,) and suffix[1:] in paths
+            for suffix in strangers[prefix]
+        )
+    }
+
+
+def _longest_parameter_path(key: Key, paths: Collection[Key]) -> tuple[Key, bool] | None:
+    for start in range(len(key)):
+        if key[start:] in paths:
+            return key[:start], False
+        if key[start] == LEVEL and key[start + 1 :] in paths:
+            return key[:start], True
+    return None
+
+
+def _keys_by_prefix(tree: Iterable[Key], prefixes: Collection[Key]) -> dict[Key, list[Key]]:
+    """For each prefix, the rest of every key that starts with it."""
+    found: dict[Key, list[Key]] = defaultdict(list)
+    for key in tree:
+        for size in range(len(key)):
+            if key[:size] in prefixes:
+                found[key[:size]].append(key[size:])
+    return found
+
+
+def without_level(opt_state: Tree, trees: dict[Key, bool]) -> dict[Key, Leaf]:
+    """The optimizer state with the `params` level taken out of its parameter-shaped trees."""
+    leveled = {prefix for prefix, has_level in trees.items() if has_level}
+    return {drop_level(key, leveled): leaf for key, leaf in opt_state.items()}
+
+
+def drop_level(key: Key, leveled: Collection[Key]) -> Key:
+    """The key without the name that follows one of the prefixes."""
+    for size in range(len(key)):
+        if key[:size] in leveled:
+            return (*key[:size], *key[size + 1 :])
+    return key
+
+
+def with_level(opt_state: Tree, prefixes: Collection[Key], level: str = LEVEL) -> dict[Key, Leaf]:
+    """The optimizer state with a level, `params`, put into the trees at `prefixes`."""
+    return {_add_level(key, prefixes, level): leaf for key, leaf in opt_state.items()}
+
+
+def _add_level(key: Key, prefixes: Collection[Key], level: str) -> Key:
+    for size in range(len(key)):
+        if key[:size] in prefixes:
+            return (*key[:size], level, *key[size:])
+    return key
+
+
+def sequences_from_digits(opt_state: Tree, trees: Collection[Key] = ()) -> dict[Key, Leaf]:
+    """Chains spelled as mappings (`"0"`, `"2"`) with ints in place of the digits.
+
+    A mapping is a chain when all its keys are digits; keys inside parameter-shaped trees are
+    module names and stay as they are.
+
+    >>> sequences_from_digits({("0", "count"): None, ("2", "count"): None})
+    {(0, 'count'): None, (2, 'count'): None}
+    """
+    siblings: dict[Key, set[str | int]] = defaultdict(set)
+    for key in opt_state:
+        for size in range(_chain_part(key, trees)):
+            siblings[key[:size]].add(key[size])
+    chains = {prefix for prefix, names in siblings.items() if all(map(is_digits, names))}
+    return {
+        tuple(
+            int(part) if key[:place] in chains and place < _chain_part(key, trees) else part
+            for place, part in enumerate(key)
+        ): leaf
+        for key, leaf in opt_state.items()
+    }
+
+
+def digits_from_sequences(
+    opt_state: Tree, trees: Collection[Key] = (), *, keep_top: bool = False
+) -> dict[Key, Leaf]:
+    """The inverse: chains spelled as mappings keyed by digits; `keep_top` leaves the outermost."""
+    return {
+        tuple(
+            str(part)
+            if isinstance(part, int) and int(keep_top) <= place < _chain_part(key, trees)
+            else part
+            for place, part in enumerate(key)
+        ): leaf
+        for key, leaf in opt_state.items()
+    }
+
+
+def _chain_part(key: Key, trees: Collection[Key]) -> int:
+    """How many leading parts of `key` stand outside parameter-shaped trees."""
+    return next((size for size in range(len(key)) if key[:size] in trees), len(key))
+
+
+def split_empties(
+    opt_state: Tree, trees: Collection[Key]
+) -> tuple[dict[Key, Leaf], list[tuple[Key, str]]]:
+    """The state without its empty states, and where those stood: keys and kinds.
+
+    An empty state is a `None` or an empty container outside parameter-shaped trees; inside one, a
+    `None` is a masked parameter and stays.
+    """
+    kept: dict[Key, Leaf] = {}
+    empties: list[tuple[Key, str]] = []
+    for key, leaf in opt_state.items():
+        is_outside = _chain_part(key, trees) == len(key)
+        if is_outside and isinstance(leaf, Literal) and leaf.kind in EMPTY_KINDS:
+            empties.append((key, leaf.kind))
+        else:
+            kept[key] = leaf
+    return kept, empties
+
+
+def with_empties(
+    opt_state: Tree, empties: Iterable[tuple[Key, str]]
+) -> tuple[dict[Key, Leaf], list[Key]]:
+    """The state with its empty states, and a `None` in every gap of a chain; and the gaps filled.
+
+    >>> with_empties({(0, "count"): NOTHING, (2, "count"): NOTHING}, [])[1]
+    [(1,)]
+    """
+    filled: dict[Key, Leaf] = {**opt_state, **{key: Literal(kind) for key, kind in empties}}
+    lengths: dict[Key, set[int]] = defaultdict(set)
+    for key in filled:
+        for size, part in enumerate(key):
+            if isinstance(part, int):
+                lengths[key[:size]].add(part)
+    gaps = [
+        (*prefix, index)
+        for prefix, present in lengths.items()
+        for index in range(max(present))
+        if index not in present
+    ]
+    return {**filled, **dict.fromkeys(gaps, NOTHING)}, gaps

@@ -1,0 +1,11 @@
+from .names import COMMITTED as COMMITTED
+from .names import STEP_METADATA as STEP_METADATA
+from .names import TREE_METADATA as TREE_METADATA
+from .names import UNFINISHED as UNFINISHED
+from .names import USUAL_ITEMS as USUAL_ITEMS
+from .pax import PaxCheckpoint as PaxCheckpoint
+from .pax import open_pax as open_pax
+from .tasks import Terminated as Terminated
+from .tasks import deferred_interrupts as deferred_interrupts
+from .tasks import run as run
+from .tasks import together as together

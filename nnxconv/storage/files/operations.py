@@ -1,0 +1,131 @@
+"""Files on a local disk or in a bucket: listed, read, copied, removed."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from etils import epath
+
+from nnxconv.storage import COMMITTED
+from nnxconv.storage.gcs import REQUESTS_AT_ONCE, SCHEME, filesystem, is_remote
+
+_UPLOAD_BYTES, _DOWNLOAD_BYTES = 2**24, 2**22
+"""How much of a file one request carries; each waits for the one before it when files go up."""
+
+
+def read_if_there(path: epath.Path) -> bytes | None:
+    """A small file; None when there is none. One request in a bucket."""
+    try:
+        return filesystem().cat_file(path.as_posix()) if is_remote(path) else path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return None
+
+
+def files_below(path: epath.Path) -> dict[str, int]:
+    """Every file below a directory by relative path, with its bytes; one listing in a bucket."""
+    if is_remote(path):
+        return {name: int(entry["size"]) for name, entry in _objects_below(path)}
+    return {name: status.st_size for name, status in _local_files_below(os.fspath(path))}
+
+
+def generations_below(path: epath.Path) -> dict[str, tuple[int, str]]:
+    """Every object below a path by relative path, with its bytes and generation; one listing."""
+    return {
+        name: (int(entry["size"]), str(entry["generation"])) for name, entry in _objects_below(path)
+    }
+
+
+def stamps_below(path: epath.Path) -> dict[str, str]:
+    """What changes when a file below a directory does: size and time, or a bucket's generation."""
+    if is_remote(path):
+        return {name: str(entry["generation"]) for name, entry in _objects_below(path)}
+    files = _local_files_below(os.fspath(path))
+    return {name: f"{status.st_size} {status.st_mtime_ns}" for name, status in files}
+
+
+def _objects_below(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the server says of each object, by relative path."""
+    root = path.as_posix().removeprefix(SCHEME).rstrip("/") + "/"
+    for name, entry in filesystem().find(root, detail=True).items():
+        yield name.removeprefix(root), entry
+
+
+def _local_files_below(folder: str, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """What the system says of each file, by relative path.
+
+    `epath` fails where the owner of a file has no name, as in most containers.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _local_files_below(entry.path, f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name, entry.stat()
+
+
+def copy_file(source: epath.Path, target: epath.Path) -> None:
+    """Copies a file from or to a bucket; between buckets the server does it."""
+    if is_remote(source) and is_remote(target):
+        filesystem().cp_file(source.as_posix(), target.as_posix())
+    elif is_remote(target):
+        filesystem().put_file(os.fspath(source), target.as_posix(), chunksize=_UPLOAD_BYTES)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        filesystem().get_file(
+            source.as_posix(),
+            os.fspath(target),
+            chunk_size=_DOWNLOAD_BYTES,
+            max_prefetch_size=2 * _DOWNLOAD_BYTES,
+        )
+        with open(target, "rb+") as copied:  # noqa: PTH123
+            os.fsync(copied.fileno())
+
+
+def copy_files(pairs: Iterable[tuple[epath.Path, epath.Path]]) -> None:
+    """Copies files from or to a bucket, many at once."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        for copied in [pool.submit(copy_file, source, target) for source, target in pairs]:
+            copied.result()
+
+
+def is_mark(name: str) -> bool:
+    """True for the relative path of an object that says that what it lies in is complete."""
+    return name.rpartition("/")[2] == COMMITTED
+
+
+def remove_files(files: Sequence[epath.Path]) -> None:
+    """Removes files, local or on gs://."""
+    if not any(map(is_remote, files)):
+        for file in files:
+            file.unlink()
+        return
+    with suppress(FileNotFoundError):  # the answer to an earlier try was lost
+        filesystem().rm([file.as_posix() for file in files])
+
+
+def remove_tree(path: epath.Path, *, but: Sequence[str] = ()) -> bool:
+    """Removes every object below a path but those of some names, the marks of completeness first.
+
+    Returns whether there were any.
+    """
+    files = files_below(path).keys() - set(but)
+    for are_marks in (True, False):
+        remove_files([path / name for name in files if is_mark(name) == are_marks])
+    return bool(files)
+
+
+def read_objects(paths: Sequence[epath.Path]) -> list[bytes]:
+    """Small objects, many at once."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(lambda path: filesystem().cat_file(path.as_posix()), paths))
+
+
+def copy_tree(source: epath.Path, target: epath.Path) -> None:
+    """Copies a checkpoint; what is below `target` is complete only when its last mark is there."""
+    files = files_below(source)
+    marks = sorted(filter(is_mark, files), key=lambda name: -name.count("/"))
+    copy_files((source / name, target / name) for name in files if not is_mark(name))
+    for name in marks:  # inner ones first
+        copy_file(source / name, target / name)

@@ -1,0 +1,5 @@
+"""OCDBT databases: manifest and B+tree nodes, and where each value lies."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,174 @@
+"""Where an OCDBT database keeps each value: in its own nodes, or at a place in a data file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+
+import tensorstore as ts
+from etils import epath
+
+from nnxconv.errors import DamagedCheckpoint
+from nnxconv.storage.gcs import first_sentence
+from nnxconv.storage.ocdbt.nodes import (
+    MAX_NODE_BYTES,
+    Interior,
+    Leaf,
+    Reference,
+    Root,
+    decode_manifest,
+    decode_node,
+)
+from nnxconv.storage.zarr import context, directory_spec
+
+MAX_KEYS_BYTES = 2**30
+"""Of all keys of a database, each in full."""
+_MANIFEST = "manifest.ocdbt"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A stored value: the data file that holds it, relative to the database, and where in it.
+
+    Small values stand in the database's nodes: `inline` has their bytes, and `file` is empty.
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+    inline: bytes = b""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All keys of a database with their values' places, and the files that hold its nodes."""
+
+    values: dict[str, Value]
+    node_files: frozenset[str]
+
+    def files(self) -> set[str]:
+        """Every data file that the database refers to."""
+        return {value.file for value in self.values.values() if value.file} | self.node_files
+
+
+def read_contents(path: epath.Path) -> Contents:
+    """Walks the newest version of the database at `path`, without reading its values.
+
+    Raises:
+      DamagedCheckpoint: it cannot be read, or refers to files outside of itself.
+    """
+    try:
+        store = ts.KvStore.open(directory_spec(path), context=context()).result()
+        found = store.read(_MANIFEST).result()
+        if found.state == "missing":
+            message = f"the OCDBT database has no `{_MANIFEST}`"
+            raise DamagedCheckpoint(message, where=str(path))
+        with _told_of(f"`{_MANIFEST}`"):
+            manifest = decode_manifest(found.value)
+        tree = _Tree(store, manifest.config.max_node_bytes, set())
+        values = {} if manifest.root is None else _ordered(tree.values(manifest.root, b""))
+        return Contents(values, frozenset(file for file, _ in tree.seen))
+    except (ValueError, OSError) as error:
+        message = f"the OCDBT database cannot be read: {first_sentence(error)}"
+        raise DamagedCheckpoint(message, where=str(path)) from error
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """The nodes of a database; `seen` has the files and offsets of those that were read.
+
+    TensorStore's `ts.ocdbt.dump` tells what is in a node, but never frees what it has told.
+    """
+
+    store: ts.KvStore
+    max_node_bytes: int
+    seen: set[tuple[str, int]]
+
+    def values(self, top: Root, prefix: bytes) -> Iterator[tuple[bytes, Value]]:
+        """Keys and values below one node, where all keys begin with `prefix`."""
+        match self._node(top):
+            case Leaf(values):
+                for key, value in values.items():
+                    yield prefix + key, _value(value)
+            case Interior(children):
+                for child in children:
+                    below = Root(child.node, top.height - 1)
+                    yield from self.values(below, prefix + child.prefix)
+
+    def _node(self, top: Root) -> Leaf | Interior:
+        """A node, which no tree has twice: one of crafted nodes could grow without end."""
+        place = top.node
+        file = _file(place.file.path)
+        with _told_of(f"`{file}` at {place.offset}"):
+            if (file, place.offset) in self.seen:
+                raise ValueError("this node stands twice in the tree")
+            if place.nbytes > MAX_NODE_BYTES:
+                raise ValueError(f"a node of {place.nbytes} bytes is too large")
+        self.seen.add((file, place.offset))
+        encoded = _read(self.store, file, place)
+        with _told_of(f"`{file}` at {place.offset}"):
+            return decode_node(encoded, place.file, top.height, self.max_node_bytes)
+
+
+def _read(store: ts.KvStore, file: str, place: Reference) -> bytes:
+    """The bytes of a node, and no others of its file."""
+    part = slice(place.offset, place.offset + place.nbytes)
+    try:
+        found = store.read(file, byte_range=part).result()
+    except ValueError as error:
+        if str(error).startswith("OUT_OF_RANGE"):
+            raise ValueError(f"`{file}` ends before {part.stop}") from error
+        raise
+    if found.state == "missing":
+        raise ValueError(f"`{file}` is missing")
+    return found.value
+
+
+@contextmanager
+def _told_of(place: str) -> Iterator[None]:
+    """Says what a ValueError is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _ordered(entries: Iterator[tuple[bytes, Value]]) -> dict[str, Value]:
+    """Values by key, of which each is greater than the one before."""
+    values: dict[str, Value] = {}
+    last, total_bytes = None, 0
+    for key, value in entries:
+        text = _text(key)
+        if last is not None and key <= last:
+            raise ValueError(f"`{text}` comes after `{_text(last)}`")
+        values[text], last = value, key
+        total_bytes += len(key)
+        if total_bytes > MAX_KEYS_BYTES:
+            raise ValueError(f"its keys have more than {MAX_KEYS_BYTES} bytes")
+    return values
+
+
+def _value(value: bytes | Reference) -> Value:
+    if isinstance(value, bytes):
+        return Value("", 0, len(value), value)
+    return Value(_file(value.file.path), value.offset, value.nbytes)
+
+
+@lru_cache(maxsize=1024)
+def _file(path: bytes) -> str:
+    """A data file's path relative to the database; many values are in each."""
+    file = _text(path)
+    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+        raise ValueError(f"it refers to `{file}`, which is outside of the checkpoint")
+    if not file or "\0" in file:
+        raise ValueError(f"it refers to {file!r}, which is no name of a file")
+    return file
+
+
+def _text(name: bytes) -> str:
+    """A key or a path."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{name!r} is not UTF-8") from None

@@ -1,0 +1,80 @@
+"""Read regions of stored arrays."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import tensorstore as ts
+
+from nnxconv.errors import DamagedCheckpoint
+from nnxconv.storage import run
+from nnxconv.storage.orbax.item import Item
+from nnxconv.storage.zarr import array_spec, damaged, new_context
+from nnxconv.tree import Source, View, first_source, notation
+
+
+class Reader:
+    """The arrays of one or more opened items."""
+
+    def __init__(self, items: Mapping[str, Item]) -> None:
+        self._items = items
+        self._context = new_context()
+        self._open: dict[Source, ts.TensorStore] = {}
+
+    async def read(self, source: Source, region: tuple[slice, ...]) -> np.ndarray:
+        """The values of a region; zeros where the source's shape exceeds what is stored.
+
+        Raises:
+          DamagedCheckpoint: a chunk is missing or cannot be decoded.
+        """
+        item = self._items[source.store]
+        try:
+            store = self._open.get(source)
+            if store is None:
+                spec = array_spec(item.path, item.use_ocdbt, source.name, item.formats[source.name])
+                store = await ts.open(spec, open=True, read=True, context=self._context)
+                self._open[source] = store
+            stored = tuple(
+                slice(min(part.start, size), min(part.stop, size))
+                for part, size in zip(region, store.shape, strict=True)
+            )
+            values = await store[stored].read()
+            return values if stored == region else _with_zeros(values, region)
+        except (ValueError, OSError) as error:
+            raise damaged(item.path, source.name, error) from error
+
+
+def _with_zeros(values: np.ndarray, region: tuple[slice, ...]) -> np.ndarray:
+    """The values at the start of a region's shape."""
+    whole = np.zeros([part.stop - part.start for part in region], values.dtype)
+    whole[tuple(slice(size) for size in values.shape)] = values
+    return whole
+
+
+MOST_NUMBERS = 2**20
+"""In an array of counters."""
+
+
+def read_numbers(item: Item, source: Source) -> list[int]:
+    """The values of a stored scalar or of a short array of integers."""
+    if math.prod(source.shape) > MOST_NUMBERS:
+        raise _no_number(source)
+    region = tuple(slice(0, size) for size in source.shape)
+    values = run(Reader(item.stores).read(source, region))
+    return [int(value) for value in values.reshape(-1)]
+
+
+def read_number(item: Item, view: View) -> int:
+    """The value of a stored scalar, such as the step."""
+    source = first_source(view)
+    numbers = read_numbers(item, source)
+    if len(numbers) != 1:
+        raise _no_number(source)
+    return numbers[0]
+
+
+def _no_number(source: Source) -> DamagedCheckpoint:
+    return DamagedCheckpoint(
+        f"array `{source.name}` is {notation(source)}, where a number was expected",
+        where=source.store,
+    )

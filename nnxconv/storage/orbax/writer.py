@@ -1,0 +1,262 @@
+"""The arrays of an item while it is being written."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import tensorstore as ts
+from etils import epath
+
+from nnxconv.errors import BadInput
+from nnxconv.state import Tree, below
+from nnxconv.storage.gcs import is_remote
+from nnxconv.storage.ocdbt import read_contents
+from nnxconv.storage.orbax.file_writer import Spill
+from nnxconv.storage.orbax.item import Item, array_name, joined_items
+from nnxconv.storage.orbax.location import absolute
+from nnxconv.storage.resume import Journal
+from nnxconv.storage.zarr import (
+    OCDBT_CONFIG,
+    ZARR2_FILE,
+    ZARR3_FILE,
+    ArrayFormat,
+    all_done,
+    directory_spec,
+    kvstore_spec,
+    new_array_spec,
+    new_context,
+    parse_format,
+)
+from nnxconv.tree import Key, Leaf, Literal, Source
+
+
+@dataclass(frozen=True)
+class NewArray:
+    """An array of the target: what Orbax shall restore it as, and its metadata on disk."""
+
+    key: Key
+    value_type: str
+    zarr_format: int
+    metadata: Mapping[str, Any]
+    prng_impl: str | None = None
+
+
+class Writer:
+    """The arrays of one target item, while it is being written.
+
+    Process 0 of several writes into the item's own database, every other one into a database of
+    its own beneath that, as Orbax's processes do: `ocdbt.process_3`. Without OCDBT all write
+    files of their own.
+
+    With a journal, each commit is a unit that is entered there by its name, and files are too.
+    """
+
+    def __init__(
+        self,
+        directory: epath.Path,
+        use_ocdbt: bool,
+        process: int = 0,
+        journal: Journal | None = None,
+    ) -> None:
+        self.directory = directory
+        self.journal = journal
+        self._database = _database(directory, process) if use_ocdbt else directory
+        self._use_ocdbt = use_ocdbt
+        self._arrays: dict[Key, NewArray] = {}
+        self._process = process
+        self.context = new_context()
+        self._spill = None
+        if not is_remote(directory):
+            self._spill = Spill(self._database, use_ocdbt, self.context, journal)
+
+    def journalled(self, journal: Journal) -> "Writer":
+        """A writer that fills this item in the directory of a journal."""
+        return Writer(journal.work, self._use_ocdbt, journal=journal)
+
+    @property
+    def windows_under_way(self) -> int:
+        """Into how many parts a window is cut.
+
+        On a disk one is moved while another is written. What a journal lacks, when a run is killed,
+        is both: with two parts that is one window. A bucket has each window before the next.
+        """
+        return 1 if self.journal is None or self._spill is None else 2
+
+    def is_done(self, unit: str) -> bool:
+        """True for a unit that an interrupted run has finished."""
+        return self.journal is not None and unit in self.journal
+
+    @property
+    def references_spec(self) -> dict[str, Any]:
+        """The store of this process, to take references over into."""
+        base = directory_spec(self._database) if self.journal is None else self.journal.base_spec
+        return (
+            {"driver": "ocdbt", "base": base, "config": OCDBT_CONFIG} if self._use_ocdbt else base
+        )
+
+    @property
+    def values_spec(self) -> dict[str, Any]:
+        """The store of this process, to write encoded values to."""
+        return self._spill.spec if self._spill else self.references_spec
+
+    @asynccontextmanager
+    async def on_disk(self) -> AsyncIterator[None]:
+        """At its end all that was committed within is on disk; after an error, nothing moves."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                await self._settled()
+            raise
+        await self._settled()
+
+    @asynccontextmanager
+    async def commit(self, unit: str, *, is_large: bool = False) -> AsyncIterator[ts.Transaction]:
+        """A transaction that becomes one commit at the end.
+
+        Its values are written to files while the next one is filled, but for a large one: that has
+        the memory for itself.
+        """
+        if is_large:
+            await self._settled()
+        transaction = ts.Transaction(atomic=False)
+        try:
+            yield transaction
+            if self.journal is not None:
+                self.journal.check()
+        except BaseException:
+            transaction.abort()
+            raise
+        await transaction.commit_async()
+        if self._spill:
+            await self._spill.start(unit)
+        elif self.journal is not None:
+            await asyncio.to_thread(_enter, self.journal, unit)
+        if is_large:
+            await self._settled()
+
+    async def _settled(self) -> None:
+        if self._spill:
+            await self._spill.settled()
+
+    def read_back(self, tree: Tree) -> Item:
+        """The item as it has been written so far, before Orbax merges and commits it."""
+        formats = {
+            array_name(key): parse_format(array.zarr_format, dict(array.metadata))
+            for key, array in self._arrays.items()
+        }
+        path = self.directory.as_posix()
+        leaves = {
+            key: _stored(key, leaf, formats, path, self._arrays) for key, leaf in tree.items()
+        }
+        is_zarr3 = any(array.zarr_format == 3 for array in formats.values())
+        contents = read_contents(self.directory) if self._use_ocdbt else None
+        return Item(self.directory, leaves, formats, self._use_ocdbt, is_zarr3, contents=contents)
+
+    async def create(self, arrays: Iterable[NewArray]) -> None:
+        """Creates all arrays: process 0 stores their metadata, the others know them."""
+        self._arrays = {array.key: array for array in arrays}
+        if self._process or self.is_done("metadata"):
+            return
+        store = await ts.KvStore.open(self.values_spec, context=self.context)
+        async with self.commit("metadata") as transaction:
+            into = store.with_transaction(transaction) if self._use_ocdbt else store
+            writes = [into.write(*_metadata_entry(array)) for array in self._arrays.values()]
+            await all_done(writes)
+            for write in writes:
+                write.result()
+
+    async def open(self, key: Key, transaction: ts.Transaction) -> ts.TensorStore:
+        """An array that has been created."""
+        array = self._arrays[key]
+        name, metadata = array_name(key), dict(array.metadata)
+        spec = new_array_spec(self.values_spec, name, array.zarr_format, metadata)
+        return await ts.open(spec, transaction=transaction, context=self.context)
+
+    def take_over(self, filled: "Writer") -> None:
+        """Gives the item what another writer has filled in the directory of a journal."""
+        self._arrays = filled._arrays
+        if filled.journal is not None:
+            filled.journal.give(self.directory)
+
+    async def merge(self, processes: int) -> None:
+        """Takes references to what the other processes have written into the item's database."""
+        if not self._use_ocdbt or processes == 1:
+            return
+        store = await ts.KvStore.open(self.references_spec, context=self.context)
+        async with self.on_disk(), self.commit("merge") as transaction:
+            into = store.with_transaction(transaction)
+            for process in range(1, processes):
+                spec = kvstore_spec(_database(self.directory, process), use_ocdbt=True)
+                theirs = await ts.KvStore.open(spec, context=self.context)
+                await theirs.experimental_copy_range_to(into)
+
+
+def join(directory: str, use_ocdbt: bool, process: int) -> Writer:
+    """A writer for the item that process 0 has begun.
+
+    Raises:
+      BadInput: this process does not see it.
+    """
+    path = absolute(directory)
+    if not is_remote(path) and not path.exists():
+        raise BadInput(
+            f"process {process} does not see `{directory}`, which process 0 has made",
+            hint="write to a file system that all processes share, or to gs://",
+        )
+    return Writer(path, use_ocdbt, process)
+
+
+def _enter(journal: Journal, unit: str) -> None:
+    """Says that a commit, and all that belongs to it, is there."""
+    journal.enter_commit(journal.committed(unit), {})
+
+
+def _database(item: epath.Path, process: int) -> epath.Path:
+    """The database that a process writes to."""
+    return item / f"ocdbt.process_{process}" if process else item
+
+
+def _metadata_entry(array: NewArray) -> tuple[str, bytes]:
+    """Where the metadata of an array is stored, and its text."""
+    file = ZARR2_FILE if array.zarr_format == 2 else ZARR3_FILE
+    return f"{array_name(array.key)}/{file}", json.dumps(array.metadata).encode()
+
+
+def _stored(
+    key: Key,
+    leaf: Leaf,
+    formats: Mapping[str, ArrayFormat],
+    store: str,
+    arrays: Mapping[Key, NewArray],
+) -> Leaf:
+    """A leaf of a new tree as it is stored."""
+    if isinstance(leaf, Literal):
+        return leaf
+    stored = formats[array_name(key)]
+    kind = "scalar" if arrays[key].value_type == "scalar" else "array"
+    impl = arrays[key].prng_impl
+    return Source(array_name(key), stored.shape, stored.dtype, stored.chunks, store, kind, impl)
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The items of a step that together are one tree, by name, while they are being written."""
+
+    step: epath.Path
+    writers: Mapping[str, Writer]
+
+    def read_back(self, tree: Tree) -> Item:
+        """The items as they have been written so far, as one."""
+        return joined_items(
+            self.step,
+            {name: w.read_back(below(tree, (name,))) for name, w in self.writers.items()},
+        )
+
+
+Work = Callable[[Writer], Awaitable[None]]
+Proof = Callable[[Writer | Writers], Awaitable[None]]
+"""A check of what has been written."""

@@ -1,0 +1,227 @@
+"""Move stored bytes as they are: whole data files, references to parts of them, single chunks.
+
+References are taken over under new names: the source's nodes are opened over the target's
+directory, which has the data files at the same relative paths, and key ranges are copied from
+there. No path grows, however often a checkpoint is converted.
+"""
+
+import asyncio
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import tensorstore as ts
+from etils import epath
+
+from nnxconv.planning import Transfer, in_windows
+from nnxconv.storage import together
+from nnxconv.storage.files import copy_file, copy_files, remove_files
+from nnxconv.storage.gcs import REQUESTS_AT_ONCE, is_remote
+from nnxconv.storage.ocdbt import read_contents
+from nnxconv.storage.orbax import Item, Writer
+from nnxconv.storage.transfer.planned import Freight
+from nnxconv.storage.zarr import all_done, damaged, directory_spec
+
+FILES_AT_ONCE = 8
+"""Files that go through this process; servers copy more at once."""
+
+
+@dataclass
+class Moved:
+    """What was moved without being decoded."""
+
+    copied_files: int = 0
+    linked_files: int = 0
+    copied_chunks: int = 0
+    nbytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def moved_by_all(every: Sequence[Moved]) -> Moved:
+    """What several processes have moved together; each remark once."""
+    return Moved(
+        sum(one.copied_files for one in every),
+        sum(one.linked_files for one in every),
+        sum(one.copied_chunks for one in every),
+        sum(one.nbytes for one in every),
+        list(dict.fromkeys(note for one in every for note in one.notes)),
+    )
+
+
+@dataclass(frozen=True)
+class _Value:
+    old: str
+    new: str
+    block_bytes: int
+
+
+Tell = Callable[[int], None]
+"""Is told how many bytes have been moved since the last time."""
+
+
+class Carrier:
+    """Takes stored values over from one item to a target that is being written."""
+
+    def __init__(self, item: Item, writer: Writer, transfer: Transfer, moved: Moved) -> None:
+        self._item = item
+        self._writer = writer
+        self._target = writer.directory
+        self._transfer: Transfer = transfer
+        self._moved = moved
+        self._saying = threading.Lock()
+        ends = [is_remote(item.path), is_remote(self._target)]
+        self._is_remote, self._is_served = any(ends), all(ends)
+
+    async def carry(self, freight: Freight, tell: Tell) -> None:
+        """Gives the target the files and the single values that the freight names."""
+        await self._take_files(freight, tell)
+        await self._copy_values(freight, tell)
+
+    async def refer(self, freight: Freight) -> None:
+        """References in the target's database to values in data files that it has now."""
+        contents = self._item.contents
+        if not freight.references or contents is None:
+            return
+        nodes = contents.node_files - set(freight.files.values())
+        await asyncio.to_thread(self._take_nodes, nodes)
+        target = self._writer.references_spec
+        manifest = directory_spec(self._item.path)
+        source = {"driver": "ocdbt", "base": target["base"], "manifest": manifest}
+        transaction = ts.Transaction(atomic=False)
+        old_store = await ts.KvStore.open(source, context=self._writer.context)
+        new_store = await ts.KvStore.open(target, context=self._writer.context)
+        into = new_store.with_transaction(transaction)
+        one_key = ts.KvStore.KeyRange("", "\0")
+        copies = [
+            (old_store + old).experimental_copy_range_to(into + new, source_range=one_key)
+            for old, new in freight.references.items()
+        ]
+        await all_done(copies)
+        for copy in copies:
+            copy.result()
+        await transaction.commit_async()
+        still_needed = read_contents(self._target).files()
+        needless = [self._target / file for file in nodes - still_needed]
+        await asyncio.to_thread(remove_files, needless)
+
+    def _take_nodes(self, nodes: Iterable[str]) -> None:
+        """Copies files that hold the source's nodes."""
+        pairs = [(self._item.path / file, self._target / file) for file in nodes]
+        if self._is_remote:
+            copy_files(pairs)
+            return
+        for source, target in pairs:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.copy(target)
+
+    async def _copy_values(self, freight: Freight, tell: Tell) -> None:
+        """Encoded values, read and written as they are, a window to a commit."""
+        if not freight.values:
+            return
+        store = await ts.KvStore.open(self._writer.values_spec, context=self._writer.context)
+        sized = [_Value(old, new, freight.value_bytes[old]) for old, new in freight.values.items()]
+        window_bytes = freight.window_bytes // self._writer.windows_under_way
+        for number, window in enumerate(in_windows(sized, window_bytes)):
+            nbytes = sum(value.block_bytes for value in window)
+            unit = f"values {number}"
+            if not self._writer.is_done(unit):
+                is_large = nbytes > window_bytes
+                async with self._writer.commit(unit, is_large=is_large) as transaction:
+                    await self._copy_window(window, store.with_transaction(transaction))
+            self._moved.copied_chunks += len(window)
+            self._moved.nbytes += nbytes
+            tell(nbytes)
+
+    async def _copy_window(self, window: Sequence[_Value], into: ts.KvStore) -> None:
+        reads = {value: self._item.kvstore.read(value.old) for value in window}
+        await all_done(list(reads.values()))
+        for value, read in reads.items():
+            try:
+                into.write(value.new, read.result().value).result()
+            except (ValueError, OSError) as error:
+                raise damaged(self._item.path, value.old, error) from error
+
+    async def _take_files(self, freight: Freight, tell: Tell) -> None:
+        """Links or copies files of the item into the target, several at once."""
+        at_once = REQUESTS_AT_ONCE if self._is_served else FILES_AT_ONCE
+        is_stopped = False
+
+        def take(old: str, new: str) -> bool | None:
+            return None if is_stopped else self._take_file(old, new)
+
+        async def took(old: str, new: str) -> None:
+            nonlocal is_stopped
+            try:
+                was_linked = await loop.run_in_executor(pool, take, old, new)
+                if was_linked is not None:
+                    nbytes = freight.file_sizes[old]
+                    self._moved.nbytes += nbytes
+                    self._moved.linked_files += was_linked
+                    self._moved.copied_files += not was_linked
+                    tell(nbytes)
+            except BaseException:
+                is_stopped = True
+                raise
+
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(at_once) as pool:
+            await together(took(old, new) for old, new in freight.files.items())
+
+    def _take_file(self, old: str, new: str) -> bool:
+        """Whether a file was linked; one that an interrupted run has copied is there."""
+        journal, unit = self._writer.journal, f"file {new}"
+        if self._writer.is_done(unit):
+            return False
+        was_linked = self._link_or_copy(old, new)
+        if journal is not None and was_linked:
+            journal.skip_file(new)
+        elif journal is not None:
+            journal.enter_file(unit, new)
+        return was_linked
+
+    def _link_or_copy(self, old: str, new: str) -> bool:
+        """Whether a file was linked; a copy is on disk when this returns."""
+        source, target = self._item.path / old, self._target / new
+        if self._is_remote:
+            if self._transfer == "link":
+                who = "the server copied the files" if self._is_served else "files were copied"
+                self._copy_from_now_on(f"{who}: there are no links to files on gs://")
+            copy_file(source, target)
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self._transfer == "link":
+            try:
+                os.link(source, target)
+                return True
+            except OSError as error:
+                reason = error.strerror or str(error)
+                self._copy_from_now_on(f"files were copied, because links failed: {reason}")
+        _copy_file(source, target)
+        return False
+
+    def _copy_from_now_on(self, why: str) -> None:
+        """Says once, however many threads find out, that there are no links."""
+        with self._saying:
+            if self._transfer == "link":
+                self._transfer = "copy"
+                self._moved.notes.append(why)
+
+
+def _copy_file(source: epath.Path, target: epath.Path) -> None:
+    """Copies a file within the kernel where that is possible, and waits until it is on disk."""
+    with open(source, "rb") as old, open(target, "xb") as new:  # noqa: PTH123
+        left = os.fstat(old.fileno()).st_size
+        try:
+            while left > 0:
+                count = os.copy_file_range(old.fileno(), new.fileno(), left)
+                if count == 0:
+                    break
+                left -= count
+        except OSError:
+            old.seek(new.tell())
+            shutil.copyfileobj(old, new, 2**22)
+        new.flush()
+        os.fsync(new.fileno())

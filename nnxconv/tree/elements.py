@@ -1,0 +1,73 @@
+"""The elements of a view: their type, their bytes, and views that convert or scale them."""
+
+import math
+from dataclasses import replace
+from typing import Literal as OneOf
+
+import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
+import numpy as np
+
+from nnxconv.tree.views import Cast, Concat, Moved, Part, Scaled, Slot, Source, Stack, View
+
+
+def cast(view: View, dtype: str) -> View:
+    """The view with another element type; the same view when it has that type already."""
+    return view if dtype_of(view) == dtype else Cast(view, dtype)
+
+
+def scaled(view: View, factor: float) -> View:
+    """The view with its elements multiplied; the same view for a factor of 1."""
+    return view if factor == 1 else Scaled(view, factor)
+
+
+def factor_of(view: View) -> float:
+    """What the elements are multiplied by."""
+    match view:
+        case Scaled(of, factor):
+            return factor * factor_of(of)
+        case Cast(of):
+            return factor_of(of)
+    return 1.0
+
+
+def with_kind(view: View, kind: OneOf["array", "scalar"]) -> View:
+    """A stored number, cast or not, as Orbax shall restore it: an array or a Python number."""
+    match view:
+        case Source():
+            return replace(view, kind=kind)
+        case Cast(of, dtype):
+            return Cast(with_kind(of, kind), dtype)
+    return view
+
+
+def dtype_of(view: View) -> str:
+    """numpy or ml_dtypes name of the element type."""
+    match view:
+        case Source(dtype=dtype) | Cast(dtype=dtype):
+            return dtype
+        case Slot(of) | Part(of) | Moved(of) | Scaled(of):
+            return dtype_of(of)
+        case Stack(items) | Concat(items):
+            return dtype_of(items[0])
+
+
+def prng_impl_of(view: View) -> str | None:
+    """The PRNG implementation when the view is of typed keys, else None."""
+    return first_source(view).prng_impl
+
+
+def first_source(view: View) -> Source:
+    """The stored array that gives the view its kind, codec and container format."""
+    while not isinstance(view, Source):
+        view = view.items[0] if isinstance(view, Stack | Concat) else view.of
+    return view
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one element in memory (4-bit types take one)."""
+    return np.dtype(dtype).itemsize
+
+
+def size_bytes(view: View) -> int:
+    """Bytes of the whole array in memory."""
+    return math.prod(view.shape) * item_bytes(dtype_of(view))
