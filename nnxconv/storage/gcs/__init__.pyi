@@ -8,7 +8,6 @@ from .paths import SCHEME as SCHEME
 from .paths import is_remote as is_remote
 from .retries import for_tensorstore as for_tensorstore
 from .retries import repeated_requests as repeated_requests
-from .retries import timeout_seconds as timeout_seconds
 from .server_errors import first_sentence as first_sentence
 from .server_errors import plain_reason as plain_reason
 from .server_errors import told_plainly as told_plainly
