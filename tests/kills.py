@@ -17,10 +17,11 @@ SERVER = """
 import json, math, os, signal, sys, time, traceback, warnings
 
 warnings.simplefilter("ignore")  # that forking a process with threads may go wrong
-import nnxconv, nnxconv.execute, nnxconv.storage.kept, nnxconv.verification
+import nnxconv, nnxconv.commands.convert, nnxconv.running.execution
+import nnxconv.storage.resume.runs, nnxconv.comparing.verification
 from nnxconv.views import item_bytes
 
-from nnxconv.storage.read import Reader
+from nnxconv.storage.orbax.reading import Reader
 read = Reader.read
 
 def told(log):

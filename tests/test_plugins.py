@@ -166,7 +166,7 @@ def test_what_it_has_no_place_for_is_told_as_for_any_layout(site, tmp_path):
 
 
 def test_our_own_layouts_are_those_of_the_codecs():
-    assert tuple(codec.name for codec in nnxconv.codecs._ALL) == OWN
+    assert tuple(codec.name for codec in nnxconv.layouts.recognition._ALL) == OWN
 
 
 def test_the_help_names_it_without_importing_it(tmp_path):
