@@ -19,7 +19,7 @@ import json, math, os, signal, sys, time, traceback, warnings
 warnings.simplefilter("ignore")  # that forking a process with threads may go wrong
 import nnxconv, nnxconv.commands.convert, nnxconv.running.execution
 import nnxconv.storage.resume.runs, nnxconv.comparing.verification
-from nnxconv.views import item_bytes
+from nnxconv.tree import item_bytes
 
 from nnxconv.storage.orbax.reading import Reader
 read = Reader.read
