@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import nnxconv
 from nnxconv.planning.blocks import MIB
 from nnxconv.planning.plan import make_plan, written
-from nnxconv.running.sharing import portion_of, split_up, spread
-from nnxconv.storage.transfer.planned import Freight
+from nnxconv.running.sharing import split_up, spread, work_shard_of
+from nnxconv.storage.transfer.planned import TransferPlan
 from nnxconv.tree.elements import cast
 from nnxconv.tree.normal_form import moved, part, slot, stack
 from nnxconv.tree.views import Source
@@ -46,7 +46,7 @@ def cut_off(draw):
 @given(st.one_of(targets(), cut_off()), st.integers(2, 4))
 def test_every_block_is_in_one_share_and_every_chunk_is_written_in_one(leaves, count):
     plan = replace(make_plan(leaves, PLENTY), merge_bytes=1)  # blocks of one chunk
-    shares = [portion_of(plan, Freight(), number, count) for number in range(count)]
+    shares = [work_shard_of(plan, TransferPlan(), number, count) for number in range(count)]
     jobs = list(plan.jobs())
     assert sorted(job for share in shares for job in share.jobs) == list(range(len(jobs)))
     writers: dict[tuple, set[int]] = {}
@@ -71,7 +71,7 @@ def _product(bounds):
 @given(targets(), counts)
 def test_shares_count_every_element_array_and_byte_once(leaves, count):
     plan = make_plan(leaves, PLENTY)
-    shares = [portion_of(plan, Freight(), number, count) for number in range(count)]
+    shares = [work_shard_of(plan, TransferPlan(), number, count) for number in range(count)]
     elements = sum((Counter(share.elements) for share in shares), Counter())
     wanted = {array.key: math.prod(array.view.shape) for array in plan.rewritten}
     assert elements == Counter({key: size for key, size in wanted.items() if size})
@@ -83,14 +83,16 @@ def test_shares_count_every_element_array_and_byte_once(leaves, count):
 
 def test_files_and_values_are_shared_and_references_wait_for_all():
     sizes = {"a": 40, "b": 30, "c": 20}
-    freight = Freight(
+    transfers = TransferPlan(
         files={name: name for name in sizes},
         references={"w/0": "v/0"},
         values={"x/0": "y/0"},
         file_sizes=sizes,
         value_bytes={"x/0": 10},
     )
-    first, second = (portion_of(make_plan([], PLENTY), freight, n, 2).freight for n in range(2))
+    first, second = (
+        work_shard_of(make_plan([], PLENTY), transfers, n, 2).transfers for n in range(2)
+    )
     assert (first.file_sizes, first.values) == ({"a": 40}, {"x/0": "y/0"})
     assert (second.file_sizes, second.values) == ({"b": 30, "c": 20}, {})
     assert (first.references, second.references) == ({}, {})
@@ -123,7 +125,7 @@ def one_chunk_for_all_layers():
 @pytest.mark.parametrize("leaves", [embedding_and_layers, one_chunk_for_all_layers])
 def test_a_plan_that_is_mostly_one_array_is_shared_evenly(leaves):
     plan = make_plan(leaves(), 2048 * MIB)
-    loads = split_up(plan, Freight(), 16).loads
+    loads = split_up(plan, TransferPlan(), 16).loads
     assert max(loads) <= 1.05 * sum(loads) / 16
 
 
@@ -133,14 +135,14 @@ def test_the_model_of_175_billion_parameters_is_shared_evenly_by_64_processes(op
     plan = nnxconv.gpt3_from_paxml(
         str(path), str(tmp_path / "out"), dry_run=True, max_memory="4GiB", **options
     ).plan
-    loads = split_up(plan, Freight(), 64).loads
+    loads = split_up(plan, TransferPlan(), 64).loads
     assert sum(loads) == pytest.approx(pax.state_bytes(pax.SIZES_175B), rel=1e-3)
     assert max(loads) <= 1.05 * sum(loads) / 64
 
 
 def test_everything_is_the_portion_of_one_process_alone():
     plan = make_plan(embedding_and_layers(), 2048 * MIB)
-    share = portion_of(plan, Freight(), 0, 1)
+    share = work_shard_of(plan, TransferPlan(), 0, 1)
     assert share.jobs is None
     assert share.total_bytes == plan.total_bytes
-    assert share.freight == Freight()
+    assert share.transfers == TransferPlan()

@@ -24,7 +24,7 @@ NAMES = ("adapter_config.json",)
 
 
 @dataclass(frozen=True)
-class Companions:
+class ExtraFiles:
     """Where such files come from, by where they go.
 
     Attributes:
@@ -62,13 +62,13 @@ class Companions:
                 new.write_bytes(text)
 
 
-def companions(location: Location, target: Target) -> Companions:
+def files_beside(location: Location, target: Target) -> ExtraFiles:
     """The files that travel with a checkpoint: each keeps its distance from the item."""
     folder = location.item.parent
     if location.given_as == "item":
-        return Companions(beside=_found(folder, target.path.parent))
+        return ExtraFiles(beside=_found(folder, target.path.parent))
     inside = {new.name: old for new, old in _found(folder, target.path).items()}
-    return Companions(inside, _found(folder.parent, target.path.parent))
+    return ExtraFiles(inside, _found(folder.parent, target.path.parent))
 
 
 def _found(folder: epath.Path, target: epath.Path) -> dict[epath.Path, epath.Path]:

@@ -10,7 +10,7 @@ from nnxconv.comparing.difference import Difference
 from nnxconv.errors import BadInput, NnxconvError, TeamError
 from nnxconv.running.cluster import member as crews
 from nnxconv.running.cluster.failure import Failure, failure_of, lost
-from nnxconv.running.cluster.member import Crew
+from nnxconv.running.cluster.member import Member
 from nnxconv.running.events import Event, ignore
 from nnxconv.storage.tasks import Terminated
 
@@ -45,15 +45,15 @@ class Memory:
 
 
 @pytest.fixture
-def crew(monkeypatch):
-    """Makes a crew of so many, in one store, who are quick to lose patience."""
+def member(monkeypatch):
+    """Makes so many members, in one store, who are quick to lose patience."""
     monkeypatch.setattr(crews, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(crews, "POLL_SECONDS", 0.02)
     made = []
 
     def make(count):
         store = Memory()
-        made.extend(Crew(number, count, store) for number in range(count))
+        made.extend(Member(number, count, store) for number in range(count))
         return made
 
     yield make
@@ -74,15 +74,15 @@ def by_all(members, work):
         return list(pool.map(tried, members))
 
 
-def test_everybody_hears_what_everybody_says_in_order(crew):
-    members = crew(3)
+def test_everybody_hears_what_everybody_says_in_order(member):
+    members = member(3)
     for what in ("first", "second"):
         said = by_all(members, lambda one, what=what: one.gather(what, [what, one.number]))
         assert said == [[[what, 0], [what, 1], [what, 2]]] * 3
 
 
-def test_nobody_goes_on_before_the_last_one_has_come(crew):
-    members = crew(2)
+def test_nobody_goes_on_before_the_last_one_has_come(member):
+    members = member(2)
     arrived = []
 
     def work(one):
@@ -94,20 +94,20 @@ def test_nobody_goes_on_before_the_last_one_has_come(crew):
     assert by_all(members, work) == [2, 2]
 
 
-def test_what_is_said_is_made_into_one_value_by_the_first(crew):
-    members = crew(3)
+def test_what_is_said_is_made_into_one_value_by_the_first(member):
+    members = member(3)
     assert by_all(members, lambda one: one.combine("sum", one.number, sum)) == [3, 3, 3]
 
 
-def test_the_first_one_says_what_it_has_to_say_without_waiting(crew):
-    first, second = crew(2)
+def test_the_first_one_says_what_it_has_to_say_without_waiting(member):
+    first, second = member(2)
     assert first.ask_first("a") == "a"
     assert second.ask_first() == "a"
 
 
-def test_nobody_is_given_up_once_the_first_one_needs_nobody(crew, monkeypatch):
+def test_nobody_is_given_up_once_the_first_one_needs_nobody(member, monkeypatch):
     monkeypatch.setattr(crews, "LOST_SECONDS", 0.1)
-    members = crew(3)
+    members = member(3)
     by_all(members, lambda one: one.gather("here"))
     time.sleep(0.1)
     members[0].settle()
@@ -116,8 +116,8 @@ def test_nobody_is_given_up_once_the_first_one_needs_nobody(crew, monkeypatch):
     assert by_all(members[:2], lambda one: one.ask_first("committed")) == ["committed"] * 2
 
 
-def test_the_watcher_of_the_first_is_told_how_far_all_are(crew):
-    members = crew(2)
+def test_the_watcher_of_the_first_is_told_how_far_all_are(member):
+    members = member(2)
     events = []
 
     def work(one):
@@ -129,8 +129,8 @@ def test_the_watcher_of_the_first_is_told_how_far_all_are(crew):
     assert events[-1] == Event(1, 4, 10, 40)
 
 
-def test_what_fails_first_fails_all(crew):
-    members = crew(3)
+def test_what_fails_first_fails_all(member):
+    members = member(3)
     broken = BadInput("`a` is broken", where="a", details=("b",), hint="mend it")
 
     def work(one):
@@ -147,8 +147,8 @@ def test_what_fails_first_fails_all(crew):
     assert [error.render() for error in (first, third)] == [message, message]
 
 
-def test_who_fails_later_fails_of_what_the_first_one_said(crew):
-    first, second = crew(2)
+def test_who_fails_later_fails_of_what_the_first_one_said(member):
+    first, second = member(2)
     second.fail(BadInput("one"))
     second.leave()
     other = BadInput("another")
@@ -158,9 +158,9 @@ def test_who_fails_later_fails_of_what_the_first_one_said(crew):
     assert first.first_failure(same) is same
 
 
-def test_who_tells_nothing_any_more_is_lost(crew, monkeypatch):
+def test_who_tells_nothing_any_more_is_lost(member, monkeypatch):
     monkeypatch.setattr(crews, "LOST_SECONDS", 0.3)
-    members = crew(3)
+    members = member(3)
     by_all(members, lambda one: one.gather("here"))
     time.sleep(0.1)
     silent = members[2]
@@ -170,8 +170,8 @@ def test_who_tells_nothing_any_more_is_lost(crew, monkeypatch):
     assert members[0].silent() == {2}
 
 
-def test_the_first_process_waits_until_the_others_have_stopped(crew):
-    first, second = crew(2)
+def test_the_first_process_waits_until_the_others_have_stopped(member):
+    first, second = member(2)
     left = []
 
     def leave():
