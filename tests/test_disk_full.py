@@ -45,13 +45,13 @@ def fill(left):
         os.posix_fallocate(filler.fileno(), 0, status.f_bavail * status.f_frsize - left)
 
 def fill_after_the_check(left):
-    check = nnxconv.storage.transfer.checks.check_space
+    check = nnxconv.storage.transfer.check_space
 
     def check_and_fill(*arguments):
         check(*arguments)
         fill(left)
 
-    nnxconv.storage.transfer.checks.check_space = check_and_fill
+    nnxconv.storage.transfer.check_space = check_and_fill
 
 def command(words, left, outputs):
     for number in (1, 2):

@@ -208,7 +208,7 @@ def test_room_for_what_is_finished_is_not_asked_for_again(source, interrupted, m
         needed.append(nbytes)
         raise PlanError("full")
 
-    monkeypatch.setattr("nnxconv.storage.transfer.checks.check_space", check)
+    monkeypatch.setattr("nnxconv.storage.transfer.check_space", check)
     with pytest.raises(PlanError):
         convert(source, interrupted)
     with pytest.raises(PlanError):
@@ -275,7 +275,7 @@ def test_a_proof_that_fails_leaves_nothing_to_go_on_with(source, tmp_path, monke
 
         return proof
 
-    monkeypatch.setattr("nnxconv.comparing.verification.verifier", wrong)
+    monkeypatch.setattr("nnxconv.comparing.verifier", wrong)
     with pytest.raises(DamagedCheckpoint):
         convert(source, tmp_path / "out", verify=True)
     assert names(tmp_path) == ["in"]

@@ -8,7 +8,7 @@ import pytest
 import tensorstore as ts
 
 import nnxconv
-from nnxconv.comparing import verification
+from nnxconv import comparing
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.layouts import conversion
 from tests import checkpoints
@@ -180,7 +180,7 @@ FAULTS = [
 
 def inject(monkeypatch, fault):
     """Harms what was written, after it is complete and before it is verified."""
-    genuine = verification.verifier
+    genuine = comparing.verifier
     named = []
 
     def faulty(*args):
@@ -192,7 +192,7 @@ def inject(monkeypatch, fault):
 
         return harm_and_verify
 
-    monkeypatch.setattr(verification, "verifier", faulty)
+    monkeypatch.setattr(comparing, "verifier", faulty)
     return named
 
 
