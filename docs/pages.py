@@ -29,9 +29,7 @@ CODE = {
     for path in EXAMPLES + FOLDERS
 }
 LANGUAGES = {".py": "python", ".sh": "bash", ".slurm": "bash", ".yaml": "yaml", ".yml": "yaml"}
-LINK = re.compile(
-    r"```.*?```|\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)]*)?\)", re.S
-)
+LINK = re.compile(r"```.*?```|\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)]*)?\)", re.S)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
