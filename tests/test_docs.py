@@ -14,7 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import nnxconv
-from nnxconv.codecs import CODECS
+from nnxconv.layouts import CODECS
 from tests import checkpoints, model_pairs, models, pax
 from tests.command import run
 from tests.test_readme import TX, pair
