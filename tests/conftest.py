@@ -14,6 +14,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import pytest
 
+from tests.support import tiers
+
 if TYPE_CHECKING:
     from tests.support.gcs import Storage
 
@@ -34,14 +36,16 @@ def conformance() -> Path:
     return root
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves tests that are marked `trust(only=True)` to runs that ask for them."""
+    """Puts every test into its tier; those marked `trust(only=True)` wait for `-m trust`."""
     if "trust" in config.option.markexpr:
         return
-    left = [item for item in items if any(m.kwargs for m in item.iter_markers("trust"))]
+    left = {item for item in items if any(m.kwargs for m in item.iter_markers("trust"))}
     if left:
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in set(left)]
+        config.hook.pytest_deselected(items=list(left))
+        items[:] = [item for item in items if item not in left]
+    tiers.assign(items)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

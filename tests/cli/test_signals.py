@@ -30,6 +30,7 @@ def source(tmp_path_factory):
     return checkpoints.save_item(tmp_path_factory.mktemp("signals") / "in", params)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("number", "code", "message"), SIGNALS)
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "overwrite"])
 def test_a_signal_ends_the_command_and_leaves_nothing(

@@ -97,6 +97,7 @@ def test_no_value_comes_twice():
     assert everything.min() > 0
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("padded", [{}, PADDED], ids=["not padded", "padded"])
 @pytest.mark.parametrize("chunks", [{}, UNEVEN], ids=["one chunk", "several"])
 @pytest.mark.parametrize("compressor", pax.COMPRESSORS)
@@ -132,6 +133,7 @@ def test_the_writer_writes_what_paxml_writes(name, conformance, tmp_path):
 # Values and trees
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fused_qkv", QKV)
 @pytest.mark.parametrize("layers", ARRANGEMENTS)
 @pytest.mark.parametrize("to", LAYOUTS)
@@ -158,6 +160,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("fused_qkv", QKV)
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_way_to_store_a_checkpoint_gives_the_same(name, fused_qkv, tmp_path):
@@ -217,6 +220,7 @@ def test_a_step_of_several_is_chosen(tmp_path):
 # The optimizer
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("layers", ARRANGEMENTS)
 @pytest.mark.parametrize("to", LAYOUTS)
 def test_adamw_gets_moments_without_their_correction_of_bias(to, layers, source, tmp_path):
@@ -334,6 +338,7 @@ def resized(leaves: pax.Leaves, size: int) -> pax.Leaves:
     return found
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("version", ["0", "1.0"])
 @pytest.mark.parametrize(
     ("stored", "wanted"),
@@ -382,6 +387,7 @@ TWINS = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("optimizer", ["adam_pax", "adamw"])
 @pytest.mark.parametrize(("first", "second"), TWINS, ids=str)
 def test_compare_finds_no_difference_between_layouts(first, second, optimizer, source, tmp_path):
@@ -393,6 +399,7 @@ def test_compare_finds_no_difference_between_layouts(first, second, optimizer, s
     assert report.is_match, report.render()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fused_qkv", QKV)
 @pytest.mark.parametrize(
     "options",
@@ -490,6 +497,7 @@ def test_the_output_is_that_of_the_eager_importer(conformance, tmp_path):
     assert report.is_match, report.render()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fused_qkv", QKV)
 @pytest.mark.parametrize("layers", ARRANGEMENTS)
 @pytest.mark.parametrize("name", ["genuine", "genuine-52k"])
@@ -551,6 +559,7 @@ def timed(*words: object) -> tuple[str, float]:
     return output, usage.ru_utime + usage.ru_stime
 
 
+@pytest.mark.full
 def test_the_plan_for_175_billion_parameters_takes_seconds(paper, tmp_path):
     output, seconds = timed(paper, tmp_path / "out", "--dry_run", "--max_memory", "8GiB")
     assert "1.9075 TiB" in output
@@ -638,6 +647,7 @@ def wide(tmp_path_factory):
     shutil.rmtree(root)
 
 
+@pytest.mark.sample(1)
 @needs_proc
 @pytest.mark.parametrize("options", [{}, {"fused_qkv": False, "layer_axis": 0}], ids=str)
 def test_memory_is_bounded_though_every_chunk_spans_all_layers(options, wide, tmp_path):
@@ -911,6 +921,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("overwrite", [False, True], ids=["", "overwrite"])
 @pytest.mark.parametrize(("place", "words"), PLACES, ids=[place for place, _ in PLACES])
 def test_source_and_target_do_not_lie_in_each_other(place, words, overwrite, tmp_path):

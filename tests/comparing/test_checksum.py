@@ -221,6 +221,7 @@ def test_the_manifest_of_a_linen_checkpoint_checks_maxtext_but_for_the_variables
     )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("source", LAYOUTS)
 def test_a_manifest_of_any_layout_checks_every_conversion(source, tmp_path):
     item = save_item(tmp_path / "source", LAYOUTS[source](axis=1))
@@ -237,6 +238,7 @@ def test_a_manifest_of_any_layout_checks_every_conversion(source, tmp_path):
             assert [line for line in problems if not line.startswith("aux.rngs")] == []
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("chunk_bytes", [None, 128, 1024])
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("axis", [None, 1])
@@ -249,6 +251,7 @@ def test_digests_do_not_depend_on_chunks_compressor_zarr_version_or_container(
     assert leaves_of(other) == leaves_of(item)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("chunk_bytes", [None, 1024])
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("source", ["OCDBT and zarr2", "directories and zarr2"])
@@ -313,6 +316,7 @@ def test_steps_of_every_integer_type_have_one_digest(tmp_path):
 FLIPS = 200
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("container", ["OCDBT and zarr2", "directories and zarr2"])
 def test_every_flipped_bit_is_found(container, tmp_path):
     item = save_item(tmp_path / "item", checkpoints.linen(2), **CONTAINERS[container])

@@ -380,6 +380,7 @@ def saved(tmp_path_factory):
     }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
 def test_every_layout_matches_every_other_however_its_layers_are_arranged(first, second, saved):
@@ -435,6 +436,7 @@ HOLDERS = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("first", HOLDERS)
 @pytest.mark.parametrize("second", HOLDERS)
 def test_steps_compare_by_value_whatever_holds_them(first, second, tmp_path):
@@ -496,6 +498,7 @@ def test_layers_of_another_name_match_their_conversion(tmp_path):
     )
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "name",
@@ -518,6 +521,7 @@ def test_what_convert_makes_of_a_shared_checkpoint_matches_it(name, layout, conf
     assert outcome.exit_code == 0, outcome.stdout
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", ["linen", "nnx"])
 def test_of_parameters_only_the_step_is_all_that_conversion_adds_or_drops(
@@ -660,6 +664,7 @@ def a_file(item):
     item.write_text("not a checkpoint")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_cannot_be_compared_is_named_and_ends_in_exit_code_2(name, tmp_path):
     harm, options, saving = BROKEN[name]
@@ -671,6 +676,7 @@ def test_what_cannot_be_compared_is_named_and_ends_in_exit_code_2(name, tmp_path
     check_golden(f"compare/{name}.txt", session(outcome, {"A": a, "B": b}))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kept_bytes", [None, 0, 100, 20_000])
 def test_a_missing_or_truncated_file_of_an_ocdbt_database_is_told_by_the_arrays_in_it(
     kept_bytes, tmp_path
@@ -823,6 +829,7 @@ def test_json_holds_everything_and_spells_infinities(tmp_path):
     }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", PAIRS)
 def test_json_has_the_same_verdict_counts_and_differences_as_the_text(name, tmp_path):
     make, options, _ = PAIRS[name]

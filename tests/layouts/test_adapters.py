@@ -95,6 +95,7 @@ def test_an_adapter_comes_back(layout, names, tmp_path):
     assert is_same(tmp_path / "back/0/items", source / "0/items")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("names", [apart, dotted])
 @pytest.mark.parametrize("layout", ["linen", "nnx", "nnx-pure"])
 @pytest.mark.parametrize("is_stacked", [True, False], ids=["unstack", "stack"])

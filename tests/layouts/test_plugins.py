@@ -116,6 +116,7 @@ def test_the_example_is_short():
     assert len(code) <= 32
 
 
+@pytest.mark.full
 def test_a_checkpoint_goes_to_a_layout_of_another_package_and_back(site, tmp_path):
     source = save_item(tmp_path / "a", linen())
     there = nnxconv_beside(
@@ -224,6 +225,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("codec", "message"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_package_is_named_in_one_message(codec, message, tmp_path):
     site = install(tmp_path / "site", "broken", codec)

@@ -65,6 +65,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_state_of_an_nnx_optimizer(name, run):
     source, _ = run(name)
@@ -77,6 +78,7 @@ def test_the_state_of_an_nnx_optimizer(name, run):
             assert same_leaves(nnxconv.load(source, like=part(like)), part(whole)), kind
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optax_state(name, run, tmp_path):
     source, opt_state = run(name)

@@ -50,6 +50,7 @@ def wanted(is_stacked: bool, axis: int = 1, abstract: bool = True) -> Any:
 CASES = list(product((False, True), ("apart", "axis 0", "axis 1"), (False, True)))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("from_stacked", "to", "abstract"), CASES, ids=str)
 def test_every_chunk_is_read_once_and_lands_on_the_devices_of_like(
     from_stacked, to, abstract, tmp_path, monkeypatch
@@ -185,6 +186,7 @@ print(json.dumps([shards, sorted([*index] for _, index in reads)]))
 """
 
 
+@pytest.mark.full
 def test_each_of_two_processes_reads_its_own_chunks_only(tmp_path):
     kernel = numbers(8, 4)
     source = save(tmp_path / "a", {"params": {"layers": {"kernel": sharded(kernel, ("x", "y"))}}})

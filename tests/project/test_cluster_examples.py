@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 import nnxconv
@@ -53,6 +54,7 @@ def holds_the_same(target: Path) -> bool:
     return report.is_match
 
 
+@pytest.mark.full
 def test_two_processes_on_loopback_share_a_conversion(tmp_path):
     port = str(processes.free_port())
     done = run("loopback.sh", tmp_path / "out", "--to", "nnx", PORT=port)

@@ -149,6 +149,7 @@ def build(tmp_path_factory):
     shutil.rmtree(root)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "is_renamed"), PLANS, ids=str)
 def test_peak_memory_is_what_was_promised(name, options, is_renamed, build, tmp_path):
@@ -168,6 +169,7 @@ def test_the_measure_sees_a_process_that_takes_too_much():
     assert int(run.stdout) > MAX_MEMORY + IMPORTS_BYTES
 
 
+@pytest.mark.full
 def test_the_reported_peak_is_that_of_this_process_alone(tmp_path):
     source = checkpoints.save_item(tmp_path / "linen", checkpoints.linen())
     ballast = bytearray(os.urandom(MIB)) * 512

@@ -125,6 +125,7 @@ def build(tmp_path_factory):
     shutil.rmtree(root)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("size", "kind"), CASES)
 def test_peak_memory_is_what_was_promised_at_every_size(size, kind, build, tmp_path, capsys):
     name, options, how, _ = KINDS[kind]

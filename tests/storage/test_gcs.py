@@ -82,6 +82,7 @@ def with_paths(options: dict[str, Any], root: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_from_gs_to_gs(name, storage, sources, expected, tmp_path):
     source, options = CONVERSIONS[name]
@@ -107,6 +108,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MIXED)
 def test_from_gs_to_local(name, storage, sources, expected, tmp_path):
     source, options = CONVERSIONS[name]
@@ -145,6 +147,7 @@ def test_a_download_goes_on_unless_the_bucket_has_changed(storage, local, tmp_pa
         nnxconv.convert(source, str(tmp_path / "changed"), **options)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MIXED)
 def test_from_local_to_gs(name, storage, local, expected, tmp_path):
     source, options = CONVERSIONS[name]

@@ -54,6 +54,7 @@ def test_the_mark_is_the_last_object(source, options, storage, sources):
         check_marks_come_last(traffic.requests, folder, storage.bucket)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("source", "options"), [("step", NAMES_ONLY), ("plain", {"scan_layers": True})]
 )
@@ -106,6 +107,7 @@ def test_the_old_target_is_there_until_the_new_one_is_complete(storage, sources,
     assert {path.split("/")[0] for path in storage.names("out")} == {"x"}
 
 
+@pytest.mark.full
 def test_whatever_fails_while_overwriting_a_whole_checkpoint_stays(storage, sources, local):
     def is_data(request: Request) -> bool:
         """A lock that cannot be removed at the end is no failure."""
@@ -204,6 +206,7 @@ def test_an_unfinished_target_of_somebody_else_is_not_touched(storage, sources, 
 # Two conversions
 
 
+@pytest.mark.sample(2)
 @pytest.mark.trust
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
 def test_while_one_conversion_writes_a_target_another_one_says_so_and_harms_nothing(
@@ -254,6 +257,7 @@ def test_a_bucket_is_no_target(storage, sources):
 # A source that changes
 
 
+@pytest.mark.sample(1)
 @pytest.mark.trust
 @pytest.mark.parametrize("name", ["large", "plain"])
 def test_a_source_that_is_saved_again_meanwhile_is_never_read_as_a_mixture(name, storage, local):
@@ -275,6 +279,7 @@ def test_a_source_that_is_saved_again_meanwhile_is_never_read_as_a_mixture(name,
 # Uncommitted sources
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("missing", ["step", "items"])
 @pytest.mark.parametrize("command", ["convert", "compare", "inspect", "checksum"])
 def test_an_uncommitted_source_is_refused_with_the_reason(
@@ -316,6 +321,7 @@ def test_a_step_that_is_being_saved_is_not_one_of_the_steps(storage, local):
 # Processes of their own
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_process_that_is_stopped_leaves_no_checkpoint(sent, code, storage, sources, monkeypatch):
     monkeypatch.setenv("NNXCONV_GCS_LEASE", "1")

@@ -66,6 +66,7 @@ def is_repeatable(request: Request) -> bool:
     return "upload_id=" not in request.target
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
@@ -183,6 +184,7 @@ def arguments_of(command: str, storage, sources, local, tmp_path) -> list[object
     }[command]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("fault", "command", "kind", "name"),
     [
@@ -218,6 +220,7 @@ def test_what_lasts_is_told_in_one_message(
     assert everywhere(storage) == {"old"}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("fault", "command", "kind", "name"),
     [
@@ -260,6 +263,7 @@ def test_repetitions_are_counted_and_shown(impatient, storage, sources):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["*/_METADATA", "*/manifest.ocdbt"], ids=["gcsfs", "TensorStore"])
 def test_a_server_that_falls_silent_is_asked_again(name, storage, sources):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TENSORSTORE_CURL")}

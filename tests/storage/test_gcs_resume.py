@@ -100,6 +100,7 @@ def places(storage) -> set[str]:
 # Going on
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_finished_is_verified_by_a_listing_and_not_written_again(
     kind, storage, twins, tmp_path
@@ -128,6 +129,7 @@ def test_what_was_finished_is_verified_by_a_listing_and_not_written_again(
     assert places(storage) == {"x"}
 
 
+@pytest.mark.full
 def test_a_run_that_is_killed_again_and_again_repeats_a_window_each_time(
     storage, twins, tmp_path, monkeypatch
 ):
@@ -175,6 +177,7 @@ def wait_until_stale(storage, name: str) -> None:
     assert storage.listed(name.rpartition("/")[0])["lock"]["generation"] == before
 
 
+@pytest.mark.sample(1)
 def test_the_old_target_stays_until_the_new_one_is_complete(storage, source, old, tmp_path, twins):
     before = storage.digests("out/x")
     fail(storage, source, 4, overwrite=True)
@@ -310,6 +313,7 @@ def test_a_run_that_was_taken_over_stops_and_leaves_everything(storage, source, 
     assert len(units(storage)) == 3
 
 
+@pytest.mark.full
 def test_a_run_that_wakes_up_when_another_has_gone_on_stops_and_harms_nothing(
     storage, source, twins, tmp_path, monkeypatch
 ):

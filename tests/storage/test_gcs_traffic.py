@@ -99,6 +99,7 @@ def test_metadata_is_read_in_parallel(storage, tmp_path):
     assert traffic.most_at_once("read") >= 16
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("use_ocdbt", [True, False], ids=["OCDBT", "a directory per array"])
 def test_data_is_read_in_parallel(use_ocdbt, storage, tmp_path):
     item = checkpoints.save_item(tmp_path / "item", large(), use_ocdbt=use_ocdbt)

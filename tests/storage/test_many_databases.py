@@ -128,6 +128,7 @@ def same_values(a, b):
     return a.keys() == b.keys() and all(same_bits(a[key], b[key]) for key in a)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_process_has_written_its_own_chunks(name, sources):
     parts = [set(chunks_in(sources[name] / f"ocdbt.process_{n}")) for n in range(PROCESSES)]
@@ -168,6 +169,7 @@ CONVERSIONS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("transfer", ["copy", "link"])
 @pytest.mark.parametrize("conversion", CONVERSIONS)
 def test_a_source_of_many_databases_goes_there_and_back_bit_for_bit(

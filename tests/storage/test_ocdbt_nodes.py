@@ -564,6 +564,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_reading_many_times_keeps_nothing(tmp_path):
     commit(database(tmp_path), {f"layers_{n}": bytes(n) for n in range(40)})

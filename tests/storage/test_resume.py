@@ -93,6 +93,7 @@ def names(root: Path) -> list[str]:
 # Going on
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("stored", ["ocdbt", "plain"])
 @pytest.mark.parametrize("stop_at", [1, 5, 12])
 def test_what_was_finished_is_not_done_again(stored, stop_at, template, tmp_path, monkeypatch):
@@ -188,6 +189,7 @@ def test_without_hard_links_the_work_is_moved(source, interrupted, template, mon
     check_same(interrupted, template / "ocdbt wanted")
 
 
+@pytest.mark.sample(1)
 def test_the_old_target_stays_until_the_new_one_is_complete(
     source, template, tmp_path, monkeypatch
 ):
@@ -234,6 +236,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("which", ["values", "nodes"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_work_is_done_again_and_told(
@@ -250,6 +253,7 @@ def test_damaged_work_is_done_again_and_told(
     check_same(interrupted, template / "ocdbt wanted")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("part", [0.0, 0.4, 0.999])
 @pytest.mark.parametrize("damage", ["torn", "flipped"])
 def test_a_damaged_journal_counts_as_far_as_it_is_whole(

@@ -39,6 +39,7 @@ def files_below(path):
     return {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("use_zarr3", [False, True])
 @pytest.mark.parametrize("use_ocdbt", [False, True])
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -95,6 +96,7 @@ def test_a_source_survives_its_linked_target(tmp_path):
     assert {name: file.read_bytes() for name, file in files_below(source).items()} == before
 
 
+@pytest.mark.full
 def test_nothing_grows_when_a_checkpoint_is_converted_again_and_again(transfer, tmp_path):
     source = checkpoints.save_item(tmp_path / "0", large())
     sizes = []
