@@ -647,7 +647,7 @@ def wide(tmp_path_factory):
     shutil.rmtree(root)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.full
 @needs_proc
 @pytest.mark.parametrize("options", [{}, {"fused_qkv": False, "layer_axis": 0}], ids=str)
 def test_memory_is_bounded_though_every_chunk_spans_all_layers(options, wide, tmp_path):

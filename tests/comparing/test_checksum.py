@@ -316,7 +316,7 @@ def test_steps_of_every_integer_type_have_one_digest(tmp_path):
 FLIPS = 200
 
 
-@pytest.mark.sample(1)
+@pytest.mark.full
 @pytest.mark.parametrize("container", ["OCDBT and zarr2", "directories and zarr2"])
 def test_every_flipped_bit_is_found(container, tmp_path):
     item = save_item(tmp_path / "item", checkpoints.linen(2), **CONTAINERS[container])

@@ -130,7 +130,7 @@ CASES = {
 }
 
 
-@pytest.mark.sample(1)
+@pytest.mark.full
 @pytest.mark.parametrize("name", CASES)
 def test_memory_stays_within_max_memory_and_300_mib(name, items, capsys):
     first, second, exit_code = CASES[name]

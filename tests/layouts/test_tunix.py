@@ -112,7 +112,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("kind", "layout"), CASES)
 def test_a_step_becomes_one_item_and_comes_back(kind, layout, tunix, tmp_path):
     there = nnxconv.convert(str(tunix / kind), str(tmp_path / "there"), to=layout, verify=True)

@@ -115,7 +115,7 @@ def test_an_abstract_nnx_state_is_filled_and_merged(is_scanned, is_stacked, tmp_
     np.testing.assert_allclose(model(tokens(0)[0]), linen, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["module", "state", "flat", "pure", "train state"])
 def test_the_result_is_what_like_is(kind, tmp_path):
     run = linen_run(False)
@@ -150,7 +150,7 @@ class Both(nnx.Module):
         self.optimizer = optimizer
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_nnx(name, tmp_path):
     fresh = models.linen_state(models.LinenTower(), OPTIMIZERS[name], tokens(0)[0])
@@ -188,7 +188,7 @@ def test_a_converted_checkpoint_loads_as_its_source_does(tmp_path):
 # From NNX to Linen
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 @BOTH_WRITERS
 def test_an_nnx_run_goes_on_in_linen(is_scanned, is_stacked, written, tmp_path):
@@ -207,7 +207,7 @@ def test_an_nnx_run_goes_on_in_linen(is_scanned, is_stacked, written, tmp_path):
     goes_on_as(train_linen(loaded, tokens, AFTER)[1], losses)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @BOTH_WRITERS
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_linen(name, written, tmp_path):

@@ -64,6 +64,7 @@ def test_two_processes_on_loopback_share_a_conversion(tmp_path):
     assert holds_the_same(tmp_path / "out")
 
 
+@pytest.mark.full
 def test_slurm_tells_processes_who_they_are(tmp_path):
     done = run("convert.slurm", tmp_path / "out", "--to", "nnx", SLURM_JOB_ID=str(os.getpid()))
     assert (done.returncode, done.stderr) == (0, "")

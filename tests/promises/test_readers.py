@@ -107,7 +107,7 @@ def metadata(item: Path) -> dict[str, Any]:
     return json.loads((item / "_METADATA").read_text())
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @FORMATS
 @pytest.mark.parametrize("is_stacked", [False, True], ids=["apart", "stacked"])
 def test_a_sharded_source_keeps_its_storage_and_its_bits(

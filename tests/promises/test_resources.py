@@ -118,6 +118,7 @@ def test_too_few_open_files_are_one_message_and_leave_nothing(sources, tmp_path)
     assert snapshot(sources) == before
 
 
+@pytest.mark.full
 def test_a_limit_of_addresses_is_told_with_numbers_before_anything_is_written(sources, tmp_path):
     done = command(
         "convert",

@@ -531,7 +531,7 @@ def test_an_interrupt_leaves_a_whole_target_or_none(point, is_there, source, old
         assert not old.exists() or step_of(old) == 7
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupt", "kill"])
 @pytest.mark.parametrize(
     "seed", [*range(3), *(pytest.param(s, marks=pytest.mark.slow) for s in range(3, 12))]

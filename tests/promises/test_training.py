@@ -78,7 +78,7 @@ CHANGES_OF_LAYERS = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.sample(1)
+@pytest.mark.full
 @CHANGES_OF_LAYERS
 def test_a_linen_run_goes_on_in_nnx_from_pure_dicts(is_scanned, is_stacked, tmp_path):
     run = linen_run(is_scanned)
@@ -90,7 +90,7 @@ def test_a_linen_run_goes_on_in_nnx_from_pure_dicts(is_scanned, is_stacked, tmp_
     assert optimizer.step[...] == 4
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 def test_a_linen_run_goes_on_in_nnx_from_states(is_scanned, is_stacked, tmp_path):
     run = linen_run(is_scanned)
@@ -102,7 +102,7 @@ def test_a_linen_run_goes_on_in_nnx_from_states(is_scanned, is_stacked, tmp_path
     assert optimizer.step[...] == 4
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 def test_like_gives_an_nnx_model_the_rng_state_that_linen_does_not_keep(
     is_scanned, is_stacked, tmp_path
@@ -322,7 +322,7 @@ def as_evaluated(state: TrainState) -> jax.Array:
     return models.LinenCnn().apply(variables, models.pictures(9)[0], is_training=False)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.full
 @pytest.mark.parametrize("layout", ["nnx-pure", "nnx-state"])
 def test_batch_statistics_move_to_nnx_and_back(layout, tmp_path):
     _, halfway, finished, losses = cnn_run()
@@ -420,7 +420,7 @@ def tower(tmp_path_factory):
     return run
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("layout", ["nnx", "nnx-pure", "nnx-state", "maxtext"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_comes_back_to_linen_bit_for_bit(name, layout, tower, tmp_path):
@@ -431,7 +431,7 @@ def test_every_optimizer_comes_back_to_linen_bit_for_bit(name, layout, tower, tm
     restore_like(tmp_path / "back", tower(name).fresh.replace(step=jnp.int32(0)))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("layout", ["nnx-pure", "nnx-state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_nnx_as_it_would_have_in_linen(name, layout, tower, tmp_path):
@@ -460,7 +460,7 @@ def test_the_converted_tree_of_every_optimizer_is_the_one_that_nnx_writes(
     assert shape_tree(tmp_path / "nnx") == shape_tree(native)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("written", ["nnx-pure", "nnx-state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_linen_as_it_would_have_in_nnx(name, written, tower, tmp_path):

@@ -266,6 +266,7 @@ def renamed(tree, rules):
     return apply(tree, rules, fits(tree, rules))
 
 
+@pytest.mark.full
 @settings(max_examples=300, deadline=None)
 @given(trees(), rule_sets())
 def test_the_inverse_rules_undo_the_rules(tree, rules):

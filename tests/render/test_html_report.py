@@ -330,6 +330,7 @@ def test_what_is_equal_within_beyond_and_not_comparable_look_different(browser: 
     assert len(set(colors)) == 8
 
 
+@pytest.mark.full
 def test_a_cell_shows_its_numbers_under_the_pointer(browser: Browser) -> None:
     browser.open(differing())
     browser.cell(0, 0, 2).perform()
@@ -413,6 +414,7 @@ def test_a_search_finds_rows_of_the_table_and_of_the_heat_map(browser: Browser) 
     assert len(browser.keys()) == 8
 
 
+@pytest.mark.full
 def test_a_click_on_a_column_sorts_the_table(browser: Browser) -> None:
     browser.open(differing())
     heads = browser.texts("#table th")
@@ -494,6 +496,7 @@ def test_the_page_follows_the_system_and_then_the_button(browser: Browser) -> No
     assert browser.console() == []
 
 
+@pytest.mark.full
 @pytest.mark.trust
 def test_names_are_text_and_never_run(browser: Browser) -> None:
     names = [

@@ -127,6 +127,7 @@ def test_two_items_of_a_step_are_written_by_several_processes(tmp_path):
     assert [item.name for item in items(target)] == ["model_params", "optimizer_state"]
 
 
+@pytest.mark.sample(1)
 def test_other_items_and_files_of_a_step_travel_once(by_many):
     step = by_many[0] / "renamed" / str(STEP)
     assert (step / "iter" / "metadata").read_text() == '{"at": 3}'
@@ -186,7 +187,7 @@ def test_when_one_is_killed_all_others_end_within_a_minute_and_nothing_is_there(
     assert left <= (leftovers if process == 0 else set())
 
 
-@pytest.mark.sample(1)
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("process", "number", "code", "message"),
     [

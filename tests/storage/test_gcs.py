@@ -82,7 +82,7 @@ def with_paths(options: dict[str, Any], root: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_from_gs_to_gs(name, storage, sources, expected, tmp_path):
     source, options = CONVERSIONS[name]
@@ -200,6 +200,7 @@ def test_a_dry_run_writes_nothing(storage, sources):
     assert traffic.of("upload", "copy", "move", "compose", "delete", "batch") == []
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("is_source_there", "is_target_there"), [(True, True), (True, False), (False, True)]
 )
@@ -339,6 +340,7 @@ def test_a_part_of_an_array_is_read_alone(sources, local, storage):
     assert traffic.client_bytes < 100_000
 
 
+@pytest.mark.full
 def test_the_variable_of_the_emulator_is_all_that_is_needed(storage, sources, tmp_path):
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     variables = {**kept, "HOME": str(tmp_path), "STORAGE_EMULATOR_HOST": storage.proxy.url}

@@ -321,7 +321,7 @@ def test_a_step_that_is_being_saved_is_not_one_of_the_steps(storage, local):
 # Processes of their own
 
 
-@pytest.mark.sample(1)
+@pytest.mark.full
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_process_that_is_stopped_leaves_no_checkpoint(sent, code, storage, sources, monkeypatch):
     monkeypatch.setenv("NNXCONV_GCS_LEASE", "1")
