@@ -22,6 +22,12 @@ from .optimizer import split_empties as split_empties
 from .optimizer import with_empties as with_empties
 from .optimizer import with_level as with_level
 from .optimizer import without_level as without_level
+from .roles import ROLES as ROLES
+from .roles import Amount as Amount
+from .roles import Role as Role
+from .roles import amount_of as amount_of
+from .roles import is_stored as is_stored
+from .roles import ledger_of as ledger_of
 from .train_state import BATCH_STATS as BATCH_STATS
 from .train_state import RNGS as RNGS
 from .train_state import TrainState as TrainState
