@@ -64,12 +64,16 @@ class Found:
     roles: Mapping[Key, Role]
 
 
-def find(tree: Tree) -> Found:
-    """The states of a tree, and the role of every leaf in it."""
+def find(tree: Tree, items: Collection[str] = ()) -> Found:
+    """The states of a tree, and the role of every leaf in it.
+
+    Where the names at the root are `items` of a step, each has states of its own; what one item
+    has of another's parameters is no copy.
+    """
     root = outline(tree)
     repeats = repeats_in(root)
     tops = find_optimizers(root, repeats)
-    finder = _Finder(tree, root, repeats, tops)
+    finder = _Finder(tree, root, repeats, tops, items)
     places = finder.places()
     return Found(root, places, finder.roles(places))
 
@@ -86,7 +90,10 @@ class _Partner:
 class _Finder:
     """One tree, and what has been found in it so far."""
 
-    def __init__(self, tree: Tree, root: Node, repeats: Repeats, tops: Tops) -> None:
+    def __init__(
+        self, tree: Tree, root: Node, repeats: Repeats, tops: Tops, items: Collection[str]
+    ) -> None:
+        self.items = items
         self.tree = tree
         self.root = root
         self.repeats = repeats
@@ -190,16 +197,12 @@ class _Finder:
     def _completed(self, places: Sequence[Place], claimed: set[Key]) -> list[Place]:
         """The states with what stands around their parameters."""
         shared = {
-            place.at
-            for place in places
-            if any(p is not place and p.at == place.at for p in places)
+            place.at for place in places if any(p is not place and p.at == place.at for p in places)
         }
         places = [replace(p, at=p.params) if p.at in shared else p for p in places]
         for place in places:
             claimed.update(_keys_below(self.nodes[place.params]))
-            claimed.update(
-                place.params[:size] for size in range(len(place.at), len(place.params))
-            )
+            claimed.update(place.params[:size] for size in range(len(place.at), len(place.params)))
         done = []
         for place in places:
             complete = self._surroundings(place, claimed) if place.at != place.params else place
@@ -211,11 +214,13 @@ class _Finder:
     def _surroundings(self, place: Place, claimed: set[Key]) -> Place:
         """A state with its step, RNGs, other variables and copies."""
         params = self.nodes[place.params]
+        tops = (top.key for top in self.tops.nodes)
+        spine = {key[:n] for key in (place.params, *tops) for n in range(len(key) + 1)}
         step: Key | None = None
         sorted_out: dict[str, list[Key]] = defaultdict(list)
         for above in (place.params[:n] for n in range(len(place.at), len(place.params))):
             for kid in self.nodes[above].kids.values():
-                if kid.key in place.rest or kid.key in claimed or any(k[: len(kid.key)] == kid.key for k in claimed):
+                if kid.key in place.rest or kid.key in claimed or kid.key in spine:
                     continue
                 kind = self._kind(kid, params, is_inner=above != place.at)
                 if kind == "step" and step is None:
@@ -255,11 +260,13 @@ class _Finder:
 
     # --- states without an optimizer ---------------------------------------------------------
 
-    def _by_names(
-        self, node: Node, claimed: set[Key], known: Sequence[Place]
-    ) -> Iterator[Place]:
+    def _by_names(self, node: Node, claimed: set[Key], known: Sequence[Place]) -> Iterator[Place]:
         """Parameters that no optimizer follows, by what they are called."""
         if node.key in claimed and node.key in self.in_tops:
+            return
+        if self.items and not node.key:
+            for kid in node.kids.values():
+                yield from self._by_item(kid, claimed, known)
             return
         free = [k for k in node.kids.values() if k.key not in claimed and k.leaf is None]
         called = [k for k in free if k.name in PARAMETERS and k.trainable and not node.is_sequence]
@@ -286,6 +293,15 @@ class _Finder:
             if kid.key not in claimed:
                 yield from self._by_names(kid, claimed, known)
 
+    def _by_item(self, item: Node, claimed: set[Key], known: Sequence[Place]) -> Iterator[Place]:
+        """The parameters in one item of a step, which may be all of it."""
+        if item.key in claimed:
+            return
+        found = list(self._by_names(item, claimed, known))
+        if not found and _is_plausible(item, self.tree) and _is_bare(item, self.tree):
+            found = [Place(item.key, item.key)]
+        yield from found
+
     # --- second copies elsewhere, and roles --------------------------------------------------
 
     def _with_far_copies(self, places: list[Place], claimed: set[Key]) -> list[Place]:
@@ -296,6 +312,8 @@ class _Finder:
             for twin in self.repeats.get(params.paths, ()):
                 top = _outermost_alike(twin, self.nodes)
                 if top.key in claimed or twin.shapes != params.shapes:
+                    continue
+                if self.items and top.key[:1] != place.params[:1]:
                     continue
                 if any(top.key == p.at or top.key == p.params for p in places):
                     continue
@@ -318,9 +336,8 @@ class _Finder:
             if place.step is not None:
                 regions[place.step] = "step"
         for key in self.tree:
-            role = next(
-                (regions[key[:n]] for n in range(len(key), -1, -1) if key[:n] in regions), "other"
-            )
+            inside = [regions[key[:n]] for n in range(len(key), -1, -1) if key[:n] in regions]
+            role: Role = inside[0] if inside else "other"
             roles[key] = self._own_role(key, role)
         return roles
 
@@ -493,7 +510,9 @@ def _is_in_modules(node: Node, params: Node) -> bool:
     """True for variables under the names of modules: of each, the first one is the model's."""
     names = {str(name) for name, kid in params.kids.items() if kid.leaf is None}
     trees = node.trees()
-    return bool(trees) and len(trees) == len(node.kids) and all(_within(t.name, names) for t in trees)
+    return (
+        bool(trees) and len(trees) == len(node.kids) and all(_within(t.name, names) for t in trees)
+    )
 
 
 def _within(name: str, names: Collection[str]) -> bool:
@@ -535,7 +554,9 @@ def _is_models(leaf: Node, tree: Tree) -> bool:
     key = leaf.key[:-1] if leaf.key[-1] == "value" else leaf.key
     name = str(key[-1])
     is_weight = is_weights(name) or name.startswith("q")
-    return _is_stream(key, leaf.key, tree) or _is_key(leaf) or name in NAMED_COLLECTIONS or is_weight
+    return (
+        _is_stream(key, leaf.key, tree) or _is_key(leaf) or name in NAMED_COLLECTIONS or is_weight
+    )
 
 
 def _rest_of(node: Node, tree: Tree) -> list[Node] | None:

@@ -139,9 +139,7 @@ _ENOUGH = 64
 """Of all subtrees alike, how many are looked at."""
 
 
-def _repeat_parameters(
-    trees: list[Node], others: list[Node], node: Node, repeats: Repeats
-) -> bool:
+def _repeat_parameters(trees: list[Node], others: list[Node], node: Node, repeats: Repeats) -> bool:
     """True when all trees repeat, paths and shapes, what is called parameters elsewhere."""
     if others and not all(is_integer(o.value()) or _is_nothing(o) for o in others):
         return False
@@ -200,8 +198,10 @@ def _top(node: Node, parents: Mapping[Key, Node], inside: set[Key]) -> Node:
 
 def _is_whole(node: Node) -> bool:
     """True for the state of an `nnx.Optimizer`: `opt_state` and `step`, and nothing else."""
-    return "opt_state" in node.kids and set(node.kids) <= {"opt_state", "step"} and (
-        len(node.kids) == 2
+    return (
+        "opt_state" in node.kids
+        and set(node.kids) <= {"opt_state", "step"}
+        and (len(node.kids) == 2)
     )
 
 

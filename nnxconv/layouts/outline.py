@@ -7,6 +7,7 @@ and what is never trained do not count, so that a model, its moments and its ave
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER
 from nnxconv.state import LEVEL, Tree
@@ -102,11 +103,11 @@ def is_integer(leaf: Leaf | None) -> bool:
 
 def outline(tree: Tree) -> Node:
     """The root of a tree's nodes."""
-    nested: dict[str | int, object] = {}
+    nested: dict[str | int, Any] = {}
     for key, leaf in tree.items():
         inner = nested
         for part in key[:-1]:
-            inner = inner.setdefault(part, {})  # type: ignore[assignment]
+            inner = inner.setdefault(part, {})
         if key:
             inner[key[-1]] = leaf
     if () in tree:
@@ -115,9 +116,9 @@ def outline(tree: Tree) -> Node:
     return _node((), nested, known)
 
 
-def _node(key: Key, found: object, known: dict[object, int]) -> Node:
+def _node(key: Key, found: Any, known: dict[object, int]) -> Node:
     if not isinstance(found, dict):
-        return _leaf(key, found, known)  # type: ignore[arg-type]
+        return _leaf(key, found, known)
     kids = {name: _node((*key, name), inner, known) for name, inner in found.items()}
     trained = sorted((str(n), kid.paths, kid.shapes) for n, kid in kids.items() if kid.trainable)
     count = sum(kid.trainable for kid in kids.values())

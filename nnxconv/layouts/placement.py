@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnxconv.layouts.form import claim, key_of, mapping, pairs
-from nnxconv.state import Tree
-from nnxconv.tree import Key, Leaf
+from nnxconv.tree import Key
 
 
 @dataclass(frozen=True)
@@ -66,26 +65,19 @@ class Placement:
             found[inner] = key
         return found
 
-    def spread(self, tree: Tree, collections: Mapping[Key, str]) -> dict[Key, Leaf]:
-        """A tree of the layout where it shall stand; `collections` tells those of variables."""
+    def spread(self, keys: Iterable[Key], collections: Mapping[Key, str]) -> dict[Key, Key]:
+        """For each key of the layout, the key in the tree; `collections` has those of variables."""
         back = self._back
         homes = dict(self.apart)
-        found: dict[Key, Leaf] = {}
-        for key, leaf in tree.items():
+        found: dict[Key, Key] = {}
+        for key in keys:
             home = homes.get(collections.get(key, ""))
             if home is not None and key[:1] == self.shared:
-                found[(*home, *key[1:])] = leaf
+                found[key] = (*home, *key[1:])
             else:
                 moved = _moved(key, back)
-                found[key if moved is None else moved] = leaf
+                found[key] = key if moved is None else moved
         return found
-
-    def below(self, at: Key) -> "Placement":
-        """The same where the tree stands under a key of another one."""
-        return Placement(
-            tuple(((*at, *old), new) for old, new in self.moves),
-            tuple((name, (*at, *old)) for name, old in self.apart),
-        )
 
     def to_json(self) -> dict[str, Any]:
         """The placement as JSON values."""

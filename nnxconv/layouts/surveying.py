@@ -6,13 +6,13 @@ from typing import Any
 
 from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, UnknownLayout
 from nnxconv.layouts.finding import Found, Place, find
-from nnxconv.layouts.form import Record, claim, key_of, mapping
+from nnxconv.layouts.form import key_of, mapping
 from nnxconv.layouts.gathering import parts_of, placements
 from nnxconv.layouts.parts import is_rng_state
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.understanding import RECORD, Understood, understand
-from nnxconv.state import Role, Tree
-from nnxconv.tree import Key, Leaf, Source
+from nnxconv.state import LayerGroup, Role, Tree, under
+from nnxconv.tree import Key, Leaf, Literal, first_source
 
 STATES = "states"
 """Where a record of several states, or of one among other things, has them."""
@@ -27,6 +27,7 @@ class Located:
       placement: which of the tree's keys are which keys of its layout.
       understood: its meaning.
       stored: for each of its keys in the layout, the key in the tree.
+      placements: where it stood in other layouts, by name.
       copy_of: for a second copy of parameters, where the state stands that it is a copy of.
     """
 
@@ -35,6 +36,7 @@ class Located:
     understood: Understood
     stored: Mapping[Key, Key]
     copy_of: Key | None = None
+    placements: Mapping[str, Placement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,45 @@ class Survey:
             and self.states[0].placement.is_plain
         )
 
+    def head(self, located: Located) -> Key:
+        """What the canonical keys of a state begin with, where there are several."""
+        if located.copy_of is not None:
+            return ("aux", *located.at)
+        return located.at if len(self.states) > 1 else ()
+
+    def leaves(self) -> dict[Key, Leaf]:
+        """Every leaf under its canonical key; where there is no state, under its own."""
+        if not self.states:
+            return dict(self.tree)
+        found: dict[Key, Leaf] = {}
+        for located in self.states:
+            found |= under(self.head(located), located.understood.state.leaves())
+        for copy in self.copies:
+            found |= copy_leaves(copy)
+        return found | under(OTHER, self.around)
+
+    def groups(self) -> list[LayerGroup]:
+        """The layer groups of all states, by the keys that their leaves have."""
+        return [
+            replace(group, key=(*self.head(located), *group.key))
+            for located in (*self.states, *self.copies)
+            for group in located.understood.groups
+        ]
+
+
+OTHER: Key = ("other",)
+"""What the keys begin with of leaves that belong to no state."""
+
+
+def copy_leaves(copy: Located) -> dict[Key, Leaf]:
+    """The leaves of a second copy as variables: `aux.ema_params.Dense_0.kernel`."""
+    state = copy.understood.state
+    aux = {("aux", *copy.at, *key[1:]): leaf for key, leaf in state.aux.items()}
+    return {**under(("aux", *copy.at), state.params), **aux}
+
 
 @dataclass(frozen=True)
-class Reading:
+class SurveyOptions:
     """How a tree shall be read: what `understand` takes besides the tree."""
 
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -79,6 +117,7 @@ class Reading:
     layer_axis: int | None = None
     layer_group: Sequence[str] = ()
     where: str = ""
+    items: tuple[str, ...] = ()
 
     def of(self, tree: Tree, record: Mapping[str, Any] | None = None) -> Understood:
         """A tree with its meaning; `record` takes the place of what the metadata say."""
@@ -94,7 +133,7 @@ class Reading:
         )
 
 
-def survey(tree: Tree, how: Reading) -> Survey:
+def survey(tree: Tree, how: SurveyOptions) -> Survey:
     """What a tree is.
 
     A tree without a state that can be understood is no error here: `problem` says what it is not.
@@ -116,7 +155,7 @@ def survey(tree: Tree, how: Reading) -> Survey:
     return _as_found(tree, how)
 
 
-def _as_stated(tree: Tree, how: Reading) -> Survey | None:
+def _as_stated(tree: Tree, how: SurveyOptions) -> Survey | None:
     """The tree as one state in the layout that is stated, or that it was written in."""
     try:
         understood = how.of(tree)
@@ -125,12 +164,15 @@ def _as_stated(tree: Tree, how: Reading) -> Survey | None:
             raise
         return None
     if understood.evidence in (("stated by `--from`",), ("written by nnxconv",)):
-        itself = Located((), Placement(), understood, {key: key for key in tree})
+        record = how.custom_metadata.get(RECORD) or {}
+        known = _placements(record, how.where)
+        same = {key: key for key in tree}
+        itself = Located((), Placement(), understood, same, placements=known)
         return _whole(tree, [itself], [], {})
     return None
 
 
-def _as_written(tree: Tree, how: Reading, record: Mapping[str, Any]) -> Survey | None:
+def _as_written(tree: Tree, how: SurveyOptions, record: Mapping[str, Any]) -> Survey | None:
     """The states of a tree that nnxconv wrote; None where the tree has been changed since."""
     try:
         entries = [_entry(mapping(STATES, one)) for one in record[STATES]]
@@ -155,9 +197,21 @@ def _as_written(tree: Tree, how: Reading, record: Mapping[str, Any]) -> Survey |
             understood = how.of({new: tree[old] for new, old in stored.items()}, inner)
         except (UnknownLayout, BadInput):
             return None
-        located = Located(at, placement, understood, stored, copy_of)
+        known = _placements(inner, how.where)
+        located = Located(at, placement, understood, stored, copy_of, known)
         (states if copy_of is None else copies).append(located)
     return _whole(tree, states, copies, find(tree).roles, around)
+
+
+def _placements(record: Mapping[str, Any], where: str) -> dict[str, Placement]:
+    """Where a state stood in other layouts, as a record has it."""
+    try:
+        found = mapping("placements", record.get("placements", {}))
+        return {name: Placement.from_json(one) for name, one in found.items()}
+    except ValueError as error:
+        raise DamagedCheckpoint(
+            f"`custom_metadata.{RECORD}` is not the record of a conversion: {error}", where=where
+        ) from error
 
 
 _Entry = tuple[Key, Placement, Key | None, Mapping[str, Any]]
@@ -185,9 +239,9 @@ def _owner(key: Key, entries: Sequence[_Entry], kept: set[Key]) -> int | None:
     return None if best is None or is_kept else best[1]
 
 
-def _as_found(tree: Tree, how: Reading) -> Survey:
+def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
     """The states that the tree's structure shows."""
-    found = find(tree)
+    found = find(tree, how.items)
     states: list[Located] = []
     copies: list[Located] = []
     problems: list[UnknownLayout] = []
@@ -212,17 +266,19 @@ def _as_found(tree: Tree, how: Reading) -> Survey:
     return _whole(tree, states, copies, found.roles)
 
 
-def _no_state(tree: Tree, how: Reading) -> UnknownLayout:
+def _no_state(tree: Tree, how: SurveyOptions) -> UnknownLayout:
     """Why a tree that shows no state is of no layout."""
     try:
         how.of(tree)
     except UnknownLayout as error:
         return error
-    return UnknownLayout("there are no parameters that an optimizer or a name tells", where=how.where)
+    return UnknownLayout(
+        "there are no parameters that an optimizer or a name tells", where=how.where
+    )
 
 
 def _located(
-    place: Place, found: Found, parts: set[Key], tree: Tree, how: Reading
+    place: Place, found: Found, parts: set[Key], tree: Tree, how: SurveyOptions
 ) -> Located:
     """A found state in a known layout.
 
@@ -244,9 +300,7 @@ def _located(
         located = Located(place.at, placement, understood, stored)
         if _is_sound(located, found.roles):
             return located
-    raise first or UnknownLayout(
-        "this is none of the layouts that nnxconv knows", where=how.where
-    )
+    raise first or UnknownLayout("this is none of the layouts that nnxconv knows", where=how.where)
 
 
 _MAY_BE: Mapping[Role, tuple[Role, ...]] = {
@@ -266,7 +320,7 @@ def _is_sound(located: Located, roles: Mapping[Key, Role]) -> bool:
 
 
 def _copy(
-    key: Key, place: Place, found: Found, tree: Tree, located: Located, how: Reading
+    key: Key, place: Place, found: Found, tree: Tree, located: Located, how: SurveyOptions
 ) -> Located | None:
     """A second copy of parameters, as parameters alone; None where it cannot be read so."""
     inner = replace(how, layout=None, custom_metadata={})
@@ -312,15 +366,15 @@ def _roles_of(located: Located) -> dict[Key, Role]:
     """The role of each of a state's leaves, by key of the tree."""
     understood = located.understood
     decoded = understood.codec.decode(understood.tree, understood.record).state
-    by_name = {
-        leaf.name: _canonical_role(key, leaf)
+    by_name: dict[str, Role] = {
+        first_source(leaf).name: _canonical_role(key, leaf)
         for key, leaf in decoded.leaves().items()
-        if isinstance(leaf, Source)
+        if not isinstance(leaf, Literal)
     }
     return {
-        stored: by_name.get(leaf.name, "other")
+        stored: by_name.get(first_source(leaf).name, "other")
         for key, stored in located.stored.items()
-        if isinstance(leaf := understood.tree[key], Source)
+        if not isinstance(leaf := understood.tree[key], Literal)
     }
 
 

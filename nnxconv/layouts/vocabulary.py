@@ -14,18 +14,20 @@ STEPS = ("step", "global_step", "train_step")
 COUNTS = ("count", "mini_step", "notfinite_count", "step_count", "steps_since_sync")
 """Counters in optimizer states (optax)."""
 
-MOMENTS = frozenset(
-    "mu nu trace v_row v_col v m velocity momentum momentums sum_of_squares nu_max mu_hat nu_hat"
-    " exp_avg exp_avg_sq acc_grads diff_params_memory diff_updates_memory weights_memory updates"
-    " e_g e_x prev_grads prev_updates step_sizes ema z params0 grad_sum grad_sq_sum".split()
-)
-"""Parameter-shaped trees in optimizer states (optax, and code written by hand)."""
-
 UNMISTAKABLE = frozenset(
-    "mu nu trace v_row v_col sum_of_squares nu_max exp_avg exp_avg_sq acc_grads"
-    " diff_params_memory diff_updates_memory".split()
+    (
+        *("mu", "nu", "trace", "v_row", "v_col", "sum_of_squares", "nu_max", "exp_avg"),
+        *("exp_avg_sq", "acc_grads", "diff_params_memory", "diff_updates_memory"),
+    )
 )
-"""Those that are no usual name of a module; `mu` alone may be one."""
+"""Parameter-shaped trees in optimizer states (optax) whose names no module has; `mu` alone may."""
+
+MOMENTS = UNMISTAKABLE | {
+    *("v", "m", "velocity", "momentum", "momentums", "mu_hat", "nu_hat", "weights_memory"),
+    *("updates", "e_g", "e_x", "prev_grads", "prev_updates", "step_sizes", "ema", "z"),
+    *("params0", "grad_sum", "grad_sq_sum"),
+}
+"""All such trees, those of optimizers written by hand too."""
 
 INNER = ("inner_state", "inner_states", "inner_opt_state", "base_optimizer_state", "fast_state")
 """States within the states of optax's wrappers."""
@@ -42,8 +44,11 @@ _COPY = {"ema", "target", "best", "avg", "average", "averaged", "old", "prev", "
 }
 _RNG = {"rng", "rngs", "key", "keys", "prng", "prngs", "seed", "random"}
 WEIGHTS = frozenset(
-    "kernel bias scale embedding weight weights w b offset gamma beta lora_a lora_b embed"
-    " pos_embed cls_token embedder qkv table logits".split()
+    (
+        *("kernel", "bias", "scale", "embedding", "weight", "weights", "w", "b", "offset"),
+        *("gamma", "beta", "lora_a", "lora_b", "embed", "pos_embed", "cls_token", "embedder"),
+        *("qkv", "table", "logits"),
+    )
 )
 """Names that parameters have in many libraries."""
 
