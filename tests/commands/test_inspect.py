@@ -149,6 +149,23 @@ def test_json_holds_the_whole_tree_and_everything_that_the_text_says(stacked):
         "dtypes": {"int32": 3, "float32": 15},
         "custom_metadata": {},
         "shardings": {},
+        "states": [
+            {
+                "at": "",
+                "layout": "linen",
+                "parameters": 5,
+                "evidence": found["evidence"],
+                "copies": [],
+            }
+        ],
+        "ledger": {
+            "parameters": {"leaves": 5, "bytes": 16640},
+            "optimizer": {"leaves": 12, "bytes": 33288},
+            "step": {"leaves": 1, "bytes": 4},
+            "variables": {"leaves": 0, "bytes": 0},
+            "rng": {"leaves": 0, "bytes": 0},
+            "other": {"leaves": 0, "bytes": 0},
+        },
     }
 
 
@@ -182,11 +199,6 @@ def test_what_a_step_says_about_itself_is_shown(tmp_path):
 
 
 NO_CHECKPOINT = {
-    "root_of_steps": (
-        lambda path: save_root(path, {1: checkpoints.linen(1), 2: checkpoints.linen(1)}),
-        "`PATH` holds 2 steps: 1, 2",
-        "choose one with `--step N`",
-    ),
     "unfinished_saves_only": (
         lambda path: (path / "7.orbax-checkpoint-tmp-1700000000").mkdir(parents=True),
         "`PATH` is not an Orbax checkpoint",
