@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from nnxconv.commands.average import average
     from nnxconv.commands.checksum import check_checksums, write_checksums
     from nnxconv.commands.compare import compare
     from nnxconv.commands.convert import convert
@@ -30,6 +31,7 @@ __all__ = [
     "NnxconvError",
     "Report",
     "Result",
+    "average",
     "check_checksums",
     "compare",
     "convert",

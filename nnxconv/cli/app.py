@@ -9,6 +9,7 @@ from types import FrameType
 import click
 
 from nnxconv import __version__
+from nnxconv.cli.average import average
 from nnxconv.cli.checksum import checksum
 from nnxconv.cli.compare import compare
 from nnxconv.cli.convert import convert
@@ -45,6 +46,7 @@ nnxconv.add_command(compare)
 nnxconv.add_command(inspect)
 nnxconv.add_command(match)
 nnxconv.add_command(checksum)
+nnxconv.add_command(average)
 nnxconv.add_command(gpt3_from_paxml)
 
 

@@ -19,7 +19,7 @@ from nnxconv.running.cluster import SINGLE_PROCESS, Team, total
 from nnxconv.running.events import Event, Watcher, ignore
 from nnxconv.running.memory import kept_blocks
 from nnxconv.running.sharing import WorkShard, work_shard_of
-from nnxconv.running.values import converted, read_region
+from nnxconv.running.values import converted, read_region, read_view
 from nnxconv.storage import deferred_interrupts, run, together
 from nnxconv.storage.files import check_lock
 from nnxconv.storage.orbax import (
@@ -39,7 +39,7 @@ from nnxconv.storage.orbax import (
 from nnxconv.storage.resume import Journal
 from nnxconv.storage.transfer import Carrier, Moved, Share, moved_by_all
 from nnxconv.storage.zarr import Container, target_metadata
-from nnxconv.tree import Region, dtype_of, first_source, item_bytes, spell
+from nnxconv.tree import Region, dtype_of, first_source, is_computed, item_bytes, spell
 
 NO_JOURNALS: Mapping[str, Journal] = {}
 
@@ -295,7 +295,10 @@ class _Run:
                         turned = piece.turn(values, region)
                         await self._write(array, where, turned, writer, transaction)
             case Gather(array, region, parts):
-                values = await read_region(self._reader, parts, region)
+                if is_computed(array.view):
+                    values = await read_view(self._reader, array.view, region)
+                else:
+                    values = await read_region(self._reader, parts, region)
                 await self._write(array, region, values, writer, transaction)
 
     async def _write(
