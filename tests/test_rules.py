@@ -300,7 +300,7 @@ def test_rules_are_for_one_direction_at_a_time(rename, tmp_path):
         nnxconv.compare("a", "b", rename=Rules(()), rename_back=Rules(()))
 
 
-def test_the_rules_in_the_readme_can_be_read():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    [text] = re.findall(r"```toml\n(.*?)```", readme, re.S)
+def test_the_rules_in_the_docs_can_be_read():
+    page = (Path(__file__).parent.parent / "docs/rename.md").read_text()
+    [text] = re.findall(r"```toml\n(.*?)```", page, re.S)
     assert len(parse_rules(text).rules) == 7
