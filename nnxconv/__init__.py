@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nnxconv.commands.load import load, load_into
     from nnxconv.commands.match import match
     from nnxconv.commands.open import Checkpoint, LazyArray, open  # noqa: A004
+    from nnxconv.commands.qk_clip import qk_clip_checkpoint
     from nnxconv.commands.result import Result
     from nnxconv.comparing import Report
     from nnxconv.errors import NnxconvError
@@ -41,6 +42,7 @@ __all__ = [
     "load_into",
     "match",
     "open",
+    "qk_clip_checkpoint",
     "write_checksums",
 ]
 
@@ -52,6 +54,7 @@ _MODULES = {
     "Result": "commands.result",
     "check_checksums": "commands.checksum",
     "load_into": "commands.load",
+    "qk_clip_checkpoint": "commands.qk_clip",
     "write_checksums": "commands.checksum",
 }
 """Where names stand that are not those of a command's own file."""

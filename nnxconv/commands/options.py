@@ -38,6 +38,11 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "b1": "decay of the first moment",
         "b2": "decay of the second moment",
         "vocab_size": "where the metadata do not give it: cut padding off, or pad with zeros",
+        "max_logits": "the largest attention logits that the run recorded: an .npz, a .json or an"
+        " Orbax item",
+        "threshold": "logits above it are clipped to it",
+        "qk_nope_head_dim": "how much of each query and key has no rotary position",
+        "missing": "`error`, or `keep`: leave layers without recorded logits as they are",
         "weights": "one number for each checkpoint, in their order; they add up to 1",
         "last": "average the last steps of one root, so many; the newest comes first",
         "ema": "the decay of an exponential moving average over the checkpoints, newest first",
