@@ -12,11 +12,11 @@ from nnxconv.running.cluster import total
 from nnxconv.running.events import Event, Watcher
 from nnxconv.running.memory import kept_blocks
 from nnxconv.running.sharing import WorkShard
-from nnxconv.running.values import converted, read_region
+from nnxconv.running.values import converted, read_region, read_view
 from nnxconv.storage import together
 from nnxconv.storage.orbax import Reader, Writer
 from nnxconv.storage.transfer import Carrier, Share
-from nnxconv.tree import Region, dtype_of, item_bytes, spell
+from nnxconv.tree import Region, dtype_of, is_computed, item_bytes, spell
 
 
 class Tally:
@@ -108,7 +108,10 @@ class ShardRun:
                         turned = piece.turn(values, region)
                         await self._write(array, where, turned, writer, transaction)
             case Gather(array, region, parts):
-                values = await read_region(self._reader, parts, region)
+                if is_computed(array.view):
+                    values = await read_view(self._reader, array.view, region)
+                else:
+                    values = await read_region(self._reader, parts, region)
                 await self._write(array, region, values, writer, transaction)
 
     async def _write(
