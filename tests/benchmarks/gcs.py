@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import gcs
 from tests.benchmarks import generate
-from tests.gcs_proxy import Elsewhere, in_its_own_process
+from tests.support import gcs
+from tests.support.gcs_proxy import Elsewhere, in_its_own_process
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 NNXCONV = [sys.executable, "-c", "from nnxconv.cli import main; main()"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.chunkwise import Builder
+from tests.support.chunkwise import Builder
 
 Tree = dict[str, Any]
 

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import pax
+from tests.support import pax
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 IMPORT = [sys.executable, "-c", "from nnxconv.cli import main; main()", "gpt3-from-paxml"]

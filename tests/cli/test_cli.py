@@ -1,0 +1,162 @@
+"""The command line: one command is one function, and the README shows what happens."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import nnxconv
+from nnxconv.cli.app import nnxconv as command
+from tests.support import checkpoints
+from tests.support.places import REPOSITORY
+
+README = REPOSITORY / "README.md"
+NOT_OPTIONS = {"watch"}
+ONLY_OPTIONS = {
+    "convert": {"as_json", "source", "target"},
+    "compare": {"as_json", "a", "b", "verbose", "reports", "transpose_nnx_layers"},
+    "inspect": {"as_json", "tree", "depth", "filters", "shardings"},
+    "match": {"as_json", "source"},
+    "checksum": {"as_json", "is_check"},
+    "gpt3-from-paxml": {"as_json", "source", "target", "paxml_ckpt_path", "output_path"},
+}
+"""What only people want, and the words that stand for paths."""
+FUNCTIONS = {
+    "convert": nnxconv.convert,
+    "compare": nnxconv.compare,
+    "inspect": nnxconv.inspect,
+    "match": nnxconv.match,
+    "checksum": nnxconv.write_checksums,
+    "gpt3-from-paxml": nnxconv.gpt3_from_paxml,
+}
+PATHS = {"match": {"source_path"}, "gpt3-from-paxml": {"source_path", "target_path"}}
+"""Paths of a function whose words on the command line are called otherwise."""
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_command_and_its_function_have_the_same_options_and_defaults(name):
+    function = inspect.signature(FUNCTIONS[name]).parameters
+    paths = ["a"] if name in ("inspect", "checksum") else ["a", "b"]
+    parsed = command.commands[name].make_context(name, paths).params
+    options = {key: value for key, value in parsed.items() if key not in ONLY_OPTIONS[name]}
+    assert options.keys() == function.keys() - NOT_OPTIONS - PATHS.get(name, set())
+    for key, value in options.items():
+        default = function[key].default
+        if default is not inspect.Parameter.empty:
+            assert value == default, key
+
+
+def test_every_command_has_its_function():
+    assert FUNCTIONS.keys() == command.commands.keys()
+
+
+WITHOUT_COMMAND = (nnxconv.check_checksums, nnxconv.load, nnxconv.load_into, nnxconv.open)
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS.values(), *WITHOUT_COMMAND])
+def test_a_function_says_what_each_of_its_arguments_is(function):
+    [described] = re.findall(r"Args:\n(.*?)(?:\n\n|$)", inspect.getdoc(function), re.S)
+    names = re.findall(r"^  (\w+): ", described, re.M)
+    assert names == list(inspect.signature(function).parameters)
+
+
+@pytest.fixture
+def linen(tmp_path):
+    return checkpoints.save_item(tmp_path / "linen", checkpoints.linen())
+
+
+def run(*arguments):
+    return CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        ["--scan_layers", "--layer_axis", "0", "--to", "nnx_pure"],
+        ["--scan-layers", "--layer-axis", "0", "--to", "nnx-pure"],
+    ],
+)
+def test_options_are_spelled_with_underscores_or_dashes(spelled, linen, tmp_path):
+    outcome = run("convert", linen, tmp_path / "out", *spelled, "--json")
+    result = json.loads(outcome.stdout)
+    assert result["target"]["layout"] == "nnx-pure"
+    assert result["layers"] == [
+        {
+            "group": "decoder.layers",
+            "count": 3,
+            "before": "apart as name_0",
+            "after": "stacked on axis 0",
+        }
+    ]
+
+
+def test_paths_can_be_options_as_existing_scripts_have_them(linen, tmp_path):
+    outcome = run("convert", "--source_path", linen, "--target_path", tmp_path / "out")
+    assert outcome.exit_code == 0
+    assert nnxconv.compare(str(linen), str(tmp_path / "out"), compare_values=True).is_match
+
+
+def test_a_path_that_is_given_twice_or_not_at_all_is_a_usage_error(linen, tmp_path):
+    twice = run("convert", linen, tmp_path / "out", "--source_path", linen)
+    assert (twice.exit_code, "SRC and --source_path mean the same" in twice.output) == (2, True)
+    missing = run("convert", linen)
+    assert (missing.exit_code, "DST is missing" in missing.output) == (2, True)
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(linen, tmp_path):
+    outcome = run("convert", linen, tmp_path / "out", "--dry_run")
+    lines = outcome.stdout.splitlines()
+    assert lines[0] == "would convert linen to nnx"
+    [row] = [line for line in lines if line.startswith("model.decoder.layers.mlp.wi.kernel.value")]
+    assert row.split(maxsplit=3)[1:3] == ["f32[16,3,32]", "rewrite"]
+    assert "layers_0.mlp.wi.kernel to params.params.decoder.layers_2.mlp.wi.kernel" in row
+    assert re.fullmatch(
+        r"\d+ arrays? renamed, .+; \d+ arrays rewritten, .+; predicted peak .+", lines[-1]
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_direction_that_the_source_does_not_have_says_what_it_is(linen, tmp_path):
+    with pytest.raises(nnxconv.NnxconvError) as error:
+        nnxconv.convert(str(linen), str(tmp_path / "out"), direction="nnx_to_linen")
+    assert error.value.render() == (
+        "error: `--direction nnx_to_linen` needs a nnx source, but this is a linen checkpoint\n"
+        "  weights under `params/params`\n"
+        "  `opt_state` at the root, its chains are sequences\n"
+        "\n"
+        "hint: leave `--direction` out, or name the layout that you want with `--to`"
+    )
+
+
+def test_help_needs_neither_jax_nor_tensorstore():
+    code = (
+        "import sys\nfrom nnxconv.cli import main\nsys.argv = ['nnxconv', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'jax', 'tensorstore', 'orbax'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_session_that_opens_the_readme_is_what_happens(tmp_path, monkeypatch):
+    monkeypatch.chdir(README.parent)
+    [session] = re.findall(r"```console\n(\$ nnxconv convert.*?)```", README.read_text(), re.S)[:1]
+    commands = re.findall(r"^\$ nnxconv (.*)$", session, re.M)
+    assert len(commands) == 2
+    target = str(tmp_path / "nnx_checkpoint")
+    printed = [
+        run(*text.replace("/tmp/nnx_checkpoint", target).split()).stdout for text in commands
+    ]
+    shown = re.split(r"^\$ nnxconv .*\n", session, flags=re.M)[1:]
+    for expected, actual in zip(shown, printed, strict=True):
+        actual = actual.replace(target, "/tmp/nnx_checkpoint").replace(f"{README.parent}/", "")
+        assert _without_timing(actual) == _without_timing(expected)
+
+
+def _without_timing(text):
+    """Times and peaks differ from run to run, and trailing blank lines do not matter."""
+    return re.sub(r"in [\d.]+ s; peak memory .*", "in TIME", text).strip()
