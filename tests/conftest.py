@@ -11,36 +11,43 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # read by `import gcsfs`
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Compiling these models takes longer than running them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest
 
-from tests.support.conformance import cases, checkpoints, there
-from tests.support.places import REPOSITORY
+from tests.support import tiers
 
 if TYPE_CHECKING:
     from tests.support.gcs import Storage
 
+REPOSITORY = Path(__file__).parent.parent
+
+
+def conformance_root() -> Path:
+    """Where checkpoints that MaxText and paxml wrote may lie."""
+    return Path(os.environ.get("NNXCONV_CONFORMANCE", REPOSITORY.parent / "shared" / "checkpoints"))
+
 
 @pytest.fixture(scope="session")
 def conformance() -> Path:
-    """Checkpoints that MaxText and paxml wrote; the test is skipped where there are none."""
-    return there(checkpoints())
+    """Checkpoints that other programs wrote; the test is skipped where there are none."""
+    root = conformance_root()
+    if not root.is_dir():
+        pytest.skip(f"no conformance checkpoints: {root} is not there (NNXCONV_CONFORMANCE)")
+    return root
 
 
-@pytest.fixture(scope="session")
-def conformance_cases() -> Path:
-    """Smaller trees that other programs wrote; the test is skipped where there are none."""
-    return there(cases())
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves tests that are marked `trust(only=True)` to runs that ask for them."""
+    """Puts every test into its tier; those marked `trust(only=True)` wait for `-m trust`."""
     if "trust" in config.option.markexpr:
         return
-    left = [item for item in items if any(m.kwargs for m in item.iter_markers("trust"))]
+    left = {item for item in items if any(m.kwargs for m in item.iter_markers("trust"))}
     if left:
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in set(left)]
+        config.hook.pytest_deselected(items=list(left))
+        items[:] = [item for item in items if item not in left]
+    tiers.assign(items)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

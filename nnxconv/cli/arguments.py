@@ -1,13 +1,14 @@
-"""Arguments that several commands have, or that can be given in two ways."""
+"""The options of all commands, each declared once, and shown in groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 
+from nnxconv.commands.options import GROUPS, group_of, text_of
 from nnxconv.layouts import layouts
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class Layout(click.ParamType):
@@ -27,84 +28,109 @@ class Layout(click.ParamType):
         return f"[{'|'.join(layouts())}]"
 
 
-max_memory_option = click.option(
-    "--max_memory",
-    default="2GiB",
-    show_default=True,
-    metavar="SIZE",
-    help="What blocks in flight may take, besides about 300 MiB for the program.",
-)
+_FLAG: Mapping[str, Any] = {"is_flag": True}
+_SHOWN: Mapping[str, Any] = {"show_default": True}
+_GLOBS: Mapping[str, Any] = {"multiple": True, "metavar": "GLOB"}
 
-overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace DST, once the new one is complete."
-)
-dry_run_option = click.option("--dry_run", is_flag=True, help="Show the plan; write nothing.")
-verify_option = click.option(
-    "--verify", is_flag=True, help="Compare DST with SRC before committing it."
-)
-resume_option = click.option(
-    "--resume",
-    is_flag=True,
-    help="Go on where an interrupted run with --resume stopped, and keep work for another one.",
-)
-allow_uncommitted_option = click.option(
-    "--allow_uncommitted",
-    is_flag=True,
-    help="Read what has no commit_success.txt in a bucket.",
-)
-params_only_option = click.option(
-    "--params_only",
-    is_flag=True,
-    help="Write what serving loads: no optimizer state, step or RNG state.",
-)
-dtype_option = click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32", "float64"]),
-    help="Cast the floating-point parameters; moments stay as they are.",
-)
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "direction": {
+        "type": click.Choice(["auto", "linen_to_nnx", "nnx_to_linen"]),
+        "default": "auto",
+        **_SHOWN,
+    },
+    "to": {"type": Layout()},
+    "from_": {"type": Layout()},
+    "like": {"metavar": "PATH"},
+    "rename": {"metavar": "RULES"},
+    "rename_back": {"metavar": "RULES"},
+    "fused_qkv": {"flags": "--fused_qkv/--split_qkv", "default": True, **_SHOWN},
+    "optimizer": {
+        "type": click.Choice(["adam_pax", "adamw"]),
+        "default": "adam_pax",
+        **_SHOWN,
+    },
+    "b1": {"type": float, "default": 0.9, **_SHOWN},
+    "b2": {"type": float, "default": 0.95, **_SHOWN},
+    "vocab_size": {"type": int, "metavar": "N"},
+    "model": {"type": click.Choice(["gpt3-175b", "gpt3-52k"])},
+    "output": {"metavar": "RULES"},
+    "check": {**_FLAG, "name": "is_check"},
+    "manifest": {"metavar": "FILE"},
+    "scan_layers": {"flags": "--scan_layers/--no-scan_layers", "default": None},
+    "layer_axis": {"type": click.IntRange(0, 1)},
+    "layer_group": {"multiple": True, "metavar": "NAME"},
+    "step": {"type": int},
+    "params_only": _FLAG,
+    "without": {"multiple": True, "metavar": "PART"},
+    "strict": _FLAG,
+    "compare_only": {"type": click.Choice(["params", "all"]), "default": "params", **_SHOWN},
+    "filter": _GLOBS,
+    "exclude": _GLOBS,
+    "ignore_rngs": {"flags": "--ignore_rngs/--no-ignore_rngs", "default": True, **_SHOWN},
+    "dtype": {"type": click.Choice(["bfloat16", "float16", "float32", "float64"])},
+    "max_memory": {"default": "2GiB", "metavar": "SIZE", **_SHOWN},
+    "transfer": {"type": click.Choice(["copy", "link"]), "default": "copy", **_SHOWN},
+    "compare_values": _FLAG,
+    "atol": {"type": float, "default": 1e-5, **_SHOWN},
+    "rtol": {"type": float, "default": 1e-5, **_SHOWN},
+    "equal_nan": {"flags": "--equal_nan/--no-equal_nan", "default": True, **_SHOWN},
+    "ignore_dtype": _FLAG,
+    "dry_run": _FLAG,
+    "verify": _FLAG,
+    "overwrite": _FLAG,
+    "resume": _FLAG,
+    "allow_uncommitted": _FLAG,
+    "distributed": _FLAG,
+    "coordinator_address": {"metavar": "HOST:PORT"},
+    "num_processes": {"type": int, "metavar": "N"},
+    "process_id": {"type": int, "metavar": "I"},
+}
+"""How click declares each option; what they mean is said in `commands.options`."""
 
-
-rename_option = click.option(
-    "--rename",
-    metavar="RULES",
-    help="Rename modules by the rules of this TOML file, or of this set that comes with nnxconv.",
-)
-rename_back_option = click.option(
-    "--rename_back", metavar="RULES", help="The same, from right to left."
-)
-
-
-_DISTRIBUTED = (
-    click.option(
-        "--distributed",
-        is_flag=True,
-        help="Share the work with other processes; each is started with this command.",
-    ),
-    click.option(
-        "--coordinator_address",
-        metavar="HOST:PORT",
-        help="Where process 0 is, unless the cluster or JAX_COORDINATOR_ADDRESS tells.",
-    ),
-    click.option(
-        "--num_processes",
-        type=int,
-        metavar="N",
-        help="How many processes, unless the cluster or JAX_NUM_PROCESSES tells.",
-    ),
-    click.option(
-        "--process_id",
-        type=int,
-        metavar="I",
-        help="Which one this is, from 0, unless the cluster or JAX_PROCESS_ID tells.",
-    ),
-)
+DISTRIBUTED = ("distributed", "coordinator_address", "num_processes", "process_id")
+"""The options by which several processes find each other."""
 
 
-def distributed_options(command: Command) -> Command:
-    """Gives a command the options by which several processes find each other."""
-    for option in reversed(_DISTRIBUTED):
-        command = option(command)
-    return command
+def options(
+    function: str, *names: str, **changes: Mapping[str, Any]
+) -> Callable[[Decorated], Decorated]:
+    """Gives a command the options of a function of the library; `changes` are of their settings."""
+
+    def decorate(command: Decorated) -> Decorated:
+        for name in reversed(names):
+            settings = {**SETTINGS[name], **changes.get(name, {})}
+            flags = settings.pop("flags", f"--{name.rstrip('_')}")
+            argument = settings.pop("name", name)
+            text = sentence(text_of(function, name))
+            command = click.option(flags, argument, help=text, **settings)(command)
+        return command
+
+    return decorate
+
+
+def sentence(text: str) -> str:
+    """A text of `commands.options` as help writes it.
+
+    >>> sentence("show the plan; write nothing")
+    'Show the plan; write nothing.'
+    """
+    return f"{text[0].upper()}{text[1:]}."
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options of each group under its name."""
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in (*GROUPS, "Output")}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                groups[group_of(param.name or "")].append(record)
+        for name, records in groups.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
 
 
 def one_of(position: str, option: str, a: str | None, b: str | None) -> str:

@@ -5,19 +5,17 @@ from typing import Any
 
 import click
 
-from nnxconv.cli.arguments import allow_uncommitted_option, max_memory_option
+from nnxconv.cli.arguments import GroupedCommand, options
 from nnxconv.cli.output import say
 
 
-@click.command(no_args_is_help=True)
-@click.argument("path", metavar="PATH")
-@click.option("--check", "is_check", is_flag=True, help="Verify the manifest; write nothing.")
-@click.option(
-    "--manifest", metavar="FILE", help="The manifest. Default: PATH with `.checksums.json` added."
+@click.command(
+    cls=GroupedCommand,
+    no_args_is_help=True,
+    short_help="Writes digests of a checkpoint's values, or verifies them.",
 )
-@click.option("--step", type=int, help="Which step of a root of steps.")
-@max_memory_option
-@allow_uncommitted_option
+@click.argument("path", metavar="PATH")
+@options("checksum", "check", "manifest", "step", "max_memory", "allow_uncommitted")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.pass_context
 def checksum(
@@ -25,7 +23,7 @@ def checksum(
     path: str,
     is_check: bool,
     as_json: bool,
-    **options: Any,
+    **arguments: Any,
 ) -> None:
     """Writes a manifest of digests for the checkpoint at PATH, or verifies it.
 
@@ -42,11 +40,11 @@ def checksum(
 
     with progress() as watch:
         if not is_check:
-            written = write_checksums(path, watch=watch, **options)
+            written = write_checksums(path, watch=watch, **arguments)
             summary = {"manifest": written.path, "leaves": written.leaves, "files": written.files}
             text = f"{written.leaves:,} arrays and {written.files:,} files -> {written.path}"
             say(json.dumps(summary, indent=2) if as_json else text)
             return
-        found = check_checksums(path, watch=watch, **options)
+        found = check_checksums(path, watch=watch, **arguments)
     say(json.dumps(check_json(found), indent=2) if as_json else check_text(found))
     context.exit(found.exit_code)

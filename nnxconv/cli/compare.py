@@ -5,48 +5,26 @@ from typing import Any
 
 import click
 
-from nnxconv.cli.arguments import (
-    allow_uncommitted_option,
-    distributed_options,
-    max_memory_option,
-    one_of,
-    rename_back_option,
-    rename_option,
-)
+from nnxconv.cli.arguments import DISTRIBUTED, GroupedCommand, one_of, options
 from nnxconv.cli.output import say
 
 
-@click.command(no_args_is_help=True)
+@click.command(
+    cls=GroupedCommand,
+    no_args_is_help=True,
+    short_help="Says whether two checkpoints hold the same model.",
+)
 @click.argument("a", required=False, metavar="A")
 @click.argument("b", required=False, metavar="B")
 @click.option("--ckpt_path_1", help="The same as A.", metavar="A")
 @click.option("--ckpt_path_2", help="The same as B.", metavar="B")
-@rename_option
-@rename_back_option
-@click.option("--compare_values", is_flag=True, help="Read the arrays, not only their metadata.")
-@click.option("--atol", type=float, default=1e-5, show_default=True, help="Absolute tolerance.")
-@click.option("--rtol", type=float, default=1e-5, show_default=True, help="Relative tolerance.")
-@click.option("--equal_nan/--no-equal_nan", default=True, show_default=True, help="NaN equals NaN.")
-@click.option(
-    "--compare_only",
-    type=click.Choice(["params", "all"]),
-    default="params",
-    show_default=True,
-    help="`all`: optimizer, step and other variables as well.",
+@options(
+    "compare",
+    *("rename", "rename_back", "compare_only", "filter", "exclude", "ignore_rngs"),
+    *("compare_values", "atol", "rtol", "equal_nan", "ignore_dtype", "max_memory"),
+    *("allow_uncommitted", *DISTRIBUTED),
 )
-@click.option(
-    "--ignore_rngs/--no-ignore_rngs",
-    default=True,
-    show_default=True,
-    help="Leave RNG state aside, which Linen does not keep.",
-)
-@click.option("--ignore_dtype", is_flag=True, help="Compare values in the wider type.")
-@click.option("--filter", multiple=True, metavar="GLOB", help="Compare only these keys.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these keys aside.")
-@max_memory_option
 @click.option("--verbose", is_flag=True, help="List every leaf: = equal, - + * different.")
-@allow_uncommitted_option
-@distributed_options
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
     "--report",
@@ -67,7 +45,7 @@ def compare(
     as_json: bool,
     reports: tuple[str, ...],
     transpose_nnx_layers: bool,
-    **options: Any,
+    **arguments: Any,
 ) -> None:
     """Says whether the checkpoints A and B hold the same model.
 
@@ -88,8 +66,8 @@ def compare(
     if transpose_nnx_layers:
         say("`--transpose_nnx_layers` is not needed: layer axes are found", err=True)
     check_report_files(reports)
-    with one_screen(options["distributed"]), progress() as watch:
-        report = run(first, second, watch=watch, **options)
+    with one_screen(arguments["distributed"]), progress() as watch:
+        report = run(first, second, watch=watch, **arguments)
     if report.process == 0:
         write_reports(report, reports)
         found = comparison_json(report)

@@ -4,18 +4,21 @@ import json
 
 import click
 
-from nnxconv.cli.arguments import allow_uncommitted_option
+from nnxconv.cli.arguments import GroupedCommand, options
 from nnxconv.cli.output import say
 
 
-@click.command(no_args_is_help=True)
+@click.command(
+    cls=GroupedCommand,
+    no_args_is_help=True,
+    short_help="Shows what a checkpoint is.",
+)
 @click.argument("path", metavar="PATH")
-@click.option("--step", type=int, help="Which step of a root of steps.")
+@options("inspect", "step", "allow_uncommitted")
 @click.option("--tree", is_flag=True, help="List every leaf.")
 @click.option("--depth", type=click.IntRange(1), help="List the tree down to this depth.")
 @click.option("--filter", "filters", multiple=True, metavar="GLOB", help="List these keys only.")
 @click.option("--shardings", is_flag=True, help="Mesh and partition spec of every array.")
-@allow_uncommitted_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(
     path: str,

@@ -5,20 +5,18 @@ from typing import Any
 
 import click
 
+from nnxconv.cli.arguments import GroupedCommand, options
 from nnxconv.cli.output import say
 
 
-@click.command(no_args_is_help=True)
+@click.command(
+    cls=GroupedCommand,
+    no_args_is_help=True,
+    short_help="Proposes rename rules that lead to another model.",
+)
 @click.argument("source", metavar="SRC")
 @click.argument("template", metavar="TEMPLATE")
-@click.option("--output", metavar="RULES", help="Write the rules to this TOML file.")
-@click.option("--step", type=int, help="Which step of a root of steps.")
-@click.option(
-    "--layer_group",
-    multiple=True,
-    metavar="NAME",
-    help="A further name of layers, besides layers, dense_layers and moe_layers.",
-)
+@options("match", "output", "layer_group", "step")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def match(
@@ -27,7 +25,7 @@ def match(
     template: str,
     output: str | None,
     as_json: bool,
-    **options: Any,
+    **arguments: Any,
 ) -> None:
     """Proposes rename rules: which leaf of SRC is which leaf of TEMPLATE.
 
@@ -44,7 +42,7 @@ def match(
     from nnxconv.commands.match import match as run
     from nnxconv.render import proposal_json, proposal_text
 
-    found = run(source, template, output=output, **options)
+    found = run(source, template, output=output, **arguments)
     if as_json:
         say(json.dumps(proposal_json(found), indent=2))
     else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.options import documented
 from nnxconv.comparing import Check, Manifest, check
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options
@@ -22,6 +23,7 @@ class WrittenManifest:
 
 
 @plainly
+@documented
 def write_checksums(
     path: str,
     *,
@@ -31,16 +33,7 @@ def write_checksums(
     allow_uncommitted: bool = False,
     watch: Watcher = ignore,
 ) -> WrittenManifest:
-    """Writes the digests of a checkpoint's values to a manifest beside it.
-
-    Args:
-      path: an item directory, a step, or a root of steps; it is only read.
-      manifest: the file to write; `path` with `.checksums.json` added by default.
-      step: which step of a root.
-      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
-      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
-      watch: is called with an `Event` after each block of work.
-    """
+    """Writes the digests of a checkpoint's values to a manifest beside it."""
     from nnxconv.storage.files import write_text
 
     file = manifest or _manifest_path(path)
@@ -50,6 +43,7 @@ def write_checksums(
 
 
 @plainly
+@documented
 def check_checksums(
     path: str,
     *,
@@ -60,14 +54,6 @@ def check_checksums(
     watch: Watcher = ignore,
 ) -> Check:
     """Holds a checkpoint against a manifest, which may be that of its other layout.
-
-    Args:
-      path: an item directory, a step, or a root of steps.
-      manifest: the file to read; `path` with `.checksums.json` added by default.
-      step: which step of a root.
-      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
-      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
-      watch: is called with an `Event` after each block of work.
 
     Raises:
       BadInput: the manifest is not there, or is none.

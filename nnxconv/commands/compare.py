@@ -6,6 +6,7 @@ from functools import partial
 
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.options import documented
 from nnxconv.comparing import (
     Report,
     Scope,
@@ -26,6 +27,7 @@ from nnxconv.tree import parse_bytes
 
 
 @plainly
+@documented
 def compare(
     ckpt_path_1: str,
     ckpt_path_2: str,
@@ -50,31 +52,6 @@ def compare(
     watch: Watcher = ignore,
 ) -> Report:
     """Says whether two checkpoints, of whatever layouts, hold the same model.
-
-    Args:
-      ckpt_path_1: side a: an item directory, a step, or a root with one step.
-      ckpt_path_2: side b.
-      rename: rules in a TOML file, or the name of a set that comes with nnxconv, for side a: what
-        its modules are called, and how their arrays are cut, on side b.
-      rename_back: the same, from right to left.
-      compare_values: read the arrays too; without it only names, shapes and types are compared.
-      atol: absolute tolerance; `|a - b| <= atol + rtol * |b|`, for floats only.
-      rtol: relative tolerance.
-      equal_nan: NaN equals NaN.
-      compare_only: `params`, or `all`: optimizer, step and other variables as well.
-      ignore_rngs: leave RNG state aside, which Linen checkpoints do not keep.
-      ignore_dtype: compare values of different types, in the wider one.
-      filter: compare only keys that one of these globs fits, such as `*.mlp.*`.
-      exclude: leave aside keys that one of these globs fits.
-      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
-      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
-      distributed: share the work with other processes, which are started alike: see
-        `nnxconv.cluster`. Each of them returns the same.
-      coordinator_address: `host:port` of process 0; where it is None, JAX_COORDINATOR_ADDRESS or
-        the cluster that JAX detects tells.
-      num_processes: how many there are; else JAX_NUM_PROCESSES or the cluster tells.
-      process_id: of this process, from 0; else JAX_PROCESS_ID or the cluster tells.
-      watch: is called with an `Event` after each block of work.
 
     Returns:
       A report that counts, renders itself and owns the exit code.

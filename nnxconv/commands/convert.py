@@ -7,6 +7,7 @@ from typing import Any
 
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.options import documented
 from nnxconv.commands.result import Places, Result, Way, carry_out
 from nnxconv.layouts import ITEMS, Direction, Options, convert_tree
 from nnxconv.planning import Transfer
@@ -15,6 +16,7 @@ from nnxconv.running import Watcher, ignore, share_one_heap
 
 
 @plainly
+@documented
 def convert(
     source_path: str,
     target_path: str,
@@ -47,43 +49,6 @@ def convert(
     watch: Watcher = ignore,
 ) -> Result:
     """Converts a checkpoint from one layout to another.
-
-    Args:
-      source_path: an item directory, a step, or a root of steps; it is only read.
-      target_path: is written in the same structure, and committed when it is complete.
-      direction: `auto` goes to the other family; `linen_to_nnx` and `nnx_to_linen` state it.
-      to: the target's layout: `linen`, `nnx`, `maxtext`, or another one of `nnxconv.layouts`.
-      from_: the source's layout, where it cannot be recognised.
-      scan_layers: True stacks layers, False unstacks them. By default they are stacked on the
-        way from Linen to NNX, unstacked on the way back, and left as they are when `to` or
-        `like` names the target.
-      layer_axis: where stacked arrays have their layers: 1, unless they are stacked already.
-      layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
-      without: parts to leave out: `aux`, `aux.rngs`, `opt_state`, `step`.
-      like: a checkpoint that the target program wrote, whose conventions are followed.
-      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
-        are called, and how their arrays are cut, in the target (see `nnxconv.rules.toml`).
-      rename_back: the same, from right to left.
-      strict: leaving out RNG state is an error.
-      params_only: write what serving loads: no optimizer state, step or RNG state.
-      dtype: cast the floating-point parameters, for example to `bfloat16`; moments stay.
-      step: which step of a root.
-      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
-      overwrite: replace an existing checkpoint, once the new one is complete.
-      dry_run: plan everything, write nothing.
-      verify: before committing, read the target back and compare it with the source.
-      transfer: how encoded chunks that stay as they are get to the target: `copy`, or `link` for
-        hard links to the source's data files.
-      resume: keep what is finished when the conversion is interrupted or fails, and go on with what
-        such a call has kept before. Not for several processes.
-      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
-      distributed: share the work with other processes, which are started alike: see
-        `nnxconv.cluster`. Each of them returns the same.
-      coordinator_address: `host:port` of process 0; where it is None, JAX_COORDINATOR_ADDRESS or
-        the cluster that JAX detects tells.
-      num_processes: how many there are; else JAX_NUM_PROCESSES or the cluster tells.
-      process_id: of this process, from 0; else JAX_PROCESS_ID or the cluster tells.
-      watch: is called with an `Event` after each block of work.
 
     Raises:
       NnxconvError: the input cannot be converted as asked; source and target are as they were.

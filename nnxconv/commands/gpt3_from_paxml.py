@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.options import documented
 from nnxconv.commands.result import Places, Result, Way, carry_out
 from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.layouts import CODECS, ITEMS, Form, Options, Record, Understood, convert_tree, paxml
@@ -20,6 +21,7 @@ LAYERS = ("decoder", "layers")
 
 
 @plainly
+@documented
 def gpt3_from_paxml(
     source_path: str,
     target_path: str,
@@ -51,36 +53,6 @@ def gpt3_from_paxml(
 
     Sizes are read from the arrays. Chunks are streamed, each decoded once; memory is bounded, and
     no accelerator is needed. Source of the layout: checkpoints that paxml 1.4 wrote.
-
-    Args:
-      source_path: the directory of the leaves, their step, or a root of steps; it is only read.
-      target_path: a root, as `CheckpointManager` has it; `<step>/items` is written in it.
-      to: the target's layout: `linen`, `maxtext`, or another one of `nnxconv.layouts`.
-      fused_qkv: one array for query, key and value, or three.
-      scan_layers: stack the layers, or write them apart.
-      layer_axis: where stacked arrays have their layers.
-      optimizer: MaxText's `adam_pax` takes the moments as they are; for optax's `adamw` their
-        correction of bias is undone: they are multiplied by `1 - b1**t` and `1 - b2**t`.
-      b1: decay of the first moment; 0.9 in Pax's GPT-3.
-      b2: decay of the second moment; 0.95 in Pax's GPT-3.
-      params_only: write the parameters alone; the source needs no more either.
-      dtype: cast the parameters, for example to `bfloat16`; moments stay.
-      vocab_size: of checkpoints whose metadata do not give it: cut padding off, or pad with zeros.
-      model: `gpt3-175b` or `gpt3-52k`: checks that the sizes are those.
-      step: which step of a root.
-      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take.
-      overwrite: replace an existing checkpoint, once the new one is complete.
-      dry_run: plan everything, write nothing; the chunks need not be there.
-      verify: before committing, read the target back and compare it with the source.
-      resume: keep what is finished when the import is interrupted or fails, and go on with what
-        such a call has kept before. Not for several processes.
-      distributed: share the work with other processes, which are started alike: see
-        `nnxconv.cluster`. Each of them returns the same.
-      coordinator_address: `host:port` of process 0; where it is None, JAX_COORDINATOR_ADDRESS or
-        the cluster that JAX detects tells.
-      num_processes: how many there are; else JAX_NUM_PROCESSES or the cluster tells.
-      process_id: of this process, from 0; else JAX_PROCESS_ID or the cluster tells.
-      watch: is called with an `Event` after each block of work.
 
     Raises:
       NnxconvError: it is not such a checkpoint, or chunks of it are missing; source and target

@@ -10,18 +10,15 @@ from nnxconv.commands.inspection import (
     sizes_of,
 )
 from nnxconv.commands.opening import meaning
+from nnxconv.commands.options import documented
 from nnxconv.errors import UnknownLayout
 from nnxconv.layouts import Options
 
 
 @plainly
+@documented
 def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = False) -> Inspection:
     """Says what a checkpoint is, from its metadata alone, besides its step.
-
-    Args:
-      path: an item directory, a step, or a root of steps.
-      step: which step of a root.
-      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
 
     Raises:
       NotACheckpoint: there is no checkpoint there; the message says what it looks like.

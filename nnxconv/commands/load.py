@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnxconv.commands.boundary import as_arguments, in_python
 from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.options import documented
 from nnxconv.layouts import Options, Understood, understand
 from nnxconv.loading import (
     fit,
@@ -41,6 +42,7 @@ def log(text: str) -> None:
 
 
 @in_python
+@documented
 def load(
     path: str | os.PathLike[str],
     *,
@@ -68,30 +70,6 @@ def load(
     Every stored chunk is read once, and only chunks of which `like` places a part on this process.
     RNG state that the checkpoint does not have is kept from `like`, and the optimizer state and
     step are left out where `like` has none; `note` is told.
-
-    Args:
-      path: an item directory, a step, or a root of steps; it is only read.
-      like: an `nnx.State`, `nnx.Module`, `nnx.Optimizer`, flax `TrainState`, optax state or mapping
-        of variables, whose leaves are arrays, numbers or `jax.ShapeDtypeStruct`s, with or without
-        shardings.
-      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
-        are called, and how their arrays are cut, in `like`; without it, a set of nnxconv is used
-        where it alone leads to the names of `like`, and `note` is told.
-      rename_back: the same, from right to left.
-      without: parts that are not loaded, so that `like` keeps its own: `aux`, `aux.rngs`,
-        `opt_state`, `step`.
-      cast: read floats in the float types of `like`, and integers in its integer types; otherwise
-        another type is a mismatch.
-      from_: the checkpoint's layout, where it cannot be recognised.
-      layer_axis: where stacks have their layers whose shapes do not tell.
-      layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
-      step: which step of a root.
-      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take, besides the
-        arrays that are loaded.
-      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
-      watch: is called with an `Event` after each block of work.
-      note: is called with a line for all that is kept from `like` or left out; by default it is
-        logged as a warning of the logger `nnxconv`.
 
     Returns:
       What `like` is, with the values of the checkpoint; `like` itself is as it was.
@@ -157,6 +135,7 @@ def _sides(
 
 
 @in_python
+@documented
 def load_into(
     model: "nnx.Module",
     path: str | os.PathLike[str],
@@ -183,29 +162,6 @@ def load_into(
 
     Nothing changes before everything is read, so that for a moment there are both old and new
     values; where that is too much, give `load` an abstract `like`.
-
-    Args:
-      model: its variables are updated.
-      path: an item directory, a step, or a root of steps; it is only read.
-      optimizer: is updated too, its step included.
-      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
-        are called, and how their arrays are cut, in the model; without it, a set of nnxconv is
-        used where it alone leads to the names of the model, and `note` is told.
-      rename_back: the same, from right to left.
-      without: parts that are not loaded, so that model and optimizer keep their own: `aux`,
-        `aux.rngs`, `opt_state`, `step`.
-      cast: read floats in the float types of the model, and integers in its integer types;
-        otherwise another type is a mismatch.
-      from_: the checkpoint's layout, where it cannot be recognised.
-      layer_axis: where stacks have their layers whose shapes do not tell.
-      layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
-      step: which step of a root.
-      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take, besides the
-        arrays that are loaded.
-      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
-      watch: is called with an `Event` after each block of work.
-      note: is called with a line for all that is kept from `like` or left out; by default it is
-        logged as a warning of the logger `nnxconv`.
 
     Raises:
       Mismatch: leaves are missing, unexpected, or of another shape or type; all are listed, and

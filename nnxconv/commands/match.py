@@ -6,6 +6,7 @@ from typing import Any
 
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.options import documented
 from nnxconv.layouts import (
     Options,
     refuse_unknown,
@@ -17,6 +18,7 @@ from nnxconv.state import DEFAULT_NAMES, TrainState, unstack
 
 
 @plainly
+@documented
 def match(
     source_path: str,
     template: Any,
@@ -26,15 +28,6 @@ def match(
     layer_group: Iterable[str] = (),
 ) -> Proposal:
     """Proposes rename rules: which leaf of a checkpoint is which leaf of another model.
-
-    Args:
-      source_path: an item directory, a step, or a root of steps; only its metadata are read.
-      template: another checkpoint; or `module:function`, a function without arguments; or what it
-        returns: an `nnx.Module`, an `nnx.State`, Linen variables or a `TrainState`, for example
-        from `nnx.eval_shape` or `jax.eval_shape`.
-      output: a TOML file to write, as `rename` takes it; what is not certain is in its comments.
-      step: which step of a root.
-      layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
 
     Returns:
       The certain pairs with the evidence, what is not certain, and the rules.

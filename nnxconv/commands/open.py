@@ -10,6 +10,7 @@ import numpy as np
 
 from nnxconv.commands.boundary import in_python
 from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.options import documented
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options
 from nnxconv.planning import Wanted
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 
 @in_python
+@documented
 def open(  # noqa: A001
     path: str | os.PathLike[str],
     *,
@@ -56,19 +58,6 @@ def open(  # noqa: A001
 
     Layers are apart in it, whether they are stacked on disk or not, and keys are those that
     `compare` prints. There is nothing to close.
-
-    Args:
-      path: an item directory, a step, or a root of steps; it is only read.
-      rename: rules in a TOML file, or the name of a set that comes with nnxconv: what modules
-        are called, and how their arrays are cut, in what is opened.
-      rename_back: the same, from right to left.
-      from_: the checkpoint's layout, where it cannot be recognised.
-      layer_axis: where stacks have their layers whose shapes do not tell.
-      layer_group: further names of layers, besides `layers`, `dense_layers`, `moe_layers`.
-      step: which step of a root.
-      max_memory: bytes, or a text such as `2GiB`, that blocks in flight may take when an array is
-        read, besides the array.
-      allow_uncommitted: read a checkpoint in a bucket that has no `commit_success.txt`.
 
     Raises:
       NnxconvError: there is no checkpoint there, or its layout is not known.

@@ -11,13 +11,13 @@ from nnxconv.errors import BadInput
 from nnxconv.layouts import RECORD, Conversion, nothing_lost
 from nnxconv.planning import Plan, Transfer
 from nnxconv.running import Watcher, check_memory, ignore, peak_memory_bytes
-from nnxconv.running.cluster import ALONE, Team
+from nnxconv.running.cluster import SINGLE_PROCESS, Team
 from nnxconv.tree import parse_bytes
 
 if TYPE_CHECKING:
     from nnxconv.storage.orbax import Item, Location, Target
     from nnxconv.storage.resume import Journal
-    from nnxconv.storage.transfer import Freight, Moved, Share
+    from nnxconv.storage.transfer import Moved, Share, TransferPlan
     from nnxconv.storage.zarr import Container
 
 
@@ -30,13 +30,13 @@ class Result:
       target_path: the item that was written.
       conversion: layouts, layers, what was left out, assumed or taken from `like`.
       plan: the arrays and how they move.
-      freight: the files, references and values by which renamed arrays move.
+      transfers: the files, references and values by which renamed arrays move.
       seconds: wall time of the whole call.
       peak_memory_bytes: the most memory this process has had so far; 0 for a dry run.
       is_dry_run: True when nothing was written.
       is_verified: True when the target was read back and compared before it was committed.
       moved: the files and chunks that were taken over undecoded; None for a dry run.
-      companions: names of files beside the source that travel with it.
+      extra_files: names of files beside the source that travel with it.
       process: which of the processes that did it this one is.
       processes: how many there were.
     """
@@ -45,20 +45,20 @@ class Result:
     target_path: str
     conversion: Conversion
     plan: Plan
-    freight: "Freight"
+    transfers: "TransferPlan"
     seconds: float
     peak_memory_bytes: int
     is_dry_run: bool
     is_verified: bool
     moved: "Moved | None"
-    companions: tuple[str, ...] = ()
+    extra_files: tuple[str, ...] = ()
     process: int = 0
     processes: int = 1
 
     @property
     def predicted_peak_bytes(self) -> int:
         """The most memory that blocks and values take at once."""
-        return max(self.plan.peak_bytes, self.freight.peak_bytes)
+        return max(self.plan.peak_bytes, self.transfers.peak_bytes)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Way:
     transfer: Transfer = "copy"
     resume: bool = False
     watch: Watcher = ignore
-    team: Team = ALONE
+    team: Team = SINGLE_PROCESS
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def carry_out(
     """
     from nnxconv.comparing import verifier
     from nnxconv.running import execute
-    from nnxconv.storage.orbax import companions
+    from nnxconv.storage.orbax import files_beside
     from nnxconv.storage.resume import has_remains
     from nnxconv.storage.transfer import (
         check_places,
@@ -136,8 +136,8 @@ def carry_out(
         divide,
         failures_told,
         needed_bytes,
-        whole_freight,
         whole_plan,
+        whole_transfers,
     )
 
     nothing_lost(conversion)
@@ -164,10 +164,10 @@ def carry_out(
         way.overwrite,
         is_ours=way.resume and has_remains(target.path),
     )
-    beside = companions(places.location, target)
+    beside = files_beside(places.location, target)
     beside.refuse_others(way.overwrite)
     target = replace(target, files=beside.inside, may_replace=way.overwrite)
-    needed = sum(needed_bytes(share.plan, share.freight, share.source) for share in shares)
+    needed = sum(needed_bytes(share.plan, share.transfers, share.source) for share in shares)
     _agree(way.team, shares)
     moved = None
     if not way.dry_run:
@@ -178,7 +178,7 @@ def carry_out(
         with _journals(way, target, shares, items, record, options) as journals:
             needed -= sum(journal.nbytes for journal in journals.values())
             check_space(needed, target)
-            check_memory(max(max(s.plan.peak_bytes, s.freight.peak_bytes) for s in shares))
+            check_memory(max(max(s.plan.peak_bytes, s.transfers.peak_bytes) for s in shares))
             with failures_told(needed, target):
                 moved = execute(
                     shares,
@@ -193,13 +193,13 @@ def carry_out(
                 )
             if way.team.number == 0:
                 beside.write_beside()
-    plan, freight = whole_plan(shares), whole_freight(shares)
+    plan, transfers = whole_plan(shares), whole_transfers(shares)
     return Result(
         places.source_name,
         str(target.item_path),
         conversion,
         plan,
-        freight,
+        transfers,
         time.monotonic() - started,
         0 if way.dry_run else peak_memory_bytes(),
         way.dry_run,
@@ -230,7 +230,7 @@ def _agree(team: Team, shares: Sequence["Share"]) -> None:
 
 def _digest(shares: Sequence["Share"], *others: object) -> str:
     """What tells a plan from all others."""
-    plans = [(share.name, share.plan, share.freight, share.container) for share in shares]
+    plans = [(share.name, share.plan, share.transfers, share.container) for share in shares]
     return hashlib.sha256(repr((plans, *others)).encode()).hexdigest()
 
 
@@ -257,7 +257,7 @@ def _journals(
     options: Mapping[str, Any],
 ) -> Iterator[Mapping[str, "Journal"]]:
     """The journals of what is kept for another run, by the shares' names; none unless asked for."""
-    from nnxconv.storage.resume import begun, kept_work
+    from nnxconv.storage.resume import begun, resumable_work
 
     if not way.resume:
         yield {}
@@ -265,5 +265,5 @@ def _journals(
     source = [item.path for item in items.values()]
     asked = begun(_digest(shares, record), source, options)
     names = [share.name for share in shares]
-    with kept_work(target.path, asked, names, may_replace=target.may_replace) as journals:
+    with resumable_work(target.path, asked, names, may_replace=target.may_replace) as journals:
         yield journals

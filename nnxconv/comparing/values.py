@@ -13,7 +13,7 @@ from nnxconv.comparing.difference import Difference, Tolerance, measure
 from nnxconv.comparing.pairing import Pair
 from nnxconv.planning import check_fits, in_windows, regions
 from nnxconv.running import Event, Watcher, as_viewed, check_memory, ignore, read_region, spread
-from nnxconv.running.cluster import ALONE, Team
+from nnxconv.running.cluster import SINGLE_PROCESS, Team
 from nnxconv.storage import run, together
 from nnxconv.storage.orbax import EncodedChunks, Item, Reader
 from nnxconv.tree import Key, Piece, Region, Shape, View, dtype_of, item_bytes, pieces, size_bytes
@@ -72,7 +72,7 @@ def compare_values(
     items: Mapping[str, Item],
     tolerance: Tolerance,
     max_memory: int,
-    team: Team = ALONE,
+    team: Team = SINGLE_PROCESS,
     watch: Watcher = ignore,
 ) -> Values:
     """Reads both sides of every pair, block by block, and measures how much they differ.
@@ -93,7 +93,7 @@ async def compare_pairs(
     items: Mapping[str, Item],
     tolerance: Tolerance,
     max_memory: int,
-    team: Team = ALONE,
+    team: Team = SINGLE_PROCESS,
     watch: Watcher = ignore,
 ) -> Values:
     """`compare_values` for callers that are in an event loop already."""

@@ -8,7 +8,7 @@ from nnxconv.comparing.pairing import agree_on_layers, join_layers, line_up
 from nnxconv.comparing.values import compare_pairs
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.layouts import RECORD, Conversion, Understood, understand
-from nnxconv.running.cluster import ALONE, Team
+from nnxconv.running.cluster import SINGLE_PROCESS, Team
 from nnxconv.storage.orbax import Item, Proof, Writer, Writers
 from nnxconv.tree import Key, View, cast, dtype_of, spell
 
@@ -16,7 +16,7 @@ EXACT = Tolerance(0.0, 0.0, True)
 
 
 def verifier(
-    conversion: Conversion, items: Mapping[str, Item], max_memory: int, team: Team = ALONE
+    conversion: Conversion, items: Mapping[str, Item], max_memory: int, team: Team = SINGLE_PROCESS
 ) -> Proof:
     """A check to run when all arrays are written, before the target is committed.
 

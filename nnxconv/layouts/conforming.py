@@ -49,7 +49,7 @@ def conform(tree: Tree, like: Tree) -> dict[Key, Leaf]:
 def unlike(tree: Tree, like: Tree) -> list[str]:
     """How the keys and shapes of two trees differ, each side's type left aside.
 
-    >>> from nnxconv.views import Source
+    >>> from nnxconv.tree import Source
     >>> w = Source("w", (2,), "float32", (2,))
     >>> unlike({("a",): w}, {("b",): w})
     ['a  f32[2]  not in `--like`', 'b  f32[2]  only in `--like`']

@@ -1,6 +1,6 @@
 """Families: leaves whose keys differ in numbers only, such as the kernels of `Dense_0`, `Dense_1`.
 
->>> from nnxconv.views import Source
+>>> from nnxconv.tree import Source
 >>> w = Source("w", (4, 4), "float32", (4, 4))
 >>> [family] = families({("params", f"Dense_{i}", "kernel"): w for i in range(3)})
 >>> str(family), family.varying

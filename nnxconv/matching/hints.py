@@ -1,7 +1,7 @@
 """What is left over may fit with a step: transposed, with heads apart, or cut. Never certain.
 
 >>> from nnxconv.matching.families import families
->>> from nnxconv.views import Source
+>>> from nnxconv.tree import Source
 >>> fused, apart = (Source("w", shape, "float32", shape) for shape in ((8, 24), (8, 2, 4)))
 >>> source = families({("params", "qkv", "kernel"): fused})
 >>> template = families({("params", n, "kernel"): apart for n in ("query", "value", "key")})

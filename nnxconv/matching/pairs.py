@@ -55,7 +55,7 @@ class Pairs:
 def pair(source: Mapping[Key, Leaf], template: Mapping[Key, Leaf]) -> Pairs:
     """Pairs the leaves of two canonical trees, without their RNG state.
 
-    >>> from nnxconv.views import Source
+    >>> from nnxconv.tree import Source
     >>> w = Source("w", (4, 5), "float32", (4, 5))
     >>> found = pair({("params", "Dense_0", "kernel"): w}, {("params", "out", "kernel"): w})
     >>> found.certain[0].evidence

@@ -15,6 +15,6 @@ from .plan import written as written
 from .reads import WORKING_COPIES as WORKING_COPIES
 from .reads import Block as Block
 from .reads import Wanted as Wanted
-from .reads import bundles_of as bundles_of
 from .reads import extents as extents
+from .reads import read_groups as read_groups
 from .undecoded import renamed_chunks as renamed_chunks

@@ -69,7 +69,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Bundle:
+class ReadGroup:
     """Wanted views that share stored arrays, directly or through each other."""
 
     places: tuple[int, ...]
@@ -94,21 +94,21 @@ class Bundle:
                     yield Block(source, _hull(use.part for use in found), found, nbytes)
 
 
-def bundles_of(wanted: Sequence[Wanted]) -> list[Bundle]:
+def read_groups(wanted: Sequence[Wanted]) -> list[ReadGroup]:
     """The wanted views, bundled by the stored arrays that they share; in order."""
     uses_of = [_uses(place, one) for place, one in enumerate(wanted)]
     users: dict[Source, list[int]] = defaultdict(list)
     for place, uses in enumerate(uses_of):
         for source in uses:
             users[source].append(place)
-    bundles: list[Bundle] = []
+    groups: list[ReadGroup] = []
     seen: set[int] = set()
     for place in range(len(wanted)):
         if place not in seen:
             places = _reached(place, uses_of, users)
             seen |= places
-            bundles.append(_bundle(sorted(places), uses_of, wanted))
-    return bundles
+            groups.append(_read_group(sorted(places), uses_of, wanted))
+    return groups
 
 
 def _uses(place: int, wanted: Wanted) -> dict[Source, list[Use]]:
@@ -137,18 +137,18 @@ def _reached(
     return reached
 
 
-def _bundle(
+def _read_group(
     places: Sequence[int],
     uses_of: Sequence[Mapping[Source, Sequence[Use]]],
     wanted: Sequence[Wanted],
-) -> Bundle:
+) -> ReadGroup:
     uses: dict[Source, list[Use]] = defaultdict(list)
     for place in places:
         for source, found in uses_of[place].items():
             uses[source] += found
     nbytes = sum(wanted[place].nbytes for place in places)
     joined = {source: tuple(found) for source, found in uses.items()}
-    return Bundle(tuple(places), joined, nbytes, wanted[places[0]])
+    return ReadGroup(tuple(places), joined, nbytes, wanted[places[0]])
 
 
 def _widest(source: Source, uses: Sequence[Use]) -> int:

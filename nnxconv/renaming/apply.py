@@ -38,7 +38,7 @@ Fits: TypeAlias = Mapping[Key, Fit]
 def fits(keys: Iterable[Key], rules: Rules) -> dict[Key, Fit]:
     """For each key that some rule fits, the first one.
 
-    >>> from nnxconv.rules.toml import parse_rules
+    >>> from nnxconv.renaming.toml import parse_rules
     >>> rules = parse_rules('[rules]\\n"Dense_{i}" = "layers[{i}]"')
     >>> fits([("Dense_1", "bias"), ("norm", "scale")], rules)[("Dense_1", "bias")].targets
     (('layers', 1, 'bias'),)

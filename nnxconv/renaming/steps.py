@@ -14,7 +14,7 @@ merge = 1                               the same, whatever their sizes; this has
 
 Axes may be counted from the end: -1 is the last one of an array.
 
->>> from nnxconv.views import Source
+>>> from nnxconv.tree import Source
 >>> w = Source("w", (16, 64), "float32", (16, 64))
 >>> wi_0, wi_1 = Split(1).apply([w], 2)
 >>> wi_0.shape, Split(1).inverse().apply([wi_0, wi_1], 1) == [w]

@@ -47,7 +47,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
         "left_out": {spell(key): reason for key, reason in conversion.left_out.items()},
         "taken_from_like": [spell(("aux", *key)) for key in conversion.taken],
         "assumed": list(conversion.assumed),
-        "beside": list(result.companions),
+        "beside": list(result.extra_files),
         "arrays": len(plan.arrays),
         "renamed": len(plan.renamed),
         "rewritten": len(plan.rewritten),
@@ -111,10 +111,10 @@ def _totals(result: Result) -> str:
 
 def _as_files(result: Result) -> str:
     """` copied as 12 files and 3 chunks`."""
-    freight = result.freight
-    counts = [(len(freight.files), "file"), (len(freight.values), "chunk")]
+    transfers = result.transfers
+    counts = [(len(transfers.files), "file"), (len(transfers.values), "chunk")]
     told = " and ".join(counted(count, noun) for count, noun in counts if count)
-    return f" {'linked' if freight.is_linked else 'copied'} as {told}" if told else ""
+    return f" {'linked' if transfers.is_linked else 'copied'} as {told}" if told else ""
 
 
 def _predicted(result: Result) -> str:
@@ -145,7 +145,7 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
         yield "from like", f"{counted(len(conversion.taken), 'array')} of aux"
     for text in conversion.assumed:
         yield "assumed", text
-    for name in result.companions:
+    for name in result.extra_files:
         yield "beside", name
     if result.moved is not None:
         yield from _moved(result.moved)

@@ -15,13 +15,13 @@ import numpy as np
 
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.planning import Gather, Job, Plan, Scatter, TargetArray, Transfer, written
-from nnxconv.running.cluster import ALONE, Team, total
+from nnxconv.running.cluster import SINGLE_PROCESS, Team, total
 from nnxconv.running.events import Event, Watcher, ignore
 from nnxconv.running.memory import kept_blocks
-from nnxconv.running.sharing import Portion, portion_of
+from nnxconv.running.sharing import WorkShard, work_shard_of
 from nnxconv.running.values import converted, read_region
 from nnxconv.storage import deferred_interrupts, run, together
-from nnxconv.storage.files import check_alone
+from nnxconv.storage.files import check_lock
 from nnxconv.storage.orbax import (
     Item,
     NewArray,
@@ -53,12 +53,12 @@ def execute(
     transfer: Transfer = "copy",
     proof: Proof | None = None,
     journals: Mapping[str, Journal] = NO_JOURNALS,
-    team: Team = ALONE,
+    team: Team = SINGLE_PROCESS,
     watch: Watcher = ignore,
 ) -> Moved:
     """Writes the shares' arrays to the target and commits it, unless the proof fails.
 
-    Every process of the team does its portion of each share; the first one alone names and commits
+    Every process of the team does its shard of each share; the first one alone names and commits
     the target. With journals, by the shares' names, what an interrupted run has done is kept, and
     what this one does is entered.
 
@@ -72,11 +72,11 @@ def execute(
     every: list[Any] = []
     reader = Reader(items)
     writers: dict[str, Writer] = {}
-    portions = {
-        share.name: portion_of(share.plan, share.freight, team.number, team.count)
+    shards = {
+        share.name: work_shard_of(share.plan, share.transfers, team.number, team.count)
         for share in shares
     }
-    tally = _Tally(shares, portions, team.watching(watch))
+    tally = _Tally(shares, shards, team.watching(watch))
     new_arrays = {
         share.name: [_new_array(array, items, share.container) for array in share.plan.arrays]
         for share in shares
@@ -90,7 +90,7 @@ def execute(
         def check() -> None:
             check_interrupt()
             team.check()
-            check_alone(target.path)
+            check_lock(target.path)
             check_kept()
 
         async def work(share: Share, writer: Writer) -> None:
@@ -101,7 +101,7 @@ def execute(
                 raise
 
         async def work_alone(share: Share, writer: Writer) -> None:
-            mine = _Run(share.plan, portions[share.name], reader, tally.of(share), check)
+            mine = _Run(share.plan, shards[share.name], reader, tally.of(share), check)
             journal = journals.get(share.name)
             filled = writer if journal is None else writer.journalled(journal)
             async with filled.on_disk():
@@ -114,7 +114,7 @@ def execute(
                 writer.take_over(filled)
             team.gather("written", check=check)
             if team.number == 0:
-                await Carrier(share.source, writer, transfer, moved).refer(share.freight)
+                await Carrier(share.source, writer, transfer, moved).refer(share.transfers)
                 await writer.merge(team.count)
             writers[share.name] = writer
             if len(writers) < len(shares):
@@ -196,12 +196,10 @@ async def _follow(
 class _Tally:
     """How far all shares are, told by each of them."""
 
-    def __init__(self, shares: Sequence[Share], portions: Mapping[str, Portion], watch: Watcher):
+    def __init__(self, shares: Sequence[Share], shards: Mapping[str, WorkShard], watch: Watcher):
         self._watch = watch
         self._events = {
-            share.name: Event(
-                0, len(portions[share.name].counted), 0, portions[share.name].total_bytes
-            )
+            share.name: Event(0, len(shards[share.name].counted), 0, shards[share.name].total_bytes)
             for share in shares
         }
 
@@ -234,28 +232,28 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
-        portion: Portion,
+        shard: WorkShard,
         reader: Reader,
         watch: Watcher,
         check: Callable[[], None],
     ) -> None:
         self._check = check
         self._plan = plan
-        self._portion = portion
+        self._shard = shard
         self._reader = reader
         self._watch = watch
         self._left = dict.fromkeys((array.key for array in plan.renamed), 1)
-        self._left |= portion.elements
+        self._left |= shard.elements
         self._done_bytes = 0
 
     async def rename(self, carrier: Carrier) -> None:
         """Takes encoded chunks over as they are."""
         if not self._plan.renamed:
             return
-        await carrier.carry(self._portion.freight, self._tell_moved)
+        await carrier.carry(self._shard.transfers, self._tell_moved)
         for array in self._plan.renamed:
             self._left[array.key] = 0
-        self._done_bytes = self._portion.renamed_bytes
+        self._done_bytes = self._shard.renamed_bytes
         self._tell()
 
     def _tell_moved(self, nbytes: int) -> None:
@@ -269,7 +267,7 @@ class _Run:
 
     async def _rewrite(self, writer: Writer) -> None:
         under_way = writer.windows_under_way
-        windows = self._plan.windows(self._portion.jobs, under_way)
+        windows = self._plan.windows(self._shard.jobs, under_way)
         for number, window in enumerate(windows):
             unit = f"blocks {number}"
             if writer.is_done(unit):
@@ -318,6 +316,6 @@ class _Run:
 
     def _tell(self) -> None:
         self._check()
-        counted = self._portion.counted
+        counted = self._shard.counted
         done = sum(not self._left.get(key, 0) for key in counted)
-        self._watch(Event(done, len(counted), self._done_bytes, self._portion.total_bytes))
+        self._watch(Event(done, len(counted), self._done_bytes, self._shard.total_bytes))

@@ -13,9 +13,9 @@ from nnxconv.planning import (
     WORKING_COPIES,
     Block,
     Wanted,
-    bundles_of,
     extents,
     in_windows,
+    read_groups,
 )
 from nnxconv.running.events import Event, Watcher, ignore
 from nnxconv.running.memory import check_memory
@@ -44,18 +44,18 @@ def fetch(
       BadInput: an integer does not fit in the type that it is wanted in.
     """
     merge_bytes = min(MERGED_BYTES, max_memory // WORKING_COPIES)
-    bundles = bundles_of(wanted)
-    for bundle in bundles:
-        bundle.check(merge_bytes, max_memory)
+    groups = read_groups(wanted)
+    for group in groups:
+        group.check(merge_bytes, max_memory)
     reader = Reader(items)
     total_bytes = sum(one.nbytes for one in wanted)
     check_memory(total_bytes + min(max_memory, WORKING_COPIES * total_bytes))
     done, done_bytes = 0, 0
     window_bytes = max(max_memory // WORKING_COPIES // 2, 1)
-    for batch in in_windows(bundles, window_bytes):
-        places = [place for bundle in batch for place in bundle.places]
+    for batch in in_windows(groups, window_bytes):
+        places = [place for group in batch for place in group.places]
         arrays = {place: _empty(wanted[place]) for place in places}
-        blocks = (block for bundle in batch for block in bundle.blocks(merge_bytes))
+        blocks = (block for group in batch for block in group.blocks(merge_bytes))
         for window in in_windows(blocks, window_bytes):
             run(_fill(reader, window, wanted, arrays))
             done_bytes += sum(block.wanted_bytes for block in window)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nnxconv.planning import Plan, TargetArray, written
-from nnxconv.storage.transfer import Freight
+from nnxconv.storage.transfer import TransferPlan
 from nnxconv.tree import Key, Region, Shape, dtype_of, item_bytes, size_bytes
 
 
@@ -33,11 +33,11 @@ def spread(sizes: Sequence[int], count: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Portion:
+class WorkShard:
     """What one process does of a plan.
 
     Attributes:
-      freight: the files and values that it takes over; process 0 has all references.
+      transfers: the files and values that it takes over; process 0 has all references.
       elements: how many elements it writes of each array that is decoded and encoded.
       counted: the arrays that it counts as finished, as soon as its own part of them is.
       renamed_bytes: its part of the bytes of all arrays that are renamed.
@@ -45,7 +45,7 @@ class Portion:
       jobs: the numbers of its blocks; None for all.
     """
 
-    freight: Freight
+    transfers: TransferPlan
     elements: Mapping[Key, int]
     counted: Collection[Key]
     renamed_bytes: int
@@ -53,14 +53,14 @@ class Portion:
     jobs: Collection[int] | None = None
 
 
-def portion_of(plan: Plan, freight: Freight, number: int, count: int) -> Portion:
+def work_shard_of(plan: Plan, transfers: TransferPlan, number: int, count: int) -> WorkShard:
     """The work of one of `count` processes."""
     renamed_bytes = sum(size_bytes(array.view) for array in plan.renamed)
     if count == 1:
         elements = {array.key: math.prod(array.view.shape) for array in plan.rewritten}
         keys = [array.key for array in plan.arrays]
-        return Portion(freight, elements, keys, renamed_bytes, plan.total_bytes)
-    split = split_up(plan, freight, count)
+        return WorkShard(transfers, elements, keys, renamed_bytes, plan.total_bytes)
+    split = split_up(plan, transfers, count)
     written_elements = Counter[Key]()
     written_bytes = 0
     counted_by = {array.key: 0 for array in plan.arrays}
@@ -77,11 +77,11 @@ def portion_of(plan: Plan, freight: Freight, number: int, count: int) -> Portion
                 written_bytes += size * item_bytes(dtype_of(array.view))
     files = {file for file, owner in split.of_file.items() if owner == number}
     values = {key for key, owner in split.of_value.items() if owner == number}
-    mine = freight.only(files, values)
+    mine = transfers.only(files, values)
     keys = [key for key, owner in counted_by.items() if owner == number]
-    moved_bytes = freight.moved_bytes or 1
+    moved_bytes = transfers.moved_bytes or 1
     part_bytes = renamed_bytes * mine.moved_bytes // moved_bytes
-    return Portion(mine, written_elements, keys, part_bytes, part_bytes + written_bytes, jobs)
+    return WorkShard(mine, written_elements, keys, part_bytes, part_bytes + written_bytes, jobs)
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,19 @@ class Split:
     loads: Sequence[int]
 
 
-def split_up(plan: Plan, freight: Freight, count: int) -> Split:
+def split_up(plan: Plan, transfers: TransferPlan, count: int) -> Split:
     """The whole work among `count` processes."""
     units, sizes = _units(plan)
     names = list(sizes)
-    nbytes = [*sizes.values(), *freight.file_sizes.values(), *freight.value_bytes.values()]
+    nbytes = [*sizes.values(), *transfers.file_sizes.values(), *transfers.value_bytes.values()]
     owners = spread(nbytes, count)
     loads = Counter(dict.fromkeys(range(count), 0))
     for owner, size in zip(owners, nbytes, strict=True):
         loads[owner] += size
     rest = iter(owners)
     of_unit = {unit: next(rest) for unit in names}
-    of_file = {file: next(rest) for file in freight.file_sizes}
-    of_value = {key: next(rest) for key in freight.value_bytes}
+    of_file = {file: next(rest) for file in transfers.file_sizes}
+    of_value = {key: next(rest) for key in transfers.value_bytes}
     return Split([of_unit[unit] for unit in units], of_file, of_value, list(loads.values()))
 
 

@@ -1,5 +1,6 @@
 """Views in normal form: slots, stacks, parts, runs end to end, moved axes; each undoes another.
 
+>>> from nnxconv.tree import Source
 >>> w = Source("w", (16, 3, 32), "float32", (16, 3, 32))
 >>> stack([slot(w, 1, i) for i in range(3)], 1) == w
 True
@@ -53,6 +54,7 @@ def stack(views: Sequence[View], axis: int) -> View:
 def _stack_of_parts(views: Sequence[View], axis: int) -> View | None:
     """Views that are all cut, or all put together, in the same way: the same done to their stack.
 
+    >>> from nnxconv.tree import Source
     >>> a, b = (Source(name, (6,), "float32", (6,)) for name in "ab")
     >>> stack([part(a, 0, 2, 6), part(b, 0, 2, 6)], 0) == Part(Stack((a, b), 0), 1, 2, 6)
     True
@@ -82,6 +84,7 @@ def _sizes(view: Concat) -> tuple[int, list[int]]:
 def part(view: View, axis: int, start: int, stop: int) -> View:
     """The view from `start` to `stop` along one axis, in normal form.
 
+    >>> from nnxconv.tree import Source
     >>> w = Source("w", (16, 6), "float32", (16, 6))
     >>> concat([part(w, 1, 0, 2), part(w, 1, 2, 6)], 1) == w
     True

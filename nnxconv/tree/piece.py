@@ -4,7 +4,7 @@ Every view is a set of pieces. A piece is a stored array, some of its axes fixed
 others each becoming an axis of the new array, or a part of one, placed at fixed indices of the new
 array's remaining axes:
 
->>> from nnxconv.views import Source, Stack, slot
+>>> from nnxconv.tree import Source, Stack, slot
 >>> w = Source("w", (16, 3, 32), "float32", (16, 3, 32))
 >>> [piece] = pieces(slot(w, 1, 2))
 >>> piece.axes, piece.fixed, piece.placed

@@ -12,6 +12,7 @@ from nnxconv.tree.views import Cast, Concat, Moved, Part, Scaled, Stack, View
 def permuted(view: View, order: Sequence[int]) -> View:
     """The view whose axis k is the former axis `order[k]`, as `numpy.transpose` does.
 
+    >>> from nnxconv.tree import Source
     >>> w = Source("w", (2, 3, 4), "float32", (2, 3, 4))
     >>> permuted(w, (2, 0, 1)).shape
     (4, 2, 3)
@@ -48,6 +49,7 @@ def permuted(view: View, order: Sequence[int]) -> View:
 def divided(view: View, axis: int, sizes: tuple[int, int]) -> View:
     """The view with one axis as two, the second within the first, as `numpy.reshape` does.
 
+    >>> from nnxconv.tree import Source
     >>> w = Source("w", (5, 12), "float32", (5, 12))
     >>> divided(w, 1, (3, 4)).shape
     (5, 3, 4)

@@ -5,16 +5,19 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 import nnxconv
 from nnxconv.cli.app import nnxconv as command
+from nnxconv.cli.arguments import SETTINGS
+from nnxconv.commands.options import GROUPS, group_of
 from tests.support import checkpoints
-from tests.support.places import REPOSITORY
 
-README = REPOSITORY / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 NOT_OPTIONS = {"watch"}
 ONLY_OPTIONS = {
     "convert": {"as_json", "source", "target"},
@@ -160,3 +163,29 @@ def test_the_session_that_opens_the_readme_is_what_happens(tmp_path, monkeypatch
 def _without_timing(text):
     """Times and peaks differ from run to run, and trailing blank lines do not matter."""
     return re.sub(r"in [\d.]+ s; peak memory .*", "in TIME", text).strip()
+
+
+@pytest.mark.parametrize("name", sorted(command.commands))
+def test_the_help_of_a_command_shows_each_option_once_in_its_group(name):
+    shown = run(name, "--help").stdout
+    sections = re.split(r"^(\w[\w ]*):\n", shown.partition("\n\n")[2], flags=re.M)
+    groups = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert list(groups) == [group for group in (*GROUPS, "Output") if group in groups]
+    for param in command.commands[name].params:
+        if isinstance(param, click.Option) and not param.hidden:
+            row = re.compile(rf"^  {re.escape(param.opts[0])}\b", re.M)
+            places = [group for group, text in groups.items() if row.search(text)]
+            assert places == [group_of(param.name)], param.name
+
+
+def test_the_list_of_commands_cuts_no_summary():
+    shown = run("--help").stdout
+    assert "..." not in shown.partition("Commands:")[2]
+    for name, one in command.commands.items():
+        assert re.search(rf"^  {name} +{re.escape(one.short_help)}$", shown, re.M)
+
+
+def test_every_option_is_declared_and_explained_once():
+    explained = [name for texts in GROUPS.values() for name in texts]
+    assert len(explained) == len(set(explained))
+    assert set(SETTINGS) <= set(explained)

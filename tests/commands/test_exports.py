@@ -55,6 +55,7 @@ def test_an_export_is_written_as_in_the_table(layout, other):
     assert told(there.tree) == table(EXPORTS[other])
 
 
+@pytest.mark.sample(12)
 @each_pair
 @settings(max_examples=3, deadline=None)
 @given(data=st.data())
@@ -75,6 +76,7 @@ def test_an_export_holds_the_parameters_and_their_values(layout, other, data):
     )
 
 
+@pytest.mark.sample(15)
 @each_pair
 @settings(max_examples=3, deadline=None)
 @given(data=st.data())
@@ -213,6 +215,7 @@ def test_an_export_without_a_cast_compares_as_equal(layout, run):
     assert nnxconv.compare(str(run / "training"), str(target), compare_values=True).is_match
 
 
+@pytest.mark.full
 def test_an_exported_model_gives_the_same_pictures_their_classes(tmp_path):
     """Batch statistics are exported too: a network cannot be evaluated without them."""
     model = models.NnxCnn(rngs=nnx.Rngs(0))

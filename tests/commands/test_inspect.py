@@ -313,6 +313,7 @@ def write_item(path, shapes):
     return path
 
 
+@pytest.mark.full
 def test_ten_thousand_leaves_take_about_a_second(tmp_path):
     weights = {
         ("decoder", f"layers_{layer}", f"module_{module}", "kernel"): (8, 16)

@@ -8,7 +8,7 @@ import pytest
 import tensorstore as ts
 
 import nnxconv
-from nnxconv.comparing import verification
+from nnxconv import comparing
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.layouts import conversion
 from tests.support import checkpoints
@@ -41,6 +41,7 @@ def saved(tmp_path_factory):
     }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("target", LAYOUTS)
 @pytest.mark.parametrize("source", LAYOUTS)
 def test_every_direction_is_proved_and_compares_as_a_match(source, target, saved, tmp_path):
@@ -62,6 +63,7 @@ def test_every_direction_is_proved_and_compares_as_a_match(source, target, saved
         assert found.stdout.startswith("match: 36 arrays equal"), found.stdout
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("container", [{"use_ocdbt": False}, {"use_zarr3": True}])
 @pytest.mark.parametrize("transfer", ["copy", "link"])
 def test_every_container_and_transfer_is_proved(container, transfer, tmp_path):
@@ -105,6 +107,7 @@ def test_json_says_whether_it_was_proved(tmp_path):
         assert json.loads(outcome.stdout)["verified"] is expected
 
 
+@pytest.mark.full
 def test_every_shared_checkpoint_is_proved_in_both_families(conformance, tmp_path):
     for path in sorted((conformance / "maxtext").iterdir()):
         for layout in ("linen", "nnx-pure"):
@@ -180,7 +183,7 @@ FAULTS = [
 
 def inject(monkeypatch, fault):
     """Harms what was written, after it is complete and before it is verified."""
-    genuine = verification.verifier
+    genuine = comparing.verifier
     named = []
 
     def faulty(*args):
@@ -192,10 +195,11 @@ def inject(monkeypatch, fault):
 
         return harm_and_verify
 
-    monkeypatch.setattr(verification, "verifier", faulty)
+    monkeypatch.setattr(comparing, "verifier", faulty)
     return named
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("use_ocdbt", [True, False])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("source", [("linen", None), ("linen", 1), ("nnx-pure", None)], ids=str)

@@ -95,6 +95,7 @@ def test_an_adapter_comes_back(layout, names, tmp_path):
     assert is_same(tmp_path / "back/0/items", source / "0/items")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("names", [apart, dotted])
 @pytest.mark.parametrize("layout", ["linen", "nnx", "nnx-pure"])
 @pytest.mark.parametrize("is_stacked", [True, False], ids=["unstack", "stack"])
@@ -106,7 +107,7 @@ def test_like_gives_an_adapter_the_conventions_of_another(is_stacked, layout, na
         str(source), str(tmp_path / "out"), like=str(tmp_path / "like"), verify=True
     )
     assert is_same(tmp_path / "out/0/items", tmp_path / "like/0/items")
-    assert result.companions == ("adapter_config.json",)
+    assert result.extra_files == ("adapter_config.json",)
 
 
 def test_an_adapter_of_another_rank_is_not_like_it(tmp_path):
@@ -164,7 +165,7 @@ def test_its_configuration_keeps_its_place(given, place, target, new_place, tmp_
     checkpoints.save_root(tmp_path / "a", {0: adapter(apart, is_stacked=True)})
     (tmp_path / place / "adapter_config.json").write_text(CONFIGURATION)
     result = nnxconv.convert(str(tmp_path / given), str(tmp_path / target))
-    assert result.companions == ("adapter_config.json",)
+    assert result.extra_files == ("adapter_config.json",)
     written = [path.relative_to(tmp_path) for path in (tmp_path).rglob("adapter_config.json")]
     assert sorted(map(str, written)) == sorted(
         f"{folder}/adapter_config.json" for folder in (place, new_place)

@@ -65,6 +65,7 @@ def default_tree(layout, state):
 # --- laws of one layout -----------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @each_layout
 @modest
 @given(data=st.data())
@@ -120,6 +121,7 @@ def trailing_empties(draw, layout, state):
     )
 
 
+@pytest.mark.sample(3)
 @each_layout
 @modest
 @given(data=st.data())
@@ -131,6 +133,7 @@ def test_encoding_what_was_decoded_gives_the_tree(layout, data):
     assert codec.encode(decoded.state, decoded.form).tree == tree
 
 
+@pytest.mark.sample(3)
 @each_layout
 @modest
 @given(data=st.data())
@@ -187,6 +190,7 @@ def odd_states(draw):
     return state.with_aux(aux)
 
 
+@pytest.mark.sample(3)
 @each_layout
 @modest
 @given(state=odd_states())
@@ -224,6 +228,7 @@ def stored_tree(layout, state, arrangement, form=None):
 ARRANGEMENTS = st.sampled_from([Apart("suffix"), Apart("index"), Stacked(0), Stacked(1)])
 
 
+@pytest.mark.sample(16)
 @each_pair
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
@@ -237,6 +242,7 @@ def test_there_and_back_is_where_it_was(layout, other, data):
     assert returned.contents() == disk.contents(without_rngs)
 
 
+@pytest.mark.sample(16)
 @every_pair
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
@@ -250,6 +256,7 @@ def test_layers_stacked_on_the_way_are_taken_apart_on_the_way_back(layout, other
     assert returned.contents() == disk.contents(without_rngs=other in IN_LINEN)
 
 
+@pytest.mark.sample(16)
 @every_pair
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
@@ -263,6 +270,7 @@ def test_layers_taken_apart_on_the_way_are_stacked_on_the_way_back(layout, other
     assert returned.contents() == disk.contents(without_rngs=other in IN_LINEN)
 
 
+@pytest.mark.full
 @modest
 @given(st.data())
 def test_a_tour_of_all_layouts_ends_where_it_began(data):

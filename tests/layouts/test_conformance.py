@@ -118,6 +118,7 @@ def test_an_export_is_what_maxtext_serves(trained, layout, is_unrolled, conforma
 CHECKPOINTS = sorted({pair[0] for pair in PAIRS} | {pair[2] for pair in PAIRS})
 
 
+@pytest.mark.sample(14)
 @pytest.mark.parametrize("layout", ["linen", "nnx", "nnx-state", "nnx-pure", "maxtext"])
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_round_trip_gives_every_shared_checkpoint_back(name, layout, conformance, tmp_path):
@@ -137,6 +138,7 @@ def test_a_round_trip_gives_every_shared_checkpoint_back(name, layout, conforman
 LOADS = sorted({(source, model) for source, _, model, _ in PAIRS})
 
 
+@pytest.mark.sample(3)
 @pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
 @pytest.mark.parametrize(("source", "model"), LOADS, ids="-".join)
 def test_a_checkpoint_is_loaded_into_what_maxtext_has(source, model, conformance, tmp_path):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,10 +17,10 @@ from nnxconv.layouts.names import OWN
 from nnxconv.layouts.recognition import CODECS, recognise
 from tests.support import states
 from tests.support.checkpoints import linen, save_item
-from tests.support.places import REPOSITORY
 from tests.support.states import tiny
 from tests.support.trees import entries, same_bits, values
 
+REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples" / "write_a_codec.py"
 
 
@@ -115,6 +116,7 @@ def test_the_example_is_short():
     assert len(code) <= 32
 
 
+@pytest.mark.full
 def test_a_checkpoint_goes_to_a_layout_of_another_package_and_back(site, tmp_path):
     source = save_item(tmp_path / "a", linen())
     there = nnxconv_beside(
@@ -137,6 +139,7 @@ def test_a_checkpoint_goes_to_a_layout_of_another_package_and_back(site, tmp_pat
     assert all(same_bits(before[path], after[path]) for path in before if path[0] == "params")
 
 
+@pytest.mark.full
 def test_a_foreign_checkpoint_of_that_layout_is_recognised(site, tmp_path):
     source = linen()
     tree = {"weights": source["params"]["params"], "iteration": source["step"]}
@@ -223,6 +226,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("codec", "message"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_package_is_named_in_one_message(codec, message, tmp_path):
     site = install(tmp_path / "site", "broken", codec)

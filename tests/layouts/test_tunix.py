@@ -112,6 +112,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("kind", "layout"), CASES)
 def test_a_step_becomes_one_item_and_comes_back(kind, layout, tunix, tmp_path):
     there = nnxconv.convert(str(tunix / kind), str(tmp_path / "there"), to=layout, verify=True)
@@ -211,6 +212,7 @@ def test_an_item_is_converted_to_a_step(tmp_path):
     assert nnxconv.compare(str(item), str(tmp_path / "step"), compare_values=True).is_match
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["plain", "within"])
 @pytest.mark.parametrize("is_within", [False, True])
 def test_a_step_is_loaded_into_a_live_model_with_the_adapter_or_without(is_within, kind, tunix):

@@ -72,6 +72,7 @@ def unsaid(text: str) -> None:
 # From Linen to NNX
 
 
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 def test_a_linen_run_goes_on_in_a_live_nnx_model(is_scanned, is_stacked, tmp_path):
     run = linen_run(is_scanned)
@@ -97,6 +98,7 @@ def key_data(key: jax.Array) -> bytes:
     return np.asarray(jax.random.key_data(key)).tobytes()
 
 
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 def test_an_abstract_nnx_state_is_filled_and_merged(is_scanned, is_stacked, tmp_path):
     run = linen_run(is_scanned)
@@ -113,6 +115,7 @@ def test_an_abstract_nnx_state_is_filled_and_merged(is_scanned, is_stacked, tmp_
     np.testing.assert_allclose(model(tokens(0)[0]), linen, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["module", "state", "flat", "pure", "train state"])
 def test_the_result_is_what_like_is(kind, tmp_path):
     run = linen_run(False)
@@ -147,6 +150,7 @@ class Both(nnx.Module):
         self.optimizer = optimizer
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_nnx(name, tmp_path):
     fresh = models.linen_state(models.LinenTower(), OPTIMIZERS[name], tokens(0)[0])
@@ -159,6 +163,7 @@ def test_every_optimizer_goes_on_in_nnx(name, tmp_path):
     goes_on_as(train_nnx(model, optimizer, tokens, AFTER), losses)
 
 
+@pytest.mark.full
 def test_batch_statistics_go_on_in_nnx(tmp_path):
     _, halfway, finished, losses = cnn_run()
     source = save(tmp_path / "linen", halfway)
@@ -183,6 +188,7 @@ def test_a_converted_checkpoint_loads_as_its_source_does(tmp_path):
 # From NNX to Linen
 
 
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 @BOTH_WRITERS
 def test_an_nnx_run_goes_on_in_linen(is_scanned, is_stacked, written, tmp_path):
@@ -201,6 +207,7 @@ def test_an_nnx_run_goes_on_in_linen(is_scanned, is_stacked, written, tmp_path):
     goes_on_as(train_linen(loaded, tokens, AFTER)[1], losses)
 
 
+@pytest.mark.sample(2)
 @BOTH_WRITERS
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_linen(name, written, tmp_path):
@@ -213,6 +220,7 @@ def test_every_optimizer_goes_on_in_linen(name, written, tmp_path):
     goes_on_as(train_linen(loaded, tokens, AFTER)[1], losses)
 
 
+@pytest.mark.full
 @NNX_WRITERS
 def test_an_nnx_network_with_batch_statistics_goes_on_in_linen(written, tmp_path):
     fresh, *_ = cnn_run()
@@ -348,6 +356,7 @@ class Dropped(TrainState):
     dropout_rng: jax.Array
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "raw"])
 def test_a_train_state_keeps_its_own_stream_of_random_numbers(key, tmp_path):
     model, optimizer = nnx_transformer(False)
@@ -516,6 +525,7 @@ def in_layout(tmp_path_factory):
     return written
 
 
+@pytest.mark.sample(13)
 @pytest.mark.parametrize("like", [checkpoints.linen, checkpoints.nnx_pure, checkpoints.nnx_state])
 @pytest.mark.parametrize("axis", [None, 1])
 @pytest.mark.parametrize("layout", CODECS)

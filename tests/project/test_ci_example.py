@@ -5,15 +5,15 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support import checkpoints
 from tests.support.checkpoints import save_item
-from tests.support.places import REPOSITORY
 
-EXAMPLES = REPOSITORY / "examples" / "ci"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "ci"
 SCRIPT = EXAMPLES / "check_conversion.sh"
 
 

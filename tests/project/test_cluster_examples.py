@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 import nnxconv
 from nnxconv.cli.app import nnxconv as command
 from tests.support import processes
-from tests.support.places import REPOSITORY
 
+REPOSITORY = Path(__file__).parents[2]
 CLUSTER = REPOSITORY / "examples" / "cluster"
 SOURCE = REPOSITORY / "examples" / "linen_checkpoint"
 
@@ -53,6 +54,7 @@ def holds_the_same(target: Path) -> bool:
     return report.is_match
 
 
+@pytest.mark.full
 def test_two_processes_on_loopback_share_a_conversion(tmp_path):
     port = str(processes.free_port())
     done = run("loopback.sh", tmp_path / "out", "--to", "nnx", PORT=port)
@@ -62,6 +64,7 @@ def test_two_processes_on_loopback_share_a_conversion(tmp_path):
     assert holds_the_same(tmp_path / "out")
 
 
+@pytest.mark.full
 def test_slurm_tells_processes_who_they_are(tmp_path):
     done = run("convert.slurm", tmp_path / "out", "--to", "nnx", SLURM_JOB_ID=str(os.getpid()))
     assert (done.returncode, done.stderr) == (0, "")

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import nnxconv
-from tests.support.places import REPOSITORY
 from tests.support.trees import shape_tree, values
 
+REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
 ITEM = Path("2", "default")
 ENVIRONMENT = {
@@ -53,6 +54,7 @@ def both_losses(text: str, other: str) -> tuple[np.ndarray, np.ndarray]:
     return linen, moved
 
 
+@pytest.mark.full
 def test_a_linen_model_is_loaded_into_an_nnx_model_of_other_names_and_goes_on():
     text = run("load_into_nnx.py")
     linen, nnx = both_losses(text, "nnx")
@@ -63,6 +65,7 @@ def test_a_linen_model_is_loaded_into_an_nnx_model_of_other_names_and_goes_on():
     assert re.fullmatch(r"<params\.head\.kernel  f32\[32,16\]>  norm \d\.\d+", last)
 
 
+@pytest.mark.full
 def test_a_maxtext_run_goes_to_nnx_and_back_with_its_losses():
     text = run("maxtext_there_and_back.py")
     for other in ("nnx", "back in linen"):
@@ -77,6 +80,7 @@ def test_a_maxtext_run_goes_to_nnx_and_back_with_its_losses():
     ]
 
 
+@pytest.mark.full
 def test_recognisable_moments_tell_whether_they_are_beside_their_parameters():
     assert run("recognisable_moments.py").splitlines() == [
         *(
@@ -89,6 +93,7 @@ def test_recognisable_moments_tell_whether_they_are_beside_their_parameters():
     ]
 
 
+@pytest.mark.full
 def test_the_small_checkpoint_is_the_one_that_its_script_makes(tmp_path):
     run("make_linen_checkpoint.py", str(tmp_path / "made"))
     committed = EXAMPLES / "linen_checkpoint" / ITEM

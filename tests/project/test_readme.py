@@ -14,9 +14,8 @@ import nnxconv
 from tests.layouts import test_adapters, test_tunix
 from tests.support import checkpoints, model_pairs, models, pax
 from tests.support.command import run
-from tests.support.places import REPOSITORY
 
-README = REPOSITORY / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 TX = optax.adamw(optax.constant_schedule(1e-3))
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")

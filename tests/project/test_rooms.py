@@ -2,15 +2,14 @@
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from tests.support.places import REPOSITORY
-
-PACKAGE = REPOSITORY / "nnxconv"
+PACKAGE = Path(__file__).parents[2] / "nnxconv"
 
 ROOMS = [
     "errors",
@@ -236,3 +235,41 @@ def test_the_first_level_is_the_list_of_rooms():
     rooms = {Path(name).stem for name in entries} - {"README", "__init__", "py"}
     assert rooms == set(ROOMS)
     assert len(entries) <= MOST_ENTRIES
+
+
+def named_in(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The files that the map names, each with the functions and classes that it names after it."""
+    drawing = re.findall(r"^\w+ +([a-z_/0-9]+\.py) +(\w+) ", text, re.M)
+    for file, name in drawing:
+        yield file, [name]
+    for file, names in re.findall(r"`([a-z_/0-9]+\.py)`((?:(?:, | and )`\w+`)*)", text):
+        yield file, re.findall(r"`(\w+)`", names)
+
+
+MAP = (PACKAGE / "README.md").read_text()
+
+
+def test_the_map_names_what_is_there():
+    found = list(named_in(MAP))
+    assert len(found) > 50
+    for file, names in found:
+        path = PACKAGE / file
+        if not path.exists():
+            path = PACKAGE.parent / file
+        assert path.exists(), file
+        there = {
+            name
+            for node in ast.parse(path.read_text()).body
+            for name in (
+                [node.name]
+                if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)
+                else [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
+            )
+        }
+        assert set(names) <= there, file
+
+
+def test_the_map_is_short_and_shows_every_room():
+    assert MAP.count("\n") <= 150
+    rooms = set(re.findall(r"^(\w+)(?:/|\.py) ", MAP, re.M))
+    assert rooms == set(ROOMS)

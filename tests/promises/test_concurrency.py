@@ -42,6 +42,7 @@ def is_same(a: Path, b: Path) -> bool:
     return nnxconv.compare(str(a), str(b), compare_values=True, compare_only="all").is_match
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
 def test_while_one_conversion_writes_a_target_another_one_says_so_and_harms_nothing(
     overwrite, source, tmp_path
@@ -66,6 +67,7 @@ def test_while_one_conversion_writes_a_target_another_one_says_so_and_harms_noth
     assert not any(UNFINISHED in name for name in names_in(tmp_path))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["new", "overwrite"])
 def test_of_two_commands_at_once_one_wins_at_least_and_the_target_is_whole(
     overwrite, source, tmp_path
@@ -165,6 +167,7 @@ def removed(source: Path, saved: Path) -> None:
 CHANGES = {change.__name__: change for change in (replaced, rewritten, removed)}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("options", [{"to": "linen"}, {"to": "nnx-pure", "scan_layers": True}])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_source_that_changes_while_it_is_converted_is_refused(

@@ -97,6 +97,7 @@ def run_campaign(sources, count, tmp_path, record_property):
     return findings
 
 
+@pytest.mark.full
 def test_damage_is_told_or_does_no_harm(sources, tmp_path, record_property):
     assert len(run_campaign(sources, 200, tmp_path, record_property)) > 100
 

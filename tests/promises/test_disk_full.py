@@ -45,13 +45,13 @@ def fill(left):
         os.posix_fallocate(filler.fileno(), 0, status.f_bavail * status.f_frsize - left)
 
 def fill_after_the_check(left):
-    check = nnxconv.storage.transfer.checks.check_space
+    check = nnxconv.storage.transfer.check_space
 
     def check_and_fill(*arguments):
         check(*arguments)
         fill(left)
 
-    nnxconv.storage.transfer.checks.check_space = check_and_fill
+    nnxconv.storage.transfer.check_space = check_and_fill
 
 def command(words, left, outputs):
     for number in (1, 2):
@@ -246,6 +246,7 @@ def needed_bytes(source: Path) -> int:
     return MIB + sum(map(len, contents(source).values()))
 
 
+@pytest.mark.sample(2)
 @OLD
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
@@ -263,6 +264,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     assert contents(sources[name]) == before
 
 
+@pytest.mark.sample(5)
 @OLD
 @pytest.mark.parametrize("left", [0, 8 * KIB, 12 * MIB], ids=format_bytes)
 @pytest.mark.parametrize("kind", KINDS)
@@ -284,6 +286,7 @@ def test_a_disk_that_fills_up_on_the_way_is_an_error_with_numbers_and_all_is_und
     assert (outcome.exit_code, outcome.stdout) == (2, "")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", [*KINDS, *PARTS])
 def test_the_room_that_is_said_to_be_needed_is_enough(kind, disk, sources):
     name, options = {**KINDS, **PARTS}[kind]

@@ -119,6 +119,7 @@ def undisturbed(kind: str, server: Server, sources: dict[str, Path], target: Pat
     return wanted, statistics.median(times)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kill_at_any_moment_leaves_the_source_and_a_whole_target_or_none(
     kind, server, sources, tmp_path, record_property

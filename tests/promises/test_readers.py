@@ -19,7 +19,6 @@ from orbax.checkpoint.experimental import v1
 
 import nnxconv
 from tests.support.models import restore, restore_like
-from tests.support.places import REPOSITORY
 from tests.support.trees import entries, same_bits, shape_tree, values
 
 pytestmark = pytest.mark.filterwarnings(
@@ -108,6 +107,7 @@ def metadata(item: Path) -> dict[str, Any]:
     return json.loads((item / "_METADATA").read_text())
 
 
+@pytest.mark.sample(1)
 @FORMATS
 @pytest.mark.parametrize("is_stacked", [False, True], ids=["apart", "stacked"])
 def test_a_sharded_source_keeps_its_storage_and_its_bits(
@@ -178,6 +178,7 @@ def of_every_type() -> dict[str, Any]:
     }
 
 
+@pytest.mark.sample(5)
 @FORMATS
 @pytest.mark.parametrize("layout", ["linen", "nnx", "nnx-pure", "nnx-state", "maxtext"])
 def test_every_type_and_every_kind_of_key_survives(use_ocdbt, use_zarr3, layout, tmp_path):
@@ -197,6 +198,7 @@ def without_wrappers(tree: Any) -> Any:
     return {k: without_wrappers(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
 
 
+@pytest.mark.sample(4)
 @FORMATS
 @pytest.mark.parametrize("layout", ["nnx", "nnx-pure", "nnx-state", "maxtext"])
 def test_every_type_comes_back_bit_for_bit(use_ocdbt, use_zarr3, layout, tmp_path):
@@ -229,6 +231,7 @@ def with_keys() -> dict[str, Any]:
     }
 
 
+@pytest.mark.sample(4)
 @FORMATS
 @pytest.mark.parametrize("layout", ["nnx-pure", "nnx", "nnx-state", "maxtext"])
 def test_typed_keys_are_restored_as_typed_keys(use_ocdbt, use_zarr3, layout, tmp_path):
@@ -246,6 +249,7 @@ def test_typed_keys_are_restored_as_typed_keys(use_ocdbt, use_zarr3, layout, tmp
     assert look(found["rngs"]) == look(tree["model"]["rngs"])
 
 
+@pytest.mark.sample(2)
 @FORMATS
 def test_typed_keys_of_a_stack_become_one_key_for_each_layer_and_back(
     use_ocdbt, use_zarr3, tmp_path
@@ -277,6 +281,7 @@ print(repr(look(v1.load(sys.argv[1]))))
 """
 
 
+@pytest.mark.full
 def test_what_eight_devices_wrote_is_restored_on_one(tmp_path):
     trees = {
         "linen": (linen(), {"to": "nnx-pure", "scan_layers": True}),
@@ -291,7 +296,7 @@ def test_what_eight_devices_wrote_is_restored_on_one(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "PYTHONHASHSEED": "0",
     }
     # only the reader of typed keys may speak of shardings
@@ -407,6 +412,7 @@ V1_READABLE = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", V1_READABLE)
 def test_orbax_v1_loads_what_it_would_load_of_the_source(kind, tmp_path):
     write, part = V1_READABLE[kind]
@@ -580,6 +586,7 @@ STACKABLE = {
 }
 
 
+@pytest.mark.sample(2)
 @FORMATS
 def test_layers_of_every_type_are_stacked_and_taken_apart_bit_for_bit(
     use_ocdbt, use_zarr3, tmp_path

@@ -394,6 +394,7 @@ POINTS = {
 }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize(
     ("failure", "is_there"), [("a defect", False), *((failure, True) for failure in FAILURES)]
@@ -510,6 +511,7 @@ def _leftovers(root: Path) -> list[str]:
     return [name for name in names if UNFINISHED in name]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "overwrite"])
 @pytest.mark.parametrize("point", ["watch", "write_text", "rename"])
 def test_an_interrupt_leaves_a_whole_target_or_none(point, is_there, source, old, tmp_path):
@@ -529,6 +531,7 @@ def test_an_interrupt_leaves_a_whole_target_or_none(point, is_there, source, old
         assert not old.exists() or step_of(old) == 7
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupt", "kill"])
 @pytest.mark.parametrize(
     "seed", [*range(3), *(pytest.param(s, marks=pytest.mark.slow) for s in range(3, 12))]
@@ -554,6 +557,7 @@ def test_a_signal_at_any_moment_leaves_no_half_checkpoint(number, seed, source, 
     assert _leftovers(tmp_path) == []
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["item", "step", "root"])
 def test_after_a_kill_the_same_command_succeeds(kind, tmp_path):
     root = checkpoints.save_root(tmp_path / "in", {5: checkpoints.linen()})
@@ -574,6 +578,7 @@ def test_after_a_kill_the_same_command_succeeds(kind, tmp_path):
     assert _leftovers(tmp_path) == []
 
 
+@pytest.mark.full
 def test_a_kill_while_the_old_target_is_removed_is_no_obstacle_to_the_next_run(
     source, old, tmp_path
 ):
@@ -586,6 +591,7 @@ def test_a_kill_while_the_old_target_is_removed_is_no_obstacle_to_the_next_run(
     assert _leftovers(tmp_path) == []
 
 
+@pytest.mark.full
 def test_an_interrupt_does_not_hinder_the_next_run_of_the_same_program(source, old, monkeypatch):
     for number in range(6):
         with monkeypatch.context() as patch:
@@ -615,6 +621,7 @@ def test_an_interrupt_does_not_wait_for_all_files_to_be_copied(tmp_path, monkeyp
     assert not (tmp_path / "linen").exists()
 
 
+@pytest.mark.full
 def test_orbax_takes_nothing_that_a_kill_left_for_a_step(tmp_path):
     root = checkpoints.save_root(tmp_path / "in", {5: checkpoints.linen()})
     process = child(root, tmp_path / "out", "watch", "SIGKILL")
@@ -629,6 +636,7 @@ def test_orbax_takes_nothing_that_a_kill_left_for_a_step(tmp_path):
 # The source is only read
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("transfer", ["copy", "link"])
 @pytest.mark.parametrize("storage", [{}, {"use_ocdbt": False}, {"use_zarr3": True}], ids=str)
 def test_the_source_is_never_changed(storage, transfer, tmp_path):
@@ -872,6 +880,7 @@ def _damaged(name: str, root: Path) -> tuple[Path, str]:
     return item, beginning
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_source_is_one_clear_error_and_nothing_is_written(name, tmp_path):
     item, beginning = _damaged(name, tmp_path)
@@ -899,6 +908,7 @@ SEEN_WITHOUT_DECODING = [
 ]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("transfer", ["copy", "link"])
 @pytest.mark.parametrize("name", SEEN_WITHOUT_DECODING)
 def test_what_is_missing_is_missed_though_nothing_is_decoded(name, transfer, tmp_path):

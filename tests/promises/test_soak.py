@@ -74,6 +74,7 @@ def rounds(root: Path, count: int) -> list[dict[str, int]]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("processes", "count"),
     [

@@ -78,6 +78,7 @@ CHANGES_OF_LAYERS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.full
 @CHANGES_OF_LAYERS
 def test_a_linen_run_goes_on_in_nnx_from_pure_dicts(is_scanned, is_stacked, tmp_path):
     run = linen_run(is_scanned)
@@ -89,6 +90,7 @@ def test_a_linen_run_goes_on_in_nnx_from_pure_dicts(is_scanned, is_stacked, tmp_
     assert optimizer.step[...] == 4
 
 
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 def test_a_linen_run_goes_on_in_nnx_from_states(is_scanned, is_stacked, tmp_path):
     run = linen_run(is_scanned)
@@ -100,6 +102,7 @@ def test_a_linen_run_goes_on_in_nnx_from_states(is_scanned, is_stacked, tmp_path
     assert optimizer.step[...] == 4
 
 
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 def test_like_gives_an_nnx_model_the_rng_state_that_linen_does_not_keep(
     is_scanned, is_stacked, tmp_path
@@ -167,6 +170,7 @@ def test_every_orbax_writer_of_a_train_state_will_do(writer, tmp_path):
     goes_on_as(train_nnx(model, optimizer, tokens, AFTER), run.losses)
 
 
+@pytest.mark.full
 def test_weights_directly_under_params_are_understood_too(tmp_path):
     run = linen_run(False)
     model = models.LinenTransformer(False)
@@ -182,6 +186,7 @@ def test_weights_directly_under_params_are_understood_too(tmp_path):
     round_trip_is_exact(source, tmp_path / "back")
 
 
+@pytest.mark.sample(2)
 @CHANGES_OF_LAYERS
 def test_a_linen_run_comes_back_from_nnx_bit_for_bit(is_scanned, is_stacked, tmp_path):
     run = linen_run(is_scanned)
@@ -198,6 +203,7 @@ NNX_WRITERS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 @NNX_WRITERS
 def test_an_nnx_run_goes_on_in_linen_with_the_containers_of_a_fresh_checkpoint(
@@ -217,6 +223,7 @@ def test_an_nnx_run_goes_on_in_linen_with_the_containers_of_a_fresh_checkpoint(
     goes_on_as(train_linen(restored, tokens, AFTER)[1], losses)
 
 
+@pytest.mark.full
 def test_a_trip_into_nnx_and_two_steps_there_fit_the_linen_state_strictly(tmp_path):
     run = linen_run(False)
     source = save(tmp_path / "linen", run.halfway)
@@ -249,6 +256,7 @@ def test_strictly_rng_state_is_not_left_out(tmp_path):
     assert not (tmp_path / "linen").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("is_stacked", [False, True], ids=["apart", "stacked"])
 def test_the_weights_of_linen_alone_become_the_state_of_an_nnx_model(is_stacked, tmp_path):
     run = linen_run(False)
@@ -314,6 +322,7 @@ def as_evaluated(state: TrainState) -> jax.Array:
     return models.LinenCnn().apply(variables, models.pictures(9)[0], is_training=False)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layout", ["nnx-pure", "nnx-state"])
 def test_batch_statistics_move_to_nnx_and_back(layout, tmp_path):
     _, halfway, finished, losses = cnn_run()
@@ -332,6 +341,7 @@ def test_batch_statistics_move_to_nnx_and_back(layout, tmp_path):
     round_trip_is_exact(source, tmp_path / "back")
 
 
+@pytest.mark.full
 @NNX_WRITERS
 def test_an_nnx_network_with_batch_statistics_goes_on_in_linen(written, tmp_path):
     fresh, *_ = cnn_run()
@@ -410,6 +420,7 @@ def tower(tmp_path_factory):
     return run
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("layout", ["nnx", "nnx-pure", "nnx-state", "maxtext"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_comes_back_to_linen_bit_for_bit(name, layout, tower, tmp_path):
@@ -420,6 +431,7 @@ def test_every_optimizer_comes_back_to_linen_bit_for_bit(name, layout, tower, tm
     restore_like(tmp_path / "back", tower(name).fresh.replace(step=jnp.int32(0)))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("layout", ["nnx-pure", "nnx-state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_nnx_as_it_would_have_in_linen(name, layout, tower, tmp_path):
@@ -434,6 +446,7 @@ def test_every_optimizer_goes_on_in_nnx_as_it_would_have_in_linen(name, layout, 
     goes_on_as(train_nnx(model, optimizer, tokens, AFTER), run.losses)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("written", ["nnx-pure", "nnx-state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_converted_tree_of_every_optimizer_is_the_one_that_nnx_writes(
@@ -447,6 +460,7 @@ def test_the_converted_tree_of_every_optimizer_is_the_one_that_nnx_writes(
     assert shape_tree(tmp_path / "nnx") == shape_tree(native)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("written", ["nnx-pure", "nnx-state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_linen_as_it_would_have_in_nnx(name, written, tower, tmp_path):

@@ -49,6 +49,7 @@ LAYERS = '"encoder.Dense_{i}" = "encoder.layers[{i}].linear"'
 # --- names ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("to", ["linen", "nnx", "nnx-pure", "nnx-state", "maxtext"])
 def test_renamed_modules_become_layers_and_come_back(to, scan_layers, tmp_path):
@@ -174,6 +175,7 @@ def train_state(params):
     return {"step": np.asarray(3, np.int32), "params": params, "opt_state": [adam, None]}
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("layers", [False, True])
 @pytest.mark.parametrize(("text", "before", "after"), STEPS.values(), ids=STEPS.keys())
 def test_steps_change_arrays_and_are_undone(text, before, after, layers, tmp_path):
@@ -338,6 +340,7 @@ GEMMA4 = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("before", "after", "count", "name"), GEMMA4)
 def test_like_chooses_the_rules_of_gemma4(before, after, count, name, tmp_path):
     source = save_item(tmp_path / "a", gemma4(before, count))

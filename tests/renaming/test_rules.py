@@ -1,6 +1,7 @@
 """Rename rules: patterns, files, inverses, and everything that can be wrong with them."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from nnxconv.tree.views import Source
 from tests.support import checkpoints
 from tests.support.checkpoints import save_item
 from tests.support.command import check_golden, run, session
-from tests.support.places import REPOSITORY
 
 # --- patterns ---------------------------------------------------------------------------------
 
@@ -266,6 +266,7 @@ def renamed(tree, rules):
     return apply(tree, rules, fits(tree, rules))
 
 
+@pytest.mark.full
 @settings(max_examples=300, deadline=None)
 @given(trees(), rule_sets())
 def test_the_inverse_rules_undo_the_rules(tree, rules):
@@ -300,7 +301,7 @@ def test_rules_are_for_one_direction_at_a_time(rename, tmp_path):
         nnxconv.compare("a", "b", rename=Rules(()), rename_back=Rules(()))
 
 
-def test_the_rules_in_the_readme_can_be_read():
-    readme = (REPOSITORY / "README.md").read_text()
-    [text] = re.findall(r"```toml\n(.*?)```", readme, re.S)
+def test_the_rules_in_the_docs_can_be_read():
+    page = (Path(__file__).parents[2] / "docs/rename.md").read_text()
+    [text] = re.findall(r"```toml\n(.*?)```", page, re.S)
     assert len(parse_rules(text).rules) == 7

@@ -270,6 +270,7 @@ PAGES = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_has_no_errors_and_fetches_nothing(browser: Browser, name: str) -> None:
     browser.open(PAGES[name])
@@ -299,6 +300,7 @@ def test_the_verdict_and_both_sides_stand_first(browser: Browser) -> None:
     ]
 
 
+@pytest.mark.full
 def test_parameters_are_rows_and_layers_are_columns(browser: Browser) -> None:
     browser.open(differing())
     assert browser.texts("h3") == [
@@ -311,6 +313,7 @@ def test_parameters_are_rows_and_layers_are_columns(browser: Browser) -> None:
     assert browser.run("return document.querySelectorAll('.heatmaplayer image').length") == 2
 
 
+@pytest.mark.full
 def test_what_is_equal_within_beyond_and_not_comparable_look_different(browser: Browser) -> None:
     browser.open(differing())
     assert browser.texts("#legend div") == [
@@ -327,6 +330,7 @@ def test_what_is_equal_within_beyond_and_not_comparable_look_different(browser: 
     assert len(set(colors)) == 8
 
 
+@pytest.mark.full
 def test_a_cell_shows_its_numbers_under_the_pointer(browser: Browser) -> None:
     browser.open(differing())
     browser.cell(0, 0, 2).perform()
@@ -349,6 +353,7 @@ def test_a_cell_shows_its_numbers_under_the_pointer(browser: Browser) -> None:
     ]
 
 
+@pytest.mark.full
 def test_a_cell_of_96_layers_is_the_one_under_the_pointer(browser: Browser) -> None:
     browser.open(differing(96))
     browser.cell(0, 2, 95).perform()
@@ -356,6 +361,7 @@ def test_a_cell_of_96_layers_is_the_one_under_the_pointer(browser: Browser) -> N
     assert browser.text("#tip").splitlines()[0] == "params.decoder.layers[95].norm.scale"
 
 
+@pytest.mark.full
 def test_selecting_a_parameter_changes_the_histogram(browser: Browser) -> None:
     browser.open(differing())
     assert browser.text("#leaf-key") == "params.decoder.layers[1].mlp.kernel"
@@ -370,6 +376,7 @@ def test_selecting_a_parameter_changes_the_histogram(browser: Browser) -> None:
     assert browser.all("#histogram") == []
 
 
+@pytest.mark.full
 def test_a_bar_shows_its_range_and_its_count_under_the_pointer(browser: Browser) -> None:
     from selenium.webdriver import ActionChains
 
@@ -382,6 +389,7 @@ def test_a_bar_shows_its_range_and_its_count_under_the_pointer(browser: Browser)
     assert browser.texts("#histogram .hovertext .line") == ["1 ≤ |a-b| < 2", "64 elements"]
 
 
+@pytest.mark.full
 def test_the_histogram_of_all_layers_is_their_sum(browser: Browser) -> None:
     browser.open(differing())
     browser.click("#whole")
@@ -390,6 +398,7 @@ def test_the_histogram_of_all_layers_is_their_sum(browser: Browser) -> None:
     assert browser.bars() == [92, 1, 1, 1, 1]
 
 
+@pytest.mark.full
 def test_a_search_finds_rows_of_the_table_and_of_the_heat_map(browser: Browser) -> None:
     browser.open(differing())
     browser.search("LAYERS norm")
@@ -405,6 +414,7 @@ def test_a_search_finds_rows_of_the_table_and_of_the_heat_map(browser: Browser) 
     assert len(browser.keys()) == 8
 
 
+@pytest.mark.full
 def test_a_click_on_a_column_sorts_the_table(browser: Browser) -> None:
     browser.open(differing())
     heads = browser.texts("#table th")
@@ -422,6 +432,7 @@ def test_a_click_on_a_column_sorts_the_table(browser: Browser) -> None:
     assert browser.keys() == in_order[::-1]
 
 
+@pytest.mark.full
 def test_the_table_can_leave_out_kinds_and_show_what_is_equal(browser: Browser) -> None:
     browser.open(differing())
     assert browser.texts("#kinds button") == [
@@ -439,6 +450,7 @@ def test_the_table_can_leave_out_kinds_and_show_what_is_equal(browser: Browser) 
     assert browser.texts(".map .ytick")[:2] == ["mlp.kernel", "norm.bias"]
 
 
+@pytest.mark.full
 def test_a_long_table_and_a_long_heat_map_are_shown_in_parts(browser: Browser) -> None:
     zeros = np.zeros(2)
     equal = {("params", f"equal_{n}"): (zeros, zeros) for n in range(250)}
@@ -461,6 +473,7 @@ def test_a_long_table_and_a_long_heat_map_are_shown_in_parts(browser: Browser) -
     )
 
 
+@pytest.mark.full
 def test_the_page_follows_the_system_and_then_the_button(browser: Browser) -> None:
     backgrounds = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}
 
@@ -483,6 +496,7 @@ def test_the_page_follows_the_system_and_then_the_button(browser: Browser) -> No
     assert browser.console() == []
 
 
+@pytest.mark.full
 @pytest.mark.trust
 def test_names_are_text_and_never_run(browser: Browser) -> None:
     names = [
@@ -508,6 +522,7 @@ def test_names_are_text_and_never_run(browser: Browser) -> None:
     assert browser.console() == []
 
 
+@pytest.mark.full
 @pytest.mark.trust
 def test_a_script_that_a_checkpoint_has_for_a_name_does_not_run(browser: Browser) -> None:
     names = [
@@ -532,6 +547,7 @@ def test_a_script_that_a_checkpoint_has_for_a_name_does_not_run(browser: Browser
     assert (browser.console(), browser.fetched()) == ([], [])
 
 
+@pytest.mark.full
 def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser: Browser) -> None:
     page = comparison_html(matching(1)).replace("</body>", f"{SCRIPT}</body>")
     path = browser.directory / "injected.html"
@@ -542,6 +558,7 @@ def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser: Browser) -
     assert "Content Security Policy" in message
 
 
+@pytest.mark.full
 def test_a_comparison_of_metadata_says_that_values_were_not_compared(browser: Browser) -> None:
     browser.open(differing(compared_values=False))
     assert browser.text("#map-title") == "Metadata"

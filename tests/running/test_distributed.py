@@ -99,6 +99,7 @@ def items(target: Path) -> list[Path]:
     return sorted(file.parent for file in target.rglob("_METADATA"))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", CASES)
 def test_several_processes_write_what_one_writes(case, by_one, by_many):
     [expected], [found] = items(by_one / case), items(by_many[0] / case)
@@ -114,6 +115,7 @@ def test_several_processes_write_what_one_writes(case, by_one, by_many):
     Path(manifest).unlink()
 
 
+@pytest.mark.full
 def test_two_items_of_a_step_are_written_by_several_processes(tmp_path):
     source = checkpoints.save_step(tmp_path / "source", checkpoints.linen())
     target = tmp_path / "out"
@@ -125,6 +127,7 @@ def test_two_items_of_a_step_are_written_by_several_processes(tmp_path):
     assert [item.name for item in items(target)] == ["model_params", "optimizer_state"]
 
 
+@pytest.mark.sample(1)
 def test_other_items_and_files_of_a_step_travel_once(by_many):
     step = by_many[0] / "renamed" / str(STEP)
     assert (step / "iter" / "metadata").read_text() == '{"at": 3}'
@@ -169,6 +172,7 @@ def lost(process):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("process", [0, 1])
 def test_when_one_is_killed_all_others_end_within_a_minute_and_nothing_is_there(
     process, large, tmp_path
@@ -183,6 +187,7 @@ def test_when_one_is_killed_all_others_end_within_a_minute_and_nothing_is_there(
     assert left <= (leftovers if process == 0 else set())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("process", "number", "code", "message"),
     [
@@ -220,6 +225,7 @@ def test_an_error_of_one_is_told_by_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.full
 def test_processes_that_do_not_do_the_same_do_nothing(sources, tmp_path):
     """As with two versions of a program, or a source that is another one on another machine."""
     layouts = (
@@ -238,6 +244,7 @@ def test_processes_that_do_not_do_the_same_do_nothing(sources, tmp_path):
 # --- in a bucket ------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_several_processes_write_to_a_bucket_and_within_one(gcs_server, sources, by_one):
     """Up from a disk, renamed by the server, and rewritten; what is there is what one writes."""
     from tests.support import gcs
@@ -263,6 +270,7 @@ def test_several_processes_write_to_a_bucket_and_within_one(gcs_server, sources,
 # --- what a process prints, and how it is told who it is --------------------------------------
 
 
+@pytest.mark.full
 def test_the_first_process_alone_prints_the_result(sources, tmp_path):
     arguments = ["convert", sources["stacked"], tmp_path / "out", "--to", "nnx", "--json"]
     first, second = processes.start(*arguments, count=2).ended()

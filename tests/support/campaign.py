@@ -34,7 +34,6 @@ import numpy as np
 from nnxconv.running.memory import peak_memory_bytes
 from tests.support import checkpoints
 from tests.support.mutations import KINDS, mutate
-from tests.support.places import REPOSITORY
 
 SECONDS = 60
 MEMORY_BYTES = 2 * 2**30
@@ -124,7 +123,7 @@ class _Worker:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
-                    cwd=REPOSITORY,
+                    cwd=Path(__file__).parents[2],
                     env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
                 )
             self._write(self._arguments)

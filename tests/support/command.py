@@ -1,13 +1,14 @@
 """Run the `nnxconv` command within the test's process, and hold its output against a golden file.
 
 A golden file is one terminal session: the command, what it printed (lines on stderr start with
-`2> `), and its exit code. `NNXCONV_WRITE_GOLDEN=1 python -m pytest tests/commands/test_compare.py`
+`2> `), and its exit code. `NNXCONV_WRITE_GOLDEN=1 python -m pytest tests/comparing/test_compare.py`
 writes the files anew; the tests that wrote one are then reported as skipped, never as passed.
 """
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 import pytest
@@ -15,8 +16,8 @@ from click.testing import CliRunner
 
 from nnxconv.cli.app import nnxconv
 from nnxconv.errors import NnxconvError, with_notes
-from tests.support.places import GOLDEN
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 WRITE_GOLDEN = "NNXCONV_WRITE_GOLDEN"
 
 

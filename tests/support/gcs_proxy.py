@@ -8,10 +8,9 @@ with Proxy(server_url) as proxy, proxy.recording() as traffic:
 ```
 
 In the tests' own process it takes a core's time from the client. For benchmarks there is
-`in_its_own_process`, or a program that prints its URL, and then for each line on stdin the traffic
-since the last one:
-
-    python -m tests.support.gcs_proxy URL --bytes_per_second 2e8 --latency 0.02
+`in_its_own_process`, or
+`python -m tests.support.gcs_proxy URL --bytes_per_second 2e8 --latency 0.02`, which prints its URL,
+and then for each line on stdin the traffic since the last one.
 """
 
 import argparse
@@ -25,11 +24,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from tests.support.gcs_requests import Kind, Request, Traffic, describe
 from tests.support.http1 import BLOCK_BYTES, Head, Stream
-from tests.support.places import REPOSITORY
 
 
 @dataclass(frozen=True)
@@ -353,7 +352,8 @@ def in_its_own_process(
     options = ["--bytes_per_second", str(bytes_per_second), "--latency", str(latency)]
     command = [sys.executable, "-m", "tests.support.gcs_proxy", server_url, *options]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=REPOSITORY) as process:
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=root) as process:
         yield Elsewhere(process)
 
 

@@ -20,7 +20,7 @@ JOIN_SECONDS = 300
 """How long processes wait for each other at the beginning: machines do not start at once."""
 
 UNHEARD_SECONDS = 3600
-"""When JAX itself would give a silent process up: long after the crew has, and has told why."""
+"""When JAX itself would give a silent process up: long after `Member` has, and has told why."""
 
 PATIENCE_SECONDS = 30.0
 """How long process 0 waits at the end, until the others have parted."""

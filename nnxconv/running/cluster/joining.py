@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from nnxconv.errors import BadInput, TeamError
 from nnxconv.running.cluster.coordinator import Address, service
-from nnxconv.running.cluster.member import Crew
-from nnxconv.running.cluster.team import ALONE, Team
+from nnxconv.running.cluster.member import Member
+from nnxconv.running.cluster.team import SINGLE_PROCESS, Team
 from nnxconv.storage.gcs import told_plainly
 
 
@@ -34,24 +34,24 @@ def joined(
     """
     if not distributed:
         _refuse_addresses(coordinator_address, num_processes, process_id)
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     found = service(_address(coordinator_address, num_processes, process_id))
     found.runs += 1
-    crew = Crew(found.number, found.count, found.store(str(found.runs)))
+    member = Member(found.number, found.count, found.store(str(found.runs)))
     try:
-        crew.gather("here")
+        member.gather("here")
         with told_plainly():
-            yield crew
+            yield member
     except BaseException as error:
-        crew.fail(error)
-        first = crew.first_failure(error)
+        member.fail(error)
+        first = member.first_failure(error)
         if first is error or isinstance(error, TeamError):
             raise
         raise first from error
     finally:
-        crew.leave()
-        found.gone |= crew.silent()
+        member.leave()
+        found.gone |= member.silent()
 
 
 def _refuse_addresses(

@@ -34,7 +34,7 @@ PATIENCE_SECONDS = 30.0
 POLL_SECONDS = 0.25
 
 
-class Crew:
+class Member:
     """A team whose processes talk through a store."""
 
     def __init__(self, number: int, count: int, store: Store) -> None:

@@ -66,7 +66,7 @@ class Team(Protocol):
 
 
 @dataclass(frozen=True)
-class Alone:
+class SingleProcess:
     """One process that shares its work with nobody."""
 
     number: int = 0
@@ -101,7 +101,7 @@ class Alone:
         return watch
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
 def total(events: list[Event]) -> Event:

@@ -1,5 +1,5 @@
-from .bucket_lock import alone_in_bucket as alone_in_bucket
-from .bucket_lock import check_alone as check_alone
+from .bucket_lock import check_lock as check_lock
+from .bucket_lock import locked_in_bucket as locked_in_bucket
 from .cleaning import parents_made as parents_made
 from .cleaning import remove_objects as remove_objects
 from .containment import refuse_strangers as refuse_strangers
@@ -14,7 +14,7 @@ from .json_documents import parse_json as parse_json
 from .json_documents import read_json as read_json
 from .listing import Folder as Folder
 from .listing import open_folder as open_folder
-from .local_lock import alone as alone
+from .local_lock import locked as locked
 from .operations import copy_file as copy_file
 from .operations import copy_files as copy_files
 from .operations import copy_tree as copy_tree

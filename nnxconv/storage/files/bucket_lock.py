@@ -12,7 +12,7 @@ _leases: dict[str, Lease] = {}
 """Of the targets in buckets that this process is writing."""
 
 
-def check_alone(path: epath.Path) -> None:
+def check_lock(path: epath.Path) -> None:
     """Makes sure that no other conversion has taken over a target that is being written.
 
     Raises:
@@ -23,7 +23,7 @@ def check_alone(path: epath.Path) -> None:
 
 
 @contextmanager
-def alone_in_bucket(path: epath.Path) -> Iterator[Lease]:
+def locked_in_bucket(path: epath.Path) -> Iterator[Lease]:
     """Lets one conversion at a time write to a target in a bucket.
 
     Raises:

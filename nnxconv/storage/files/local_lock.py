@@ -13,7 +13,7 @@ from nnxconv.storage import UNFINISHED
 
 
 @contextmanager
-def alone(path: epath.Path) -> Iterator[None]:
+def locked(path: epath.Path) -> Iterator[None]:
     """Holds a lock beside a local target, whose directory is there, while the body runs.
 
     The kernel lets it go with the process, however that ends; the empty file is then left.

@@ -1,5 +1,5 @@
+from .beside import files_beside as files_beside
 from .encoded_chunks import EncodedChunks as EncodedChunks
-from .extra_files import companions as companions
 from .item import Item as Item
 from .item import array_name as array_name
 from .item import open_item as open_item

@@ -12,11 +12,11 @@ from orbax.checkpoint.path import atomicity
 from nnxconv.errors import BadInput, StorageError
 from nnxconv.storage import COMMITTED, UNFINISHED
 from nnxconv.storage.files import (
-    alone,
-    alone_in_bucket,
     copy_tree,
     exchange,
     files_below,
+    locked,
+    locked_in_bucket,
     parents_made,
     remove_objects,
     remove_tree,
@@ -41,12 +41,12 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
     """
     if is_remote(path):
         with (
-            alone_in_bucket(path) as lease,
+            locked_in_bucket(path) as lease,
             _no_objects_left_on_failure(path, may_replace, lease) as place,
         ):
             yield Place(place, _marked_while_held(lease))
         return
-    with parents_made(path), alone(path):
+    with parents_made(path), locked(path):
         _undo(path)  # what a killed run left
         refuse_replacing(path, may_replace)
         try:

@@ -26,7 +26,7 @@ FILES_AT_ONCE = 2
 _VALUES = "d/v"
 
 
-class Spill:
+class FileWriter:
     """The files of one local database or directory, which are first put together in memory.
 
     A journal is told of each commit when its files are on disk.

@@ -14,7 +14,7 @@ from nnxconv.errors import BadInput
 from nnxconv.state import Tree, below
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.ocdbt import read_contents
-from nnxconv.storage.orbax.file_writer import Spill
+from nnxconv.storage.orbax.file_writer import FileWriter
 from nnxconv.storage.orbax.item import Item, array_name, joined_items
 from nnxconv.storage.orbax.location import absolute
 from nnxconv.storage.resume import Journal
@@ -70,7 +70,7 @@ class Writer:
         self.context = new_context()
         self._spill = None
         if not is_remote(directory):
-            self._spill = Spill(self._database, use_ocdbt, self.context, journal)
+            self._spill = FileWriter(self._database, use_ocdbt, self.context, journal)
 
     def journalled(self, journal: Journal) -> "Writer":
         """A writer that fills this item in the directory of a journal."""

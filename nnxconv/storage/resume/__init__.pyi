@@ -3,4 +3,4 @@ from .journal import Journal as Journal
 from .journal import Stamp as Stamp
 from .runs import begun as begun
 from .runs import has_remains as has_remains
-from .runs import kept_work as kept_work
+from .runs import resumable_work as resumable_work

@@ -27,10 +27,10 @@ from etils import epath
 from nnxconv.errors import StorageError
 from nnxconv.storage import COMMITTED
 from nnxconv.storage.files import (
-    alone_in_bucket,
     copy_files,
     files_below,
     generations_below,
+    locked_in_bucket,
     read_if_there,
     read_objects,
     remove_files,
@@ -42,7 +42,7 @@ from nnxconv.storage.resume.journal import MANIFEST, Stamp
 from nnxconv.storage.zarr import directory_spec
 
 
-class BucketKeep:
+class BucketResumeStore:
     """A folder beside the target."""
 
     def __init__(self, path: epath.Path, target: epath.Path) -> None:
@@ -86,14 +86,14 @@ class BucketKeep:
         """
         if may_replace:
             return
-        with alone_in_bucket(self._target):
+        with locked_in_bucket(self._target):
             if self.has_remains:
                 remove_tree(self._target)
             _write(self.path / "writing", b"")
 
-    def folder(self, number: int) -> "BucketFolder":
+    def folder(self, number: int) -> "BucketJournalFolder":
         """Where an item is kept."""
-        return BucketFolder(self.path / str(number), self._lease)
+        return BucketJournalFolder(self.path / str(number), self._lease)
 
     def stop(self, *, is_empty: bool) -> None:
         """Removes everything after a failure, if nothing was finished."""
@@ -120,7 +120,7 @@ class BucketKeep:
             ) from error
 
 
-class BucketFolder:
+class BucketJournalFolder:
     """The journal of one item, and the item so far, in a bucket.
 
     Stamps have the objects' generations, which a listing tells: nothing is read to verify it.

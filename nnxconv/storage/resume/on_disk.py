@@ -25,7 +25,7 @@ from nnxconv.storage.resume.journal import MANIFEST, NODES, Stamp
 from nnxconv.storage.zarr import directory_spec
 
 
-class DiskKeep:
+class DiskResumeStore:
     """A directory beside the target."""
 
     def __init__(self, path: epath.Path, target: epath.Path) -> None:
@@ -82,9 +82,9 @@ class DiskKeep:
     def start(self, *, may_replace: bool) -> None:
         """Nothing: there are no remains."""
 
-    def folder(self, number: int) -> "DiskFolder":
+    def folder(self, number: int) -> "DiskJournalFolder":
         """Where an item is kept."""
-        return DiskFolder(self._folder / str(number))
+        return DiskJournalFolder(self._folder / str(number))
 
     def stop(self, *, is_empty: bool) -> None:
         """Removes everything after a failure, if nothing was finished."""
@@ -96,7 +96,7 @@ class DiskKeep:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class DiskFolder:
+class DiskJournalFolder:
     """The journal of one item, and the item so far, on a disk; stamps have digests of the bytes."""
 
     def __init__(self, folder: Path) -> None:

@@ -21,9 +21,9 @@ from nnxconv.errors import BadInput
 from nnxconv.storage import UNFINISHED
 from nnxconv.storage.files import stamps_below
 from nnxconv.storage.gcs import LeaseLost, is_remote
-from nnxconv.storage.resume.in_bucket import BucketKeep
+from nnxconv.storage.resume.in_bucket import BucketResumeStore
 from nnxconv.storage.resume.journal import Folder, Journal
-from nnxconv.storage.resume.on_disk import DiskKeep
+from nnxconv.storage.resume.on_disk import DiskResumeStore
 
 FORMAT = 2
 
@@ -103,7 +103,7 @@ def begun(plan: str, source: Sequence[epath.Path], options: Mapping[str, Any]) -
     return Begun(version("nnxconv"), json.loads(json.dumps(options)), plan, stamps)
 
 
-class Keep(Protocol):
+class ResumeStore(Protocol):
     """Where the work on a target is kept: on a disk, or in a bucket."""
 
     path: epath.Path
@@ -151,19 +151,19 @@ class Keep(Protocol):
         ...
 
 
-def _keep(target: epath.Path) -> Keep:
+def _resume_store(target: epath.Path) -> ResumeStore:
     """Where the work on a target is kept."""
     path = target.parent / f"{target.name}{UNFINISHED}-resume"
-    return BucketKeep(path, target) if is_remote(path) else DiskKeep(path, target)
+    return BucketResumeStore(path, target) if is_remote(path) else DiskResumeStore(path, target)
 
 
 def has_remains(target: epath.Path) -> bool:
     """True where what is at a target was left there by a run with `--resume` that was killed."""
-    return _keep(target).has_remains
+    return _resume_store(target).has_remains
 
 
 @contextmanager
-def kept_work(
+def resumable_work(
     target: epath.Path, asked: Begun, items: Sequence[str], *, may_replace: bool
 ) -> Iterator[dict[str, Journal]]:
     """The journals of the items, as an interrupted run left them, or new ones.
@@ -174,7 +174,7 @@ def kept_work(
     Raises:
       BadInput: another run works on the target, or began to write something else there.
     """
-    keep = _keep(target)
+    keep = _resume_store(target)
     with keep.held():
         _begin(keep, target, asked)
         keep.start(may_replace=may_replace)
@@ -194,14 +194,14 @@ def kept_work(
         keep.remove()
 
 
-def _kept_note(keep: Keep) -> str:
+def _kept_note(keep: ResumeStore) -> str:
     return (
         f"kept: `{keep.path}` has what is finished;"
         " the same command with `--resume` goes on with it"
     )
 
 
-def _begin(keep: Keep, target: epath.Path, asked: Begun) -> None:
+def _begin(keep: ResumeStore, target: epath.Path, asked: Begun) -> None:
     """Says what is begun here, or makes sure that it is what was begun before.
 
     Raises:

@@ -5,8 +5,8 @@ from .checks import check_places as check_places
 from .checks import check_space as check_space
 from .checks import failures_told as failures_told
 from .checks import needed_bytes as needed_bytes
-from .planned import Freight as Freight
+from .planned import TransferPlan as TransferPlan
 from .shares import Share as Share
 from .shares import divide as divide
-from .shares import whole_freight as whole_freight
 from .shares import whole_plan as whole_plan
+from .shares import whole_transfers as whole_transfers

@@ -22,7 +22,7 @@ from nnxconv.storage.files import copy_file, copy_files, remove_files
 from nnxconv.storage.gcs import REQUESTS_AT_ONCE, is_remote
 from nnxconv.storage.ocdbt import read_contents
 from nnxconv.storage.orbax import Item, Writer
-from nnxconv.storage.transfer.planned import Freight
+from nnxconv.storage.transfer.planned import TransferPlan
 from nnxconv.storage.zarr import all_done, damaged, directory_spec
 
 FILES_AT_ONCE = 8
@@ -75,17 +75,17 @@ class Carrier:
         ends = [is_remote(item.path), is_remote(self._target)]
         self._is_remote, self._is_served = any(ends), all(ends)
 
-    async def carry(self, freight: Freight, tell: Tell) -> None:
-        """Gives the target the files and the single values that the freight names."""
-        await self._take_files(freight, tell)
-        await self._copy_values(freight, tell)
+    async def carry(self, transfers: TransferPlan, tell: Tell) -> None:
+        """Gives the target the files and the single values that the plan names."""
+        await self._take_files(transfers, tell)
+        await self._copy_values(transfers, tell)
 
-    async def refer(self, freight: Freight) -> None:
+    async def refer(self, transfers: TransferPlan) -> None:
         """References in the target's database to values in data files that it has now."""
         contents = self._item.contents
-        if not freight.references or contents is None:
+        if not transfers.references or contents is None:
             return
-        nodes = contents.node_files - set(freight.files.values())
+        nodes = contents.node_files - set(transfers.files.values())
         await asyncio.to_thread(self._take_nodes, nodes)
         target = self._writer.references_spec
         manifest = directory_spec(self._item.path)
@@ -97,7 +97,7 @@ class Carrier:
         one_key = ts.KvStore.KeyRange("", "\0")
         copies = [
             (old_store + old).experimental_copy_range_to(into + new, source_range=one_key)
-            for old, new in freight.references.items()
+            for old, new in transfers.references.items()
         ]
         await all_done(copies)
         for copy in copies:
@@ -117,13 +117,15 @@ class Carrier:
             target.parent.mkdir(parents=True, exist_ok=True)
             source.copy(target)
 
-    async def _copy_values(self, freight: Freight, tell: Tell) -> None:
+    async def _copy_values(self, transfers: TransferPlan, tell: Tell) -> None:
         """Encoded values, read and written as they are, a window to a commit."""
-        if not freight.values:
+        if not transfers.values:
             return
         store = await ts.KvStore.open(self._writer.values_spec, context=self._writer.context)
-        sized = [_Value(old, new, freight.value_bytes[old]) for old, new in freight.values.items()]
-        window_bytes = freight.window_bytes // self._writer.windows_under_way
+        sized = [
+            _Value(old, new, transfers.value_bytes[old]) for old, new in transfers.values.items()
+        ]
+        window_bytes = transfers.window_bytes // self._writer.windows_under_way
         for number, window in enumerate(in_windows(sized, window_bytes)):
             nbytes = sum(value.block_bytes for value in window)
             unit = f"values {number}"
@@ -144,7 +146,7 @@ class Carrier:
             except (ValueError, OSError) as error:
                 raise damaged(self._item.path, value.old, error) from error
 
-    async def _take_files(self, freight: Freight, tell: Tell) -> None:
+    async def _take_files(self, transfers: TransferPlan, tell: Tell) -> None:
         """Links or copies files of the item into the target, several at once."""
         at_once = REQUESTS_AT_ONCE if self._is_served else FILES_AT_ONCE
         is_stopped = False
@@ -157,7 +159,7 @@ class Carrier:
             try:
                 was_linked = await loop.run_in_executor(pool, take, old, new)
                 if was_linked is not None:
-                    nbytes = freight.file_sizes[old]
+                    nbytes = transfers.file_sizes[old]
                     self._moved.nbytes += nbytes
                     self._moved.linked_files += was_linked
                     self._moved.copied_files += not was_linked
@@ -168,7 +170,7 @@ class Carrier:
 
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(at_once) as pool:
-            await together(took(old, new) for old, new in freight.files.items())
+            await together(took(old, new) for old, new in transfers.files.items())
 
     def _take_file(self, old: str, new: str) -> bool:
         """Whether a file was linked; one that an interrupted run has copied is there."""

@@ -14,7 +14,7 @@ from nnxconv.storage import COMMITTED, STEP_METADATA, TREE_METADATA, UNFINISHED
 from nnxconv.storage.files import Folder, open_folder
 from nnxconv.storage.gcs import SCHEME, first_sentence, is_remote
 from nnxconv.storage.orbax import Item, Location, Target, absolute, steps_in
-from nnxconv.storage.transfer.planned import Freight, rewritten_bytes
+from nnxconv.storage.transfer.planned import TransferPlan, rewritten_bytes
 from nnxconv.tree import format_bytes
 
 
@@ -141,9 +141,9 @@ def _is_replaceable(there: Folder, given_as: str) -> bool:
 SPARE_BYTES = 2**20
 
 
-def needed_bytes(plan: Plan, freight: Freight, item: Item) -> int:
+def needed_bytes(plan: Plan, transfers: TransferPlan, item: Item) -> int:
     """About how many bytes the target takes on its file system."""
-    return SPARE_BYTES + freight.copied_bytes + rewritten_bytes(plan, item)
+    return SPARE_BYTES + transfers.copied_bytes + rewritten_bytes(plan, item)
 
 
 def check_space(needed: int, target: Target) -> None:

@@ -27,7 +27,7 @@ WORTH_A_FILE = 0.5
 
 
 @dataclass(frozen=True)
-class Freight:
+class TransferPlan:
     """What is moved without being decoded.
 
     Attributes:
@@ -75,7 +75,7 @@ class Freight:
         """How many bytes of values are copied at once."""
         return window_bytes(self.max_memory)
 
-    def only(self, files: Collection[str], values: Collection[str]) -> "Freight":
+    def only(self, files: Collection[str], values: Collection[str]) -> "TransferPlan":
         """The part of it that these files and values are."""
         return replace(
             self,
@@ -87,9 +87,9 @@ class Freight:
         )
 
 
-def plan_freight(
+def plan_transfers(
     plan: Plan, item: Item, target: epath.Path, transfer: Transfer, max_memory: int
-) -> Freight:
+) -> TransferPlan:
     """How the renamed arrays of a plan get from an item to a target.
 
     Raises:
@@ -100,7 +100,9 @@ def plan_freight(
     is_linked = transfer == "link" and can_link(item.path, target)
     if item.contents is None:
         _refuse_missing(item, keys, lengths)
-        return Freight(keys, file_sizes={key: lengths[key] for key in keys}, is_linked=is_linked)
+        return TransferPlan(
+            keys, file_sizes={key: lengths[key] for key in keys}, is_linked=is_linked
+        )
     contents = item.contents
     _refuse_missing(item, keys, contents.values)
     _refuse_short_files(item, keys, contents, lengths)
@@ -110,7 +112,7 @@ def plan_freight(
     for old, new in keys.items():
         file = contents.values[old].file
         (references if not file or file in whole else values)[old] = new
-    return Freight(
+    return TransferPlan(
         {file: file for file in sorted(whole)},
         references,
         values,

@@ -9,7 +9,7 @@ from etils import epath
 from nnxconv.planning import Plan, Transfer, make_plan
 from nnxconv.state import Tree, below, children
 from nnxconv.storage.orbax import Item
-from nnxconv.storage.transfer.planned import Freight, plan_freight
+from nnxconv.storage.transfer.planned import TransferPlan, plan_transfers
 from nnxconv.storage.zarr import Container
 from nnxconv.tree import Literal, first_source, size_bytes
 
@@ -21,14 +21,14 @@ class Share:
     Attributes:
       name: of the item where there are several, and the first name in the target's keys; else "".
       plan: its arrays and how they move, by keys within the item.
-      freight: the files, references and values by which renamed arrays move.
+      transfers: the files, references and values by which renamed arrays move.
       source: the item whose encoded chunks may be taken over.
       container: how it keeps its arrays.
     """
 
     name: str
     plan: Plan
-    freight: Freight
+    transfers: TransferPlan
     source: Item
     container: Container
 
@@ -62,8 +62,8 @@ def divide(
         source = _main_source(own, sources)
         kept = container if len(sources) == 1 else source.container
         plan = make_plan(own.items(), max_memory, kept.store)
-        freight = plan_freight(plan, source, target / name, transfer, max_memory)
-        shares.append(Share(name, plan, freight, source, kept))
+        transfers = plan_transfers(plan, source, target / name, transfer, max_memory)
+        shares.append(Share(name, plan, transfers, source, kept))
     return shares
 
 
@@ -90,18 +90,18 @@ def whole_plan(shares: Sequence[Share]) -> Plan:
     )
 
 
-def whole_freight(shares: Sequence[Share]) -> Freight:
+def whole_transfers(shares: Sequence[Share]) -> TransferPlan:
     """What all shares move without decoding it."""
-    first = shares[0].freight
+    first = shares[0].transfers
     if not shares[0].name:
         return first
-    return Freight(
-        _named({share.name: share.freight.files for share in shares}),
-        _named({share.name: share.freight.references for share in shares}),
-        _named({share.name: share.freight.values for share in shares}),
-        _sizes({share.name: share.freight.file_sizes for share in shares}),
-        _sizes({share.name: share.freight.value_bytes for share in shares}),
-        all(share.freight.is_linked for share in shares),
+    return TransferPlan(
+        _named({share.name: share.transfers.files for share in shares}),
+        _named({share.name: share.transfers.references for share in shares}),
+        _named({share.name: share.transfers.values for share in shares}),
+        _sizes({share.name: share.transfers.file_sizes for share in shares}),
+        _sizes({share.name: share.transfers.value_bytes for share in shares}),
+        all(share.transfers.is_linked for share in shares),
         first.max_memory,
     )
 

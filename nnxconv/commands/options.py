@@ -1,0 +1,155 @@
+"""What each option means, said once, for the library's docstrings and the command's help.
+
+An option of the command has the name of the argument. Texts begin small and have no final period,
+as in docstrings; the help writes them as sentences.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    "Paths": {
+        "source_path": "an item directory, a step, or a root of steps; it is only read",
+        "target_path": "is written in the same structure, and committed when it is complete",
+        "path": "an item directory, a step, or a root of steps; it is only read",
+        "ckpt_path_1": "side a: an item directory, a step, or a root with one step",
+        "ckpt_path_2": "side b",
+        "template": "another checkpoint; or `module:function`, a function without arguments; or"
+        " what it returns: an `nnx.Module`, an `nnx.State`, Linen variables or a `TrainState`, for"
+        " example from `nnx.eval_shape` or `jax.eval_shape`",
+        "model": "its variables are updated",
+    },
+    "What": {
+        "direction": "`auto` recognises the source and goes to the other family; `linen_to_nnx` and"
+        " `nnx_to_linen` state it",
+        "to": "the target's layout",
+        "from_": "the source's layout, where it cannot be recognised",
+        "like": "follow the conventions of this checkpoint, which the target program wrote",
+        "rename": "rename modules by the rules of this TOML file, or of this set that comes with"
+        " nnxconv",
+        "rename_back": "the same, from right to left",
+        "fused_qkv": "one array for query, key and value, or three",
+        "optimizer": "MaxText's `adam_pax` takes the moments as they are; for optax's `adamw` their"
+        " correction of bias is undone",
+        "b1": "decay of the first moment",
+        "b2": "decay of the second moment",
+        "vocab_size": "where the metadata do not give it: cut padding off, or pad with zeros",
+        "output": "write the rules to this TOML file; what is not certain is in its comments",
+        "cast": "read floats in the float types of `like`, and integers in its integer types;"
+        " otherwise another type is a mismatch",
+        "check": "verify the manifest; write nothing",
+        "manifest": "the manifest; the path with `.checksums.json` added by default",
+    },
+    "Layers": {
+        "scan_layers": "stack the layers, or unstack them; by default they are stacked towards NNX,"
+        " unstacked towards Linen, and left as they are where `--to` or `--like` names the target",
+        "layer_axis": "where stacked arrays have their layers: 1, unless they are stacked already",
+        "layer_group": "a further name of layers, besides `layers`, `dense_layers` and"
+        " `moe_layers`",
+    },
+    "Selection": {
+        "step": "which step of a root of steps",
+        "params_only": "write what serving loads: no optimizer state, step or RNG state",
+        "without": "leave out `aux`, `aux.rngs`, `opt_state` or `step`",
+        "strict": "leaving out RNG state is an error",
+        "compare_only": "`params`, or `all`: optimizer, step and other variables as well",
+        "filter": "compare only keys that one of these globs fits, such as `*.mlp.*`",
+        "exclude": "leave aside keys that one of these globs fits",
+        "ignore_rngs": "leave RNG state aside, which Linen checkpoints do not keep",
+    },
+    "How": {
+        "dtype": "cast the floating-point parameters; moments stay as they are",
+        "max_memory": "what blocks in flight may take, besides about 300 MiB for the program:"
+        " bytes, or a text such as `2GiB`",
+        "transfer": "how encoded chunks that stay as they are get to the target: `copy`, or `link`"
+        " for hard links to the source's data files",
+        "compare_values": "read the arrays, not only their metadata",
+        "atol": "absolute tolerance; `|a - b| <= atol + rtol * |b|`, for floats only",
+        "rtol": "relative tolerance",
+        "equal_nan": "NaN equals NaN",
+        "ignore_dtype": "compare values of different types, in the wider one",
+        "watch": "is called with an `Event` after each block of work",
+        "note": "is called with a line for all that is kept from `like` or left out; by default it"
+        " is logged as a warning of the logger `nnxconv`",
+    },
+    "Safety": {
+        "dry_run": "show the plan; write nothing",
+        "verify": "before committing, read the target back and compare it with the source",
+        "overwrite": "replace an existing checkpoint, once the new one is complete",
+        "resume": "keep what is finished when the run is interrupted or fails, and go on with what"
+        " such a run has kept before; not for several processes",
+        "allow_uncommitted": "read a checkpoint in a bucket that has no `commit_success.txt`",
+    },
+    "Many machines": {
+        "distributed": "share the work with other processes, which are started alike",
+        "coordinator_address": "`host:port` of process 0, unless the cluster or"
+        " JAX_COORDINATOR_ADDRESS tells",
+        "num_processes": "how many processes, unless the cluster or JAX_NUM_PROCESSES tells",
+        "process_id": "which one this is, from 0, unless the cluster or JAX_PROCESS_ID tells",
+    },
+}
+"""The texts by argument, in the groups that `--help` shows."""
+
+_LOADING: Mapping[str, str] = {
+    "like": "an `nnx.State`, `nnx.Module`, `nnx.Optimizer`, flax `TrainState`, optax state or"
+    " mapping of variables, whose leaves are arrays, numbers or `jax.ShapeDtypeStruct`s, with or"
+    " without shardings",
+    "rename": "rules in a TOML file, or the name of a set that comes with nnxconv: what modules are"
+    " called, and how their arrays are cut, in what is loaded into; without it, a set of nnxconv is"
+    " used where it alone leads to the names there, and `note` is told",
+    "without": "parts that are not loaded, so that what is loaded into keeps its own: `aux`,"
+    " `aux.rngs`, `opt_state`, `step`",
+    "layer_axis": "where stacks have their layers whose shapes do not tell",
+    "max_memory": "bytes, or a text such as `2GiB`, that blocks in flight may take, besides the"
+    " arrays that are loaded",
+}
+
+OTHERWISE: Mapping[str, Mapping[str, str]] = {
+    "compare": {
+        "rename": "rules in a TOML file, or the name of a set that comes with nnxconv: what the"
+        " modules of side a are called, and how their arrays are cut, on side b",
+    },
+    "gpt3_from_paxml": {
+        "target_path": "a root, as `CheckpointManager` has it; `<step>/items` is written in it",
+        "scan_layers": "stack the layers, or write them apart",
+        "layer_axis": "where stacked arrays have their layers",
+        "params_only": "write the parameters alone; the source needs no more either",
+        "model": "check that the sizes are those of this model: `gpt3-175b` or `gpt3-52k`",
+    },
+    "load": _LOADING,
+    "load_into": {**_LOADING, "optimizer": "is updated too, its step included"},
+    "open": {"layer_axis": _LOADING["layer_axis"]},
+}
+"""What an argument means in one function alone."""
+
+
+def text_of(function: str, argument: str) -> str:
+    """What an argument of a function means.
+
+    Raises:
+      KeyError: nothing is said of it.
+    """
+    known = {name: text for group in GROUPS.values() for name, text in group.items()}
+    return {**known, **OTHERWISE.get(function, {})}[argument]
+
+
+def group_of(argument: str) -> str:
+    """The group under which help shows an argument; "Output" for what only the command has."""
+    return next((group for group, texts in GROUPS.items() if argument in texts), "Output")
+
+
+def documented(function: Function) -> Function:
+    """The function, its docstring with a section about its arguments."""
+    lines = [
+        f"  {name}: {text_of(function.__name__, name)}."
+        for name in inspect.signature(function).parameters
+    ]
+    told = inspect.cleandoc(function.__doc__ or "")
+    before, mark, after = told.partition("\n\nReturns:")
+    if not mark:
+        before, mark, after = told.partition("\n\nRaises:")
+    function.__doc__ = "\n".join([before, "", "Args:", *lines]) + mark + after
+    return function

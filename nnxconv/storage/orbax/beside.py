@@ -1,0 +1,79 @@
+"""Files that belong to a checkpoint but stand beside it: `adapter_config.json` of a LoRA adapter.
+
+MaxText writes and reads it beside the steps (`maxtext/utils/lora_utils.py`,
+`generate_param_only_checkpoint.py`); other programs put it into the step, beside the item.
+
+```
+adapter/adapter_config.json    beside the steps
+adapter/0/adapter_config.json  beside the item
+adapter/0/items/
+```
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from etils import epath
+
+from nnxconv.errors import BadInput
+from nnxconv.storage.files import read_if_there, refuse_strangers
+from nnxconv.storage.orbax.location import Location
+from nnxconv.storage.orbax.saving import Target
+
+NAMES = ("adapter_config.json",)
+
+
+@dataclass(frozen=True)
+class ExtraFiles:
+    """Where such files come from, by where they go.
+
+    Attributes:
+      inside: names of files that go into the new step, before it is committed.
+      beside: paths outside the target, which are written when it is committed.
+    """
+
+    inside: Mapping[str, epath.Path] = field(default_factory=dict)
+    beside: Mapping[epath.Path, epath.Path] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """What is carried over, each name once."""
+        return sorted({*self.inside, *(path.name for path in self.beside)})
+
+    def refuse_others(self, overwrite: bool) -> None:
+        """Refuses to replace a file outside the target that says something else.
+
+        Raises:
+          BadInput: there is one, and it may not be replaced.
+        """
+        for new, old in self.beside.items():
+            text = None if overwrite else read_if_there(new)
+            if text is not None and text != read_if_there(old):
+                raise BadInput(
+                    f"`{new}` exists, and is not the one of the source",
+                    hint="add `--overwrite` to replace it",
+                )
+
+    def write_beside(self) -> None:
+        """Writes the files outside the target."""
+        for new, old in self.beside.items():
+            text = read_if_there(old)
+            if text is not None and text != read_if_there(new):
+                new.write_bytes(text)
+
+
+def files_beside(location: Location, target: Target) -> ExtraFiles:
+    """The files that travel with a checkpoint: each keeps its distance from the item."""
+    folder = location.item.parent
+    if location.given_as == "item":
+        return ExtraFiles(beside=_found(folder, target.path.parent))
+    inside = {new.name: old for new, old in _found(folder, target.path).items()}
+    return ExtraFiles(inside, _found(folder.parent, target.path.parent))
+
+
+def _found(folder: epath.Path, target: epath.Path) -> dict[epath.Path, epath.Path]:
+    """The files in a folder, by their new paths."""
+    refuse_strangers(folder, *(folder / name for name in NAMES))
+    return {
+        target / name: folder / name for name in NAMES if read_if_there(folder / name) is not None
+    }

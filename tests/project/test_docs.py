@@ -1,0 +1,215 @@
+"""README and docs/: every command and program in them runs, and what they name is there."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import nnxconv
+from nnxconv.layouts import CODECS
+from tests.project.test_readme import TX, pair
+from tests.support import checkpoints, model_pairs, models, pax
+from tests.support.command import run
+
+REPOSITORY = Path(__file__).parents[2]
+README = REPOSITORY / "README.md"
+DOCS = sorted(REPOSITORY.glob("docs/*.md"))
+PROSE = [README, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md", *DOCS]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
+
+# Commands
+
+
+def nnx_mlp():
+    """An NNX model with the architecture of `pair`, and its optimizer."""
+    model = model_pairs.NnxMlp(rngs=nnx.Rngs(1))
+    return model, nnx.Optimizer(model, TX, wrt=nnx.Param)
+
+
+Trees = Mapping[str, Callable[[], Any]]
+CHECKPOINTS: Mapping[str, Trees] = {
+    "checksum.md": {"ckpt/1000": checkpoints.linen, "nnx_ckpt/1000": checkpoints.nnx_pure},
+    "compare.md": dict.fromkeys(("before", "after", "a", "b"), checkpoints.linen),
+    "convert.md": {"SRC": checkpoints.linen},
+    "gcs.md": {"linen/4000": checkpoints.linen},
+    "gpt3-from-paxml.md": {},
+    "many-machines.md": {},
+    "rename.md": {"linen_ckpt": pair, "nnx_ckpt": lambda: models.nnx_states(*nnx_mlp())},
+    "resume.md": {"SRC": checkpoints.nnx_pure},
+}
+"""The checkpoints that a page's commands read, under the names that they have there."""
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each `nnxconv ...` on the page, without comments and variables before it."""
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.S)
+    lines = re.findall(r"^\$ (?:\w+=\S+ )?nnxconv (.*)$", "\n".join(blocks), re.M)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.fixture
+def here(request, tmp_path, monkeypatch):
+    """A working directory with the checkpoints of the page."""
+    for name, tree in CHECKPOINTS[request.param].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        models.save(tmp_path / name, tree())
+    monkeypatch.chdir(tmp_path)
+    return REPOSITORY / "docs" / request.param
+
+
+def of(*pages: str):
+    """Runs a test in the working directory of each page."""
+    return pytest.mark.parametrize("here", pages, indirect=True)
+
+
+def check_each_is_done(page: Path) -> None:
+    """Runs the page's commands in their order; those that write find no target of their name."""
+    assert commands(page)
+    for words in commands(page):
+        if words[0] in ("convert", "gpt3-from-paxml"):
+            shutil.rmtree(words[2], ignore_errors=True)
+        outcome = run(*words)
+        assert (outcome.exit_code, outcome.stderr) == (0, ""), words
+
+
+def test_every_page_with_commands_is_tried():
+    with_commands = {page.name for page in DOCS if commands(page)}
+    assert with_commands == CHECKPOINTS.keys()
+
+
+@of("checksum.md", "compare.md", "convert.md", "resume.md")
+def test_commands_do_what_they_say(here):
+    check_each_is_done(here)
+
+
+@of("rename.md")
+def test_commands_that_ask_a_module_of_python(here):
+    Path("train").mkdir()
+    Path("train/model.py").write_text(
+        "from tests.support.model_pairs import abstract_mlp as abstract_state\n"
+    )
+    check_each_is_done(here)
+
+
+@of("gpt3-from-paxml.md")
+def test_commands_that_read_a_checkpoint_of_pax(here):
+    pax.write(Path("checkpoints/checkpoint_00004000"), pax.leaves())
+    check_each_is_done(here)
+
+
+@of("gcs.md")
+def test_commands_that_name_a_bucket(here, storage):
+    storage.put(Path("linen/4000"), "out/linen/4000")
+    assert commands(here)
+    for words in commands(here):
+        outcome = run(*(word.replace("gs://runs", storage.path("out")) for word in words))
+        assert (outcome.exit_code, outcome.stderr) == (0, ""), words
+
+
+@of("many-machines.md")
+def test_commands_of_several_processes_have_these_options(here):
+    assert commands(here)
+    for words in commands(here):
+        assert run(*words, "--help").exit_code == 0, words
+
+
+# Programs
+
+
+def programs(page: Path) -> list[str]:
+    """The blocks of Python on a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+
+
+FUNCTIONS, LOADING = programs(REPOSITORY / "docs/python.md")
+
+
+def test_the_functions_run_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models.save(tmp_path / "linen_ckpt", pair())
+    pax.write(Path("checkpoints/checkpoint_00004000"), pax.leaves())
+    names: dict[str, Any] = {"nnx": nnx, "MyModel": model_pairs.NnxMlp}
+    exec(FUNCTIONS, names)
+    assert (names["report"].is_match, names["found"].understood.layout) == (True, "nnx-pure")
+    assert names["proposal"].is_complete
+    assert nnxconv.inspect("out").understood.layout == "linen"
+
+
+def test_loading_runs_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained, optimizer = nnx_mlp()
+    models.save(tmp_path / "linen_ckpt", models.nnx_states(trained, optimizer))
+    models.save(tmp_path / "nnx_ckpt", checkpoints.nnx_pure())
+    models.save(tmp_path / "ckpt", checkpoints.linen(layers=4))
+
+    def create():
+        params = {"params": checkpoints.weights(layers=3)}
+        return TrainState.create(apply_fn=None, params=params, tx=TX)
+
+    model = model_pairs.NnxMlp(rngs=nnx.Rngs(2))
+    names: dict[str, Any] = {
+        "nnxconv": nnxconv,
+        "nnx": nnx,
+        "jax": jax,
+        "model": model,
+        "optimizer": nnx.Optimizer(model, TX, wrt=nnx.Param),
+        "create": create,
+        "train_state": create(),
+    }
+    exec(LOADING, names)
+    assert np.array_equal(model.hidden[0].kernel[...], trained.hidden[0].kernel[...])
+    assert names["train_state"].step == 7
+    assert names["tree"]["params.decoder.layers[3].mlp.wi.kernel"].shape == (16, 32)
+
+
+def test_every_program_is_tried():
+    assert [page.name for page in [*DOCS, README] if programs(page)] == ["python.md"]
+
+
+# What is named
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+def test_links_and_paths_lead_to_files(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text, flags=re.S))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    paths = re.findall(r"`((?:tests|examples|nnxconv|docs)/[\w/.-]+)`", text)
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []
+
+
+def test_links_to_headings_lead_to_one():
+    for page in PROSE:
+        for path, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)]+)\)", page.read_text()):
+            target = page.parent / path if path else page
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            spelled = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in spelled, (page.name, anchor)
+
+
+def test_readme_is_short():
+    assert len(README.read_bytes()) <= 12_000
+
+
+def test_readme_leads_to_every_page():
+    assert [page.name for page in DOCS if f"(docs/{page.name})" not in README.read_text()] == []
+
+
+def test_the_api_has_every_public_name():
+    text = (REPOSITORY / "docs/api.md").read_text()
+    assert sorted(re.findall(r"^::: nnxconv\.(\w+)$", text, re.M)) == sorted(nnxconv.__all__)
+
+
+@pytest.mark.parametrize("page", [README, REPOSITORY / "docs/layouts.md"], ids=lambda p: p.name)
+def test_the_table_of_layouts_has_all_of_them(page):
+    rows = page.read_text().partition("| `--to` |")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", rows, re.M)) == sorted(CODECS)
