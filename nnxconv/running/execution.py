@@ -1,10 +1,9 @@
-"""Run a plan inside an Orbax save: a window of blocks at a time, each window one commit.
+"""Run a plan inside a save: a window of blocks at a time, each window one commit.
 
 Several processes each do their share of it. The first one alone names the target, and commits it
 when all have written theirs.
 """
 
-import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
@@ -139,13 +138,18 @@ def execute(
                     share.name or target.item_name,
                     new_arrays[share.name],
                     share.plan.literals,
-                    use_ocdbt=share.container.use_ocdbt,
-                    use_zarr3=share.container.use_zarr3,
-                    work=lead.of(share),
+                    share.container,
+                    lead.of(share),
                 )
                 for share in shares
             ]
-            save(target, new_items, custom_metadata=custom_metadata)
+            save(
+                target,
+                new_items,
+                custom_metadata=custom_metadata,
+                is_witnessed=proof is not None,
+                check=check_interrupt,
+            )
         else:
             run(_follow(team, work, shares, check))
         team.ask_first()  # whether the target was committed; an interrupt comes too late by now
@@ -156,25 +160,23 @@ ShareWork = Callable[[Share, Writer], Coroutine[Any, Any, None]]
 
 
 class _Lead:
-    """The work of the process that names the target, within Orbax's save."""
+    """The work of the process that names the target."""
 
     def __init__(self, team: Team, work: ShareWork, count: int) -> None:
         self._team = team
         self._work = work
         self._left = count
-        self._turn = asyncio.Lock()  # Orbax saves items at once; the memory is that of one of them
 
     def of(self, share: Share) -> Work:
         """The work of one share, which the others are told of."""
 
         async def lead(writer: Writer) -> None:
             try:
-                async with self._turn:
-                    self._team.ask_first([share.name, writer.directory.as_posix()])
-                    await self._work(share, writer)
-                    self._left -= 1
-                    if not self._left:
-                        self._team.settle()
+                self._team.ask_first([share.name, writer.directory.as_posix()])
+                await self._work(share, writer)
+                self._left -= 1
+                if not self._left:
+                    self._team.settle()
             except BaseException as error:
                 self._team.fail(error)  # the others stop, before what they wrote is removed
                 raise

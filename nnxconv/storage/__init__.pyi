@@ -1,5 +1,6 @@
 from .names import COMMITTED as COMMITTED
 from .names import STEP_METADATA as STEP_METADATA
+from .names import STRINGS as STRINGS
 from .names import TREE_METADATA as TREE_METADATA
 from .names import UNFINISHED as UNFINISHED
 from .names import USUAL_ITEMS as USUAL_ITEMS

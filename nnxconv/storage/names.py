@@ -2,6 +2,7 @@
 
 TREE_METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
+STRINGS = "_strings.json"
 UNFINISHED = ".orbax-checkpoint-tmp"
 USUAL_ITEMS = ("items", "default", "state", "pytree")
 COMMITTED = "commit_success.txt"

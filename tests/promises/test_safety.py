@@ -1,7 +1,7 @@
 """Nothing is lost: whatever goes wrong, source and target are as they were, and the error says why.
 
 A snapshot is every file's bytes and time of change. The failures here are injected where the real
-ones come from: reading, writing, Orbax's merge and commit, and signals at any moment.
+ones come from: reading, writing, the merge and the commit, and signals at any moment.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore as ts
-from orbax.checkpoint._src.handlers import base_pytree_checkpoint_handler
-from orbax.checkpoint.path import atomicity
+from etils import epath
 
 import nnxconv
 from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, NotACheckpoint, PlanError
+from nnxconv.storage.orbax import commit as storage_commit
 from nnxconv.storage.orbax import saving as storage_save
 from nnxconv.storage.orbax.reading import Reader
 from nnxconv.storage.orbax.writer import Writer
@@ -127,26 +127,20 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(source, old):
 def test_the_old_target_is_there_until_the_new_one_is_complete(source, old, monkeypatch):
     before = contents(old)
     seen = []
-    finalize = atomicity.AtomicRenameTemporaryPath.finalize
-
-    async def watched(self):
-        seen.append(contents(old) == before)
-        await finalize(self)
 
     def check(event):
         seen.append(contents(old) == before)
 
-    monkeypatch.setattr(Writer, "commit", _watched(Writer.commit, lambda: check(None)))
-    monkeypatch.setattr(
-        base_pytree_checkpoint_handler.BasePyTreeCheckpointHandler,
-        "finalize",
-        _watched(
-            base_pytree_checkpoint_handler.BasePyTreeCheckpointHandler.finalize,
-            lambda: check(None),
-        ),
-    )
+    for owner, name in (
+        (Writer, "commit"),
+        (storage_save, "write_files"),
+        (storage_commit, "write_files"),
+        (storage_commit, "exchange"),
+    ):
+        watched = _watched(getattr(owner, name), lambda: check(None))
+        monkeypatch.setattr(owner, name, watched)
     convert(source, old, overwrite=True, watch=check)
-    assert len(seen) > 2
+    assert len(seen) > 4
     assert all(seen)
 
 
@@ -383,14 +377,12 @@ POINTS = {
     "the first array opened": (Writer, "open", 0),
     "a later array opened": (Writer, "open", 3),
     "a commit": (Writer, "commit", 0),
-    "the tree's metadata": (
-        base_pytree_checkpoint_handler.BasePyTreeCheckpointHandler,
-        "_write_metadata_after_commits",
-        0,
-    ),
-    "the merge": (base_pytree_checkpoint_handler.ocdbt_utils, "merge_ocdbt_per_process_files", 0),
-    "the commit of the directory": (atomicity.AtomicRenameTemporaryPath, "finalize", 0),
-    "the last rename": (atomicity.async_path, "rename", 0),
+    "the merge": (Writer, "merge", 0),
+    "the tree's metadata": (storage_save, "item_documents", 0),
+    "the files of the item": (storage_save, "write_files", 0),
+    "the files of the step": (storage_save, "write_files", 1),
+    "the commit of the directory": (storage_commit, "write_files", 0),
+    "the last rename": (type(epath.Path()), "rename", 0),
 }
 
 
@@ -427,16 +419,15 @@ def test_a_failure_that_is_not_reached_does_not_pass_for_a_test(source, tmp_path
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize("name", ["save", "finalize"])
 def test_a_failure_while_other_items_are_carried_leaves_everything_as_it_was(
-    name, failure, tmp_path, monkeypatch
+    failure, tmp_path, monkeypatch
 ):
     root = checkpoints.save_root(
         tmp_path / "in", {1: checkpoints.linen()}, extra={"iter": {"at": 3}}
     )
     before = snapshot(tmp_path)
-    method = getattr(storage_save._CopyHandler, name)
-    monkeypatch.setattr(storage_save._CopyHandler, name, _at_call(method, 0, FAILURES[failure]))
+    copying = _at_call(storage_save.copy_item, 0, FAILURES[failure])
+    monkeypatch.setattr(storage_save, "copy_item", copying)
     with pytest.raises((Stopped, OSError, PlanError, KeyboardInterrupt)):
         convert(root, tmp_path / "out")
     assert snapshot(tmp_path) == before
@@ -459,9 +450,10 @@ def test_a_failure_in_the_watcher_leaves_everything_as_it_was(options, source, t
 # Signals
 
 CHILD = """
-import asyncio, json, os, shutil, signal, sys, time
+import json, os, shutil, signal, sys, time
 import nnxconv
-from orbax.checkpoint.path import atomicity
+from etils import epath
+from nnxconv.storage.orbax import saving
 
 source, target, name, point, seconds = json.loads(sys.argv[1])
 
@@ -475,15 +467,18 @@ def watch(event):
         stop()
 
 def stopping(function):
-    async def call(*args, **options):
-        await asyncio.to_thread(stop)
-        return await function(*args, **options)
+    def call(*args, **options):
+        stop()
+        return function(*args, **options)
     return call
 
 if point == "rmtree":
     shutil.rmtree = lambda *_, **__: stop()
-if point in ("write_text", "rename"):
-    setattr(atomicity.async_path, point, stopping(getattr(atomicity.async_path, point)))
+if point == "documents":
+    saving.item_documents = stopping(saving.item_documents)
+if point == "rename":
+    kind = type(epath.Path())
+    kind.rename = stopping(kind.rename)
 overwrite = os.path.exists(target)
 print("ready", flush=True)
 try:
@@ -513,7 +508,7 @@ def _leftovers(root: Path) -> list[str]:
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "overwrite"])
-@pytest.mark.parametrize("point", ["watch", "write_text", "rename"])
+@pytest.mark.parametrize("point", ["watch", "documents", "rename"])
 def test_an_interrupt_leaves_a_whole_target_or_none(point, is_there, source, old, tmp_path):
     if not is_there:
         shutil.rmtree(old.parent)

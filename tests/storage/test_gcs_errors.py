@@ -11,7 +11,7 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from rich.progress import Task, TaskID
 
 import nnxconv
-from nnxconv.cli.progress import RepetitionsColumn
+from nnxconv.cli.progress_bar import RepetitionsColumn
 from nnxconv.errors import BadInput, StorageError
 from nnxconv.storage.gcs import retries as patience
 from nnxconv.storage.gcs.retries import for_tensorstore

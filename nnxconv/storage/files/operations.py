@@ -1,7 +1,7 @@
 """Files on a local disk or in a bucket: listed, read, copied, removed."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -88,6 +88,21 @@ def copy_files(pairs: Iterable[tuple[epath.Path, epath.Path]]) -> None:
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for copied in [pool.submit(copy_file, source, target) for source, target in pairs]:
             copied.result()
+
+
+def write_files(texts: Mapping[epath.Path, str]) -> None:
+    """Writes small files, and the directories that they need; many at once in a bucket."""
+    remote = {path: text for path, text in texts.items() if is_remote(path)}
+    for path, text in texts.items():
+        if path not in remote:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        list(pool.map(_write_object, remote, remote.values()))
+
+
+def _write_object(path: epath.Path, text: str) -> None:
+    filesystem().pipe_file(path.as_posix(), text.encode())
 
 
 def is_mark(name: str) -> bool:

@@ -1,13 +1,12 @@
 """The target appears whole or not at all: temporary names, the last rename, the clean-up."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from etils import epath
-from orbax.checkpoint.path import atomicity
 
 from nnxconv.errors import BadInput, StorageError
 from nnxconv.storage import COMMITTED, UNFINISHED
@@ -20,16 +19,18 @@ from nnxconv.storage.files import (
     parents_made,
     remove_objects,
     remove_tree,
+    write_files,
 )
 from nnxconv.storage.gcs import Lease, LeaseLost, is_remote, plain_reason
+from nnxconv.storage.orbax.documents import mark
 
 
 @dataclass(frozen=True)
 class Place:
-    """The path that Orbax is told to write, and how it shall name and commit it."""
+    """A directory that is filled, and what makes it the target when it is complete."""
 
-    path: epath.Path
-    temporary_path_class: type[atomicity.TemporaryPathBase]
+    directory: epath.Path
+    commit: Callable[[], None]
 
 
 @contextmanager
@@ -44,13 +45,13 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
             locked_in_bucket(path) as lease,
             _no_objects_left_on_failure(path, may_replace, lease) as place,
         ):
-            yield Place(place, _marked_while_held(lease))
+            yield Place(place, partial(_mark_while_held, place, path, lease))
         return
     with parents_made(path), locked(path):
         _undo(path)  # what a killed run left
         refuse_replacing(path, may_replace)
         try:
-            yield Place(_stand_in(path), Swap if may_replace else Rename)
+            yield Place(_made(_temporary(path)), partial(_rename, path, may_replace))
         except BaseException:
             _undo(path)
             raise
@@ -142,7 +143,7 @@ def _refuse_unless(may_replace: bool, path: epath.Path) -> None:
 
 def _undo(path: epath.Path) -> None:
     """Removes what an unfinished save left; a target that was set aside comes back."""
-    temporary, aside = path.parent / (path.name + UNFINISHED), _aside(path)
+    temporary, aside = _temporary(path), _aside(path)
     if aside.exists() and not path.exists():
         aside.rename(path)
     for leftover in (temporary, aside):
@@ -170,47 +171,31 @@ def _aside(path: epath.Path) -> epath.Path:
     return path.parent / f"{path.name}{UNFINISHED}-replaced"
 
 
-_STAND_IN = ".nnxconv-final"
+def _temporary(path: epath.Path) -> epath.Path:
+    """Where a target is written; Orbax takes such names for unfinished saves."""
+    return path.parent / (path.name + UNFINISHED)
 
 
-def _marked_while_held(lease: Lease) -> type[atomicity.TemporaryPathBase]:
-    """Orbax's last object in a bucket, for a run that no other one has taken for dead."""
-
-    class Marked(atomicity.CommitFileTemporaryPath):
-        async def finalize(self) -> None:
-            lease.check(surely=True)
-            await super().finalize()
-
-    return Marked
+def _made(directory: epath.Path) -> epath.Path:
+    directory.mkdir()
+    return directory
 
 
-def _stand_in(path: epath.Path) -> epath.Path:
-    """A name that never exists: Orbax would refuse, or delete first, a target that does."""
-    return path.parent / (path.name + _STAND_IN)
+def _mark_while_held(place: epath.Path, path: epath.Path, lease: Lease) -> None:
+    """The last object in a bucket, for a run that no other one has taken for dead."""
+    lease.check(surely=True)
+    write_files({place / COMMITTED: mark(path)})
 
 
-class Swap(atomicity.AtomicRenameTemporaryPath):
-    """Orbax's atomic rename; an existing target is replaced when the new one is complete."""
-
-    @classmethod
-    def from_final(cls, final_path: epath.Path, **options: Any) -> "Swap":
-        real = final_path.parent / final_path.name.removesuffix(_STAND_IN)
-        return super().from_final(real, **options)  # type: ignore[return-value]
-
-    async def finalize(self) -> None:
-        final = self.get_final()
-        if not final.exists():
-            return await super().finalize()
-        self._final_path = _aside(final)
-        await super().finalize()
-        exchange(self._final_path, final)
-        self._final_path.rmtree()
-        return None
-
-
-class Rename(Swap):
-    """The same, but for a target that is not to be replaced, whenever it came to be there."""
-
-    async def finalize(self) -> None:
-        refuse_replacing(self.get_final(), may_replace=False)
-        await super().finalize()
+def _rename(path: epath.Path, may_replace: bool) -> None:
+    """Gives the target its name; an existing one, which may be replaced, is swapped for it."""
+    refuse_replacing(path, may_replace)
+    temporary = _temporary(path)
+    write_files({temporary / COMMITTED: mark(path)})
+    if not path.exists():
+        temporary.rename(path)
+        return
+    aside = _aside(path)
+    temporary.rename(aside)
+    exchange(aside, path)
+    aside.rmtree()

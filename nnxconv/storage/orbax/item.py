@@ -10,7 +10,7 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.state import Tree
-from nnxconv.storage import TREE_METADATA
+from nnxconv.storage import STRINGS, TREE_METADATA
 from nnxconv.storage.files import (
     Folder,
     files_below,
@@ -144,7 +144,7 @@ def _open_item(folder: Folder, is_read: bool) -> Item:
     contents = read_contents(path) if use_ocdbt else None
     formats = read_formats(path, contents, use_zarr3, names.values())
     impls = _prng_impls(folder)
-    strings = read_json(path / "_strings.json") if _has_strings(entries) else {}
+    strings = read_json(path / STRINGS) if _has_strings(entries) else {}
     store = path.as_posix()
     tree: dict[Key, Leaf] = {}
     for key, kind in entries:
@@ -152,7 +152,7 @@ def _open_item(folder: Folder, is_read: bool) -> Item:
         if kind in _EMPTY_TYPES:
             tree[key] = Literal(_EMPTY_TYPES[kind])
         elif kind == "string":
-            tree[key] = Literal("string", strings[name])
+            tree[key] = Literal("string", _string(strings, name, path))
         elif kind in _ARRAY_TYPES:
             array = formats[name]
             tree[key] = Source(
@@ -189,6 +189,20 @@ def array_name(key: Key) -> str:
 
 def _has_strings(entries: Iterable[tuple[Key, str]]) -> bool:
     return any(kind == "string" for _, kind in entries)
+
+
+def _string(strings: Any, name: str, path: epath.Path) -> str:
+    """The text to which a name points, as a JSON pointer does (RFC 6901): slashes lead inwards.
+
+    Raises:
+      DamagedCheckpoint: there is none.
+    """
+    for part in name.split("/"):
+        inner = part.replace("~1", "/").replace("~0", "~")
+        strings = strings.get(inner) if isinstance(strings, dict) else None
+    if not isinstance(strings, str):
+        raise DamagedCheckpoint(f"`{path / STRINGS}` has no text `{name}`")
+    return strings
 
 
 def _open_kvstore(path: epath.Path, use_ocdbt: bool) -> ts.KvStore:

@@ -1,27 +1,27 @@
-"""Write an item within an Orbax save, so that Orbax names, merges and commits it.
+"""Write items as Orbax does: the arrays by the given work, then the files that describe them.
 
-Our arrays reach Orbax as leaves of our own classes, whose `TypeHandler` runs the given work
-instead of writing values. Everything else is Orbax's: temporary directory, metadata, the merge of
-the OCDBT databases, the rename that commits. Should anything fail before that, the temporary
-directory is removed.
+All of it is written under a temporary name, and committed at the end. Should anything fail before
+that, nothing is left. Orbax itself is not needed for it.
 """
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orbax.checkpoint as ocp
 from etils import epath
 
-from nnxconv.storage import COMMITTED
-from nnxconv.storage.files import copy_files, files_below
+from nnxconv.storage import COMMITTED, STEP_METADATA, run
+from nnxconv.storage.files import copy_files, files_below, write_files
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax.commit import nothing_left_on_failure
-from nnxconv.storage.orbax.leaves import Run, leaf_of, nested_tree, plain_value, registry
+from nnxconv.storage.orbax.documents import PYTREE_HANDLER, item_documents, mark, step_metadata
+from nnxconv.storage.orbax.item import array_name
 from nnxconv.storage.orbax.location import Location, absolute
-from nnxconv.storage.orbax.writer import NewArray, Work, Writer
+from nnxconv.storage.orbax.witness import refuse_unread
+from nnxconv.storage.orbax.writer import NewArray, Work, Writer, write_scalars
+from nnxconv.storage.zarr import Container
 from nnxconv.tree import Key, Literal
 
 
@@ -90,113 +90,93 @@ class NewItem:
     name: str
     arrays: Iterable[NewArray]
     literals: Iterable[tuple[Key, Literal]]
-    use_ocdbt: bool
-    use_zarr3: bool
+    container: Container
     work: Work
 
 
-def save(target: Target, items: Sequence[NewItem], *, custom_metadata: dict[str, Any]) -> None:
-    """Writes the items and commits them together; on any failure nothing is left of them."""
-    may_replace = target.may_replace
-    with _quiet_orbax(), nothing_left_on_failure(target.path, may_replace=may_replace) as place:
-        savers = {item.name: _saver(item, target, custom_metadata) for item in items}
-        handler, args = savers[""] if "" in savers else _in_step(target, savers)
-        with ocp.Checkpointer(
-            handler, temporary_path_class=place.temporary_path_class
-        ) as checkpointer:
-            checkpointer.save(
-                place.path,
-                args=args,
-                custom_metadata=dict(target.custom_metadata) or None,
-            )
+def save(
+    target: Target,
+    items: Sequence[NewItem],
+    *,
+    custom_metadata: dict[str, Any],
+    is_witnessed: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes the items and commits them together; on any failure nothing is left of them.
 
+    Args:
+      target: where to.
+      items: what is written.
+      custom_metadata: of each item.
+      is_witnessed: the installed Orbax is asked whether it reads what was written.
+      check: is called between two steps, and last before the commit; it raises to stop.
 
-def _saver(item: NewItem, target: Target, custom_metadata: dict[str, Any]) -> tuple[Any, Any]:
-    """Handler and arguments that make Orbax write an item."""
-    run = Run(_with_files(item.work, target.files), item.use_ocdbt)
-    tree = nested_tree(
-        [
-            *((array.key, leaf_of(array)) for array in item.arrays),
-            *((key, plain_value(literal)) for key, literal in item.literals),
-        ]
-    )
-    handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=item.use_ocdbt,
-        use_zarr3=item.use_zarr3,
-        type_handler_registry=registry(run),
-    )
-    args: Any = ocp.args.PyTreeSave(tree, custom_metadata=custom_metadata or None)
-    return handler, args
-
-
-def _with_files(work: Work, files: Mapping[str, epath.Path]) -> Work:
-    """The work, and after it the files that stand beside the item in its step."""
-
-    async def both(writer: Writer) -> None:
-        await work(writer)
-        for name, file in files.items():
-            (writer.directory.parent / name).write_bytes(file.read_bytes())
-
-    return both
-
-
-def _in_step(target: Target, savers: Mapping[str, tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Handler and arguments for a whole step: the new items, and those carried over."""
-    handlers = {name: _CopyHandler(target.handlers.get(name)) for name in target.carried}
-    copies = {name: _CopySave(path) for name, path in target.carried.items()}
-    composite: Any = ocp.CompositeCheckpointHandler
-    return (
-        composite(
-            composite_options=_IN_ORDER,
-            **handlers,
-            **{name: handler for name, (handler, _) in savers.items()},
-        ),
-        ocp.args.Composite(**copies, **{name: args for name, (_, args) in savers.items()}),
-    )
-
-
-@contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Keeps off the screen what Orbax says of handlers that we left out on purpose, and of errors.
-
-    It prints the traceback of an error in one of its threads, and raises the error too.
+    Raises:
+      DamagedCheckpoint: `is_witnessed`, and the installed Orbax does not read what was written.
     """
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    with nothing_left_on_failure(target.path, may_replace=target.may_replace) as place:
+        begun = time.time_ns()
+        run(_fill(place.directory, target, items, custom_metadata))
+        check()
+        if is_witnessed:
+            for item in items:
+                refuse_unread(place.directory / item.name, item.arrays, item.literals)
+        _complete(place.directory, target, items, begun)
+        check()
+        place.commit()
 
 
-_IN_ORDER = ocp.CompositeOptions(
-    async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False)
-)
-"""Our handlers write at once, so the items' directories must be there before they are called."""
+async def _fill(
+    directory: epath.Path,
+    target: Target,
+    items: Sequence[NewItem],
+    custom_metadata: Mapping[str, Any],
+) -> None:
+    """Everything but what says that it is complete."""
+    for name, source in target.carried.items():
+        await asyncio.to_thread(copy_item, source, directory / name)
+    for item in items:
+        folder = directory / item.name
+        if not is_remote(folder):
+            folder.mkdir(exist_ok=True)
+        await item.work(Writer(folder, item.container.use_ocdbt))
+        await _describe(folder, item, custom_metadata)
+    for name, file in target.files.items():
+        (directory / name).write_bytes(file.read_bytes())
 
 
-class _CopyHandler(ocp.CheckpointHandler):
-    """Saves an item by copying its directory, whatever is in it."""
+async def _describe(folder: epath.Path, item: NewItem, custom_metadata: Mapping[str, Any]) -> None:
+    """The files of an item besides its arrays, and the numbers that no array of a source holds."""
+    literals = list(item.literals)
+    numbers = {array_name(key): one.value for key, one in literals if one.kind == "scalar"}
+    if numbers:
+        await write_scalars(folder, numbers, item.container)  # type: ignore[arg-type]
+    documents = item_documents(
+        list(item.arrays),
+        literals,
+        use_ocdbt=item.container.use_ocdbt,
+        use_zarr3=item.container.use_zarr3,
+        custom_metadata=custom_metadata,
+    )
+    await asyncio.to_thread(write_files, {folder / name: text for name, text in documents.items()})
 
-    def __init__(self, typestr: str | None = None) -> None:
-        if typestr:  # what the source's metadata calls the handler of this item
-            self.typestr = lambda: typestr
 
-    def save(self, directory: epath.Path, args: "_CopySave") -> None:
-        _copy_tree(args.source, directory)
+def _complete(directory: epath.Path, target: Target, items: Sequence[NewItem], begun: int) -> None:
+    """Says that the items are complete, and what they are."""
+    names = [*target.carried, *(item.name for item in items if item.name)]
+    handlers: str | dict[str, str] = PYTREE_HANDLER
+    if names:
+        handlers = {name: target.handlers[name] for name in names if name in target.handlers}
+        handlers |= {item.name: PYTREE_HANDLER for item in items}
+    told = step_metadata(handlers, target.custom_metadata, begun=begun, committed=time.time_ns())
+    texts = {directory / name / COMMITTED: mark(target.path / name) for name in names}
+    write_files({**texts, directory / STEP_METADATA: told})
 
-    def restore(self, directory: epath.Path, args: Any = None) -> Any:
-        raise TypeError("carried items are only written")
 
-    def finalize(self, directory: epath.Path) -> None:
-        pass
+def copy_item(source: epath.Path, target: epath.Path) -> None:
+    """Copies an item, whatever is in it, but not the permissions: a source may be read-only.
 
-
-def _copy_tree(source: epath.Path, target: epath.Path) -> None:
-    """Copies files and folders, but not their permissions: a source may be read-only.
-
-    The mark that the item is complete stays behind; in a bucket Orbax writes it when it is.
+    The mark that it is complete stays behind; it is written anew when the copy is.
     """
     if is_remote(source) or is_remote(target):
         names = [name for name in files_below(source) if name != COMMITTED]
@@ -205,18 +185,6 @@ def _copy_tree(source: epath.Path, target: epath.Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for child in source.iterdir():
         if child.is_dir():
-            _copy_tree(child, target / child.name)
+            copy_item(child, target / child.name)
         elif child.name != COMMITTED:
             child.copy(target / child.name)
-
-
-@ocp.args.register_with_handler(_CopyHandler, for_save=True)
-@dataclass
-class _CopySave(ocp.args.CheckpointArgs):
-    source: epath.Path
-
-
-@ocp.args.register_with_handler(_CopyHandler, for_restore=True)
-@dataclass
-class _CopyRestore(ocp.args.CheckpointArgs):
-    pass

@@ -23,12 +23,14 @@ from nnxconv.storage.zarr import (
     ZARR2_FILE,
     ZARR3_FILE,
     ArrayFormat,
+    Container,
     all_done,
     directory_spec,
     kvstore_spec,
     new_array_spec,
     new_context,
     parse_format,
+    target_metadata,
 )
 from nnxconv.tree import Key, Leaf, Literal, Source
 
@@ -218,6 +220,28 @@ def _enter(journal: Journal, unit: str) -> None:
 def _database(item: epath.Path, process: int) -> epath.Path:
     """The database that a process writes to."""
     return item / f"ocdbt.process_{process}" if process else item
+
+
+async def write_scalars(
+    directory: epath.Path, values: Mapping[str, int | float], container: Container
+) -> None:
+    """Writes numbers as arrays without axes, of 8 bytes as Python has them, in an item."""
+    kvstore = kvstore_spec(directory, container.use_ocdbt)
+    if container.use_ocdbt:
+        kvstore["config"] = OCDBT_CONFIG
+    transaction, own = ts.Transaction(atomic=False), new_context()
+    for name, value in values.items():
+        dtype = "float64" if isinstance(value, float) else "int64"
+        zarr_format = container.model.zarr_format
+        metadata = target_metadata(container.model, (), dtype, ())
+        file = ZARR2_FILE if zarr_format == 2 else ZARR3_FILE
+        store = await ts.KvStore.open(kvstore, context=own)
+        into = store.with_transaction(transaction) if container.use_ocdbt else store
+        await into.write(f"{name}/{file}", json.dumps(metadata).encode())
+        spec = new_array_spec(kvstore, name, zarr_format, metadata)
+        array = await ts.open(spec, transaction=transaction, context=own)
+        await array.write(value)
+    await transaction.commit_async()
 
 
 def _metadata_entry(array: NewArray) -> tuple[str, bytes]:
