@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import saved
 from tests.support.conformance import cases, checkpoints, found
 
 if TYPE_CHECKING:
     from tests.support.gcs import Storage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests that save the same small checkpoint share the work."""
+    saved.keep_in(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture(scope="session")
