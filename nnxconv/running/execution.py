@@ -113,8 +113,8 @@ def execute(
                 writer.take_over(filled)
             team.gather("written", check=check)
             if team.number == 0:
-                await Carrier(share.source, writer, transfer, moved).refer(share.transfers)
-                await writer.merge(team.count)
+                carrier = Carrier(share.source, writer, transfer, moved)
+                await writer.merge(team.count, carrier.references(share.transfers))
             writers[share.name] = writer
             if len(writers) < len(shares):
                 return

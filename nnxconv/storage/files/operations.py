@@ -90,19 +90,24 @@ def copy_files(pairs: Iterable[tuple[epath.Path, epath.Path]]) -> None:
             copied.result()
 
 
-def write_files(texts: Mapping[epath.Path, str]) -> None:
-    """Writes small files, and the directories that they need; many at once in a bucket."""
-    remote = {path: text for path, text in texts.items() if is_remote(path)}
-    for path, text in texts.items():
-        if path not in remote:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        list(pool.map(_write_object, remote, remote.values()))
+def write_files(contents: Mapping[epath.Path, str | bytes]) -> None:
+    """Writes small files, and the directories that they need; many at once in a bucket.
+
+    One that is there already is replaced, but its other names, if it has any, keep what it was.
+    """
+    encoded = {p: c.encode() if isinstance(c, str) else c for p, c in contents.items()}
+    remote = [path for path in encoded if is_remote(path)]
+    for path in encoded.keys() - set(remote):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_bytes(encoded[path])
+    if remote:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            list(pool.map(lambda path: _write_object(path, encoded[path]), remote))
 
 
-def _write_object(path: epath.Path, text: str) -> None:
-    filesystem().pipe_file(path.as_posix(), text.encode())
+def _write_object(path: epath.Path, content: bytes) -> None:
+    filesystem().pipe_file(path.as_posix(), content)
 
 
 def is_mark(name: str) -> bool:
