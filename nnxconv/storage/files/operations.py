@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from nnxconv.storage import COMMITTED
-from nnxconv.storage.gcs import REQUESTS_AT_ONCE, SCHEME, filesystem, is_remote
+from nnxconv.storage.gcs import REQUESTS_AT_ONCE, SCHEME, filesystem, is_remote, write_object
 
 _UPLOAD_BYTES, _DOWNLOAD_BYTES = 2**24, 2**22
 """How much of a file one request carries; each waits for the one before it when files go up."""
@@ -103,11 +103,7 @@ def write_files(contents: Mapping[epath.Path, str | bytes]) -> None:
         path.write_bytes(encoded[path])
     if remote:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            list(pool.map(lambda path: _write_object(path, encoded[path]), remote))
-
-
-def _write_object(path: epath.Path, content: bytes) -> None:
-    filesystem().pipe_file(path.as_posix(), content)
+            list(pool.map(lambda path: write_object(path, encoded[path]), remote))
 
 
 def is_mark(name: str) -> bool:
