@@ -1,14 +1,25 @@
 """`gpt3-from-paxml`: import a GPT-3 that Pax saved."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Places, Result, Way, carry_out
 from nnxconv.errors import BadInput, DamagedCheckpoint
-from nnxconv.layouts import CODECS, ITEMS, Form, Options, Record, Understood, convert_tree, paxml
+from nnxconv.layouts import (
+    CODECS,
+    ITEMS,
+    Conversion,
+    Form,
+    Options,
+    Record,
+    Understood,
+    convert_tree,
+    paxml,
+)
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import DEFAULT_AXIS, LayerGroup, Stacked
 from nnxconv.tree import Source, counted
@@ -60,82 +71,94 @@ def gpt3_from_paxml(
     """
     from nnxconv.running.cluster import joined
     from nnxconv.storage import open_pax
-    from nnxconv.storage.orbax import Location, Target, absolute
-    from nnxconv.storage.zarr import ORBAX
 
     started = time.monotonic()
     share_one_heap()
+    wanted = paxml.Wanted(fused_qkv, optimizer, b1, b2, 0)
+    options = Options(
+        to=to, scan_layers=scan_layers, layer_axis=layer_axis, params_only=params_only, dtype=dtype
+    )
+    asked = {**asdict(wanted), "vocab_size": vocab_size, "model": model, "step": step}
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         found = open_pax(source_path, step)
-        where = str(found.item.path)
         layers = _checked_layers(found, params_only=params_only, needs_chunks=not dry_run)
         leaves, notes = _without_padding(found, vocab_size)
         if params_only:
-            leaves = {
-                name: leaves[name] for name in paxml.expected_leaves(layers, params_only=True)
-            }
-        sizes = paxml.read_sizes({name: leaf.shape for name, leaf in leaves.items()}, layers, where)
-        if model is not None:
-            paxml.check_model(model, sizes, where)
-        count, step_number, told = _counts(found, layers, leaves)
-        wanted = paxml.Wanted(fused_qkv, optimizer, b1, b2, count)
-        state = paxml.decode(leaves, layers, wanted)
-        redundant = set(paxml.counters(layers)[1:])
-        source = Understood(
-            CODECS["linen"],
-            (f"{counted(len(found.leaves), 'leaf', 'leaves')} of a Pax GPT-3", _sizes_text(sizes)),
-            (*notes, *told),
-            state,
-            (LayerGroup(LAYERS, tuple(range(layers)), Stacked(0)),),
-            Form(step_dtype="int32", empties=_EMPTIES if optimizer == "adamw" else ()),
-            Record(),
-            {(name,): leaf for name, leaf in leaves.items() if name not in redundant},
-            origin="paxml",
-        )
-        options = Options(
-            to=to,
-            scan_layers=scan_layers,
-            layer_axis=layer_axis,
-            params_only=params_only,
-            dtype=dtype,
-        )
+            names = paxml.expected_leaves(layers, params_only=True)
+            leaves = {name: leaves[name] for name in names}
+        source, step_number = _understood(found, layers, leaves, wanted, model, notes)
         conversion = convert_tree(source, options, None)
-        is_split = conversion.layout in ITEMS
-        target = Target(
-            absolute(target_path) / str(step_number),
-            "" if is_split else ITEM,
-            custom_metadata={"scan_layers": scan_layers},
-            is_split=is_split,
-        )
+        places = _places(found, conversion, source_path, target_path, step_number)
+        way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch, team=team)
         return carry_out(
             conversion,
-            Places(
-                source_path,
-                Location(found.folder, "root", str(step_number)),
-                {found.item.path.as_posix(): found.item},
-                target_path,
-                target,
-                ORBAX,
-            ),
-            Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch, team=team),
+            places,
+            way,
             custom_metadata={},
-            options={
-                "to": to,
-                "fused_qkv": fused_qkv,
-                "scan_layers": scan_layers,
-                "layer_axis": layer_axis,
-                "optimizer": optimizer,
-                "b1": b1,
-                "b2": b2,
-                "params_only": params_only,
-                "dtype": dtype,
-                "vocab_size": vocab_size,
-                "model": model,
-                "step": step,
-                "max_memory": max_memory,
-            },
+            options={**asdict(options), **asked, "max_memory": max_memory},
             started=started,
         )
+
+
+def _understood(
+    found: "PaxCheckpoint",
+    layers: int,
+    leaves: Mapping[str, Source],
+    wanted: paxml.Wanted,
+    model: str | None,
+    notes: Sequence[str],
+) -> tuple[Understood, int]:
+    """The checkpoint as MaxText's Linen runs have it, and its step.
+
+    Raises:
+      NotACheckpoint: its sizes are not those of a GPT-3, or of the `model`.
+    """
+    where = str(found.item.path)
+    sizes = paxml.read_sizes({name: leaf.shape for name, leaf in leaves.items()}, layers, where)
+    if model is not None:
+        paxml.check_model(model, sizes, where)
+    count, step_number, told = _counts(found, layers, leaves)
+    redundant = set(paxml.counters(layers)[1:])
+    source = Understood(
+        CODECS["linen"],
+        (f"{counted(len(found.leaves), 'leaf', 'leaves')} of a Pax GPT-3", _sizes_text(sizes)),
+        (*notes, *told),
+        paxml.decode(leaves, layers, replace(wanted, count=count)),
+        (LayerGroup(LAYERS, tuple(range(layers)), Stacked(0)),),
+        Form(step_dtype="int32", empties=_EMPTIES if wanted.optimizer == "adamw" else ()),
+        Record(),
+        {(name,): leaf for name, leaf in leaves.items() if name not in redundant},
+        origin="paxml",
+    )
+    return source, step_number
+
+
+def _places(
+    found: "PaxCheckpoint",
+    conversion: Conversion,
+    source_path: str,
+    target_path: str,
+    step_number: int,
+) -> Places:
+    """Where the import reads and writes: a step of a root, as `CheckpointManager` has it."""
+    from nnxconv.storage.orbax import Location, Target, absolute
+    from nnxconv.storage.zarr import ORBAX
+
+    is_split = conversion.layout in ITEMS
+    target = Target(
+        absolute(target_path) / str(step_number),
+        "" if is_split else ITEM,
+        custom_metadata={"scan_layers": conversion.scan_layers},
+        is_split=is_split,
+    )
+    return Places(
+        source_path,
+        Location(found.folder, "root", str(step_number)),
+        {found.item.path.as_posix(): found.item},
+        target_path,
+        target,
+        ORBAX,
+    )
 
 
 _EMPTIES = (((1,), "None"),)
