@@ -21,7 +21,7 @@ name followed by a layer in brackets, such as `layers` above, is that of a layer
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nnxconv.errors import BadInput
@@ -29,8 +29,7 @@ from nnxconv.renaming.pattern import Pattern, parse
 from nnxconv.renaming.rule import Rule, Rules
 from nnxconv.renaming.steps import Concat, Divide, Merge, Pile, Split, Step, Transpose, Unstack
 
-_COMMA = re.compile(r",\s*(?![^\[]*\])")
-"""Between names; not within the brackets of a quoted one."""
+_QUOTED_OR_COMMA = re.compile(r'(?P<quoted>\["(?:[^"\\]|\\.)*"\])|,\s*')
 
 
 def parse_rules(text: str, name: str = "") -> Rules:
@@ -96,7 +95,17 @@ def _patterns(value: Any) -> tuple[Pattern, ...]:
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
         raise BadInput(f"`{value}` is not the pattern of a key")
-    return tuple(parse(text) for whole in texts for text in _COMMA.split(whole))
+    return tuple(parse(text) for whole in texts for text in _without_commas(whole))
+
+
+def _without_commas(text: str) -> Iterator[str]:
+    """What stands between commas that are not within a quoted name."""
+    start = 0
+    for found in _QUOTED_OR_COMMA.finditer(text):
+        if found["quoted"] is None:
+            yield text[start : found.start()]
+            start = found.end()
+    yield text[start:]
 
 
 def _step(name: str, value: Any) -> Step:

@@ -12,8 +12,9 @@ import nnxconv
 from nnxconv.errors import BadInput, NnxconvError, PlanError
 from nnxconv.renaming.apply import apply, cannot_be_undone, fits
 from nnxconv.renaming.builtin import builtin_rules
-from nnxconv.renaming.pattern import parse, spell_pattern
-from nnxconv.renaming.rule import Rules
+from nnxconv.renaming.pattern import Layer, Name, Number, Pattern, literal, parse, spell_pattern
+from nnxconv.renaming.rule import Rule, Rules
+from nnxconv.renaming.steps import Concat
 from nnxconv.renaming.toml import parse_rules, write_rules
 from nnxconv.tree.views import Source
 from tests.support import checkpoints
@@ -37,6 +38,10 @@ FITTING = [
     ("h.{i}", ("h", "12", "w"), {"i": 12}),  # a name that is a number
     ("a_{i}.b_{i}", ("a_3", "b_3"), {"i": 3}),  # the same number twice
     ('["a.b"]["c[0]"]', ("a.b", "c[0]"), {}),  # names that are no words
+    ('["model.layers.{i}.q"].w', ("model.layers.7.q", "w"), {"i": 7}),  # numbers in such names
+    ('["net/~/linear_{i+1}"].w', ("net/~/linear_2", "w"), {"i": 1}),
+    ('["{*module}.weight"]', ("layers.0.norm.weight",), {"module": "layers.0.norm"}),
+    ('["a{{i}}b"]', ("a{i}b",), {}),  # braces of the name itself
 ]
 
 
@@ -77,6 +82,39 @@ def test_a_pattern_is_spelled_as_it_was_read(text):
 def test_what_is_no_pattern_is_refused(text):
     with pytest.raises(BadInput):
         parse(text)
+
+
+NAMES = st.text(
+    st.sampled_from("abz_-09.,/~[]{}\"'\\ é\n\x7f"), min_size=1, max_size=6
+) | st.sampled_from(["model.layers.0.q.weight", "net/~/linear_1", "h", "12"])
+KEYS = st.lists(NAMES | st.integers(0, 12), min_size=1, max_size=4).map(tuple)
+
+
+def with_numbers_open(key):
+    """The pattern of a key with every number left open."""
+    parts = []
+    for part in literal(key).parts:
+        names = iter("ijklmnopqrst")
+        if isinstance(part, Layer):
+            parts.append(Layer(Number(((1, "layer"),), 0)))
+            continue
+        texts = re.split("(0|[1-9][0-9]*)", part.fill({}))
+        found = [Number(((1, next(names)),)) if at % 2 else t for at, t in enumerate(texts)]
+        parts.append(Name(tuple(text for text in found if text != "")))
+    return Pattern(tuple(parts))
+
+
+@given(KEYS, KEYS)
+@settings(max_examples=300, deadline=None)
+def test_every_key_has_rules_that_read_back(old, new):
+    for sources in (literal(old), with_numbers_open(old)):
+        rules = Rules((Rule((sources, sources), (literal(new),), (Concat(0),)),))
+        text = write_rules(rules)
+        if sources == literal(old):
+            assert parse_rules(text).rules == rules.rules
+        [left] = [parse(spell_pattern(sources))]
+        assert spell_pattern(left) == spell_pattern(sources)
+        assert left.match(old) == sources.match(old)
 
 
 # --- files ------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def weights(layers: int = 3, *, axis: int | None = None, spelling: str = "layers
         for index, layer in enumerate(apart):
             _put(decoder, spelling.format(index).split("/"), layer)
     else:
-        decoder["layers"] = _map(lambda *parts: np.stack(parts, min(axis, parts[0].ndim)), *apart)
+        decoder["layers"] = stacked(apart, axis)
     return {"embed": {"embedding": values((64, 16), 2)}, "decoder": decoder}
 
 
@@ -193,6 +193,11 @@ def _arguments(
 
 def _layer(seed: int) -> Tree:
     return _map(lambda shape: values(shape, seed + len(shape)), SHAPES)
+
+
+def stacked(layers: Sequence[Tree], axis: int) -> Tree:
+    """Layers as one tree, stacked on an axis, or on the last of what has fewer."""
+    return _map(lambda *parts: np.stack(parts, min(axis, parts[0].ndim)), *layers)
 
 
 def _put(tree: Tree, path: list[str], leaf: Any) -> None:
