@@ -337,8 +337,8 @@ class _Finder:
                 regions[place.step] = "step"
         for key in self.tree:
             inside = [regions[key[:n]] for n in range(len(key), -1, -1) if key[:n] in regions]
-            role: Role = inside[0] if inside else "other"
-            roles[key] = self._own_role(key, role)
+            found: list[Role] = [*inside, "other"]
+            roles[key] = self._own_role(key, found[0])
         return roles
 
     def _own_role(self, key: Key, role: Role) -> Role:
