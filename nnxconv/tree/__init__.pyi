@@ -26,6 +26,7 @@ from .piece import pieces as pieces
 from .reshaping import divided as divided
 from .reshaping import merged as merged
 from .reshaping import permuted as permuted
+from .reshaping import reshaped as reshaped
 from .sizes import counted as counted
 from .sizes import format_bytes as format_bytes
 from .sizes import parse_bytes as parse_bytes
