@@ -164,7 +164,9 @@ STEPS = {
         {"w": (6,)},
     ),
     "permute": (
-        '"w" = { to = "w", permute = { axis = 1, order = [2, 0, 1] } }', {"w": (4, 6)}, {"w": (4, 6)}
+        '"w" = { to = "w", permute = { axis = 1, order = [2, 0, 1] } }',
+        {"w": (4, 6)},
+        {"w": (4, 6)},
     ),
     "halves": (
         '"w" = { to = "w", halves = { axis = 0, heads = 2 } }', {"w": (8, 3)}, {"w": (8, 3)}
