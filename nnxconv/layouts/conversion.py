@@ -21,7 +21,17 @@ from nnxconv.state import (
     arrange,
     choose,
 )
-from nnxconv.tree import Key, Leaf, Literal, Source, cast, dtype_of, in_order, pieces, spell
+from nnxconv.tree import (
+    Key,
+    Leaf,
+    Literal,
+    Source,
+    cast,
+    dtype_of,
+    in_order,
+    sources_of,
+    spell,
+)
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 """Types that `--dtype` casts between; float8 and int4 hold quantised weights."""
@@ -308,4 +318,4 @@ def nothing_lost(conversion: Conversion) -> None:
 def _sources(leaves: Iterable[Leaf]) -> set[tuple[str, str]]:
     """Stores and names of all stored arrays that the leaves are made of."""
     views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
-    return {(p.source.store, p.source.name) for view in views for p in pieces(view)}
+    return {(source.store, source.name) for view in views for source in sources_of(view)}
