@@ -331,14 +331,16 @@ class _Finder:
         regions: dict[Key, Role] = {top.key: "optimizer" for top in self.tops.nodes}
         for place in places:
             regions[place.params] = "parameters"
-            regions |= dict.fromkeys((*place.variables, *place.copies, *place.rest), "variables")
-            regions |= dict.fromkeys(place.rngs, "rng")
+            for key in (*place.variables, *place.copies, *place.rest):
+                regions[key] = "variables"
+            for key in place.rngs:
+                regions[key] = "rng"
             if place.step is not None:
                 regions[place.step] = "step"
         for key in self.tree:
             inside = [regions[key[:n]] for n in range(len(key), -1, -1) if key[:n] in regions]
-            found: list[Role] = [*inside, "other"]
-            roles[key] = self._own_role(key, found[0])
+            role: Role = inside[0] if inside else "other"
+            roles[key] = self._own_role(key, role)
         return roles
 
     def _own_role(self, key: Key, role: Role) -> Role:
