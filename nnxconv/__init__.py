@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from nnxconv.commands.average import average
     from nnxconv.commands.checksum import check_checksums, write_checksums
     from nnxconv.commands.compare import compare
     from nnxconv.commands.convert import convert
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from nnxconv.commands.load import load, load_into
     from nnxconv.commands.match import match
     from nnxconv.commands.open import Checkpoint, LazyArray, open  # noqa: A004
+    from nnxconv.commands.qk_clip import qk_clip_checkpoint
     from nnxconv.commands.result import Result
     from nnxconv.comparing import Report
     from nnxconv.errors import NnxconvError
@@ -30,6 +32,7 @@ __all__ = [
     "NnxconvError",
     "Report",
     "Result",
+    "average",
     "check_checksums",
     "compare",
     "convert",
@@ -39,6 +42,7 @@ __all__ = [
     "load_into",
     "match",
     "open",
+    "qk_clip_checkpoint",
     "write_checksums",
 ]
 
@@ -50,6 +54,7 @@ _MODULES = {
     "Result": "commands.result",
     "check_checksums": "commands.checksum",
     "load_into": "commands.load",
+    "qk_clip_checkpoint": "commands.qk_clip",
     "write_checksums": "commands.checksum",
 }
 """Where names stand that are not those of a command's own file."""

@@ -1,71 +1,35 @@
-"""Eight simulated CPU devices, checkpoints that lie elsewhere, and a server of gs:// paths."""
+"""Checkpoints that lie elsewhere, and a server of gs:// paths."""
 
-import ast
 import gc
-import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # read by `import gcsfs`
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-# Compiling these models takes longer than running them.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
 import pytest
 
-from tests.support import tiers
+from tests.support import saved
+from tests.support.conformance import cases, checkpoints, found
 
 if TYPE_CHECKING:
     from tests.support.gcs import Storage
 
-REPOSITORY = Path(__file__).parent.parent
 
-
-def conformance_root() -> Path:
-    """Where checkpoints that MaxText and paxml wrote may lie."""
-    return Path(os.environ.get("NNXCONV_CONFORMANCE", REPOSITORY.parent / "shared" / "checkpoints"))
+@pytest.fixture(scope="session", autouse=True)
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests that save the same small checkpoint share the work."""
+    saved.keep_in(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture(scope="session")
 def conformance() -> Path:
-    """Checkpoints that other programs wrote; the test is skipped where there are none."""
-    root = conformance_root()
-    if not root.is_dir():
-        pytest.skip(f"no conformance checkpoints: {root} is not there (NNXCONV_CONFORMANCE)")
-    return root
+    """Checkpoints that MaxText and paxml wrote; the test is skipped where there are none."""
+    return found(checkpoints())
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts every test into its tier; those marked `trust(only=True)` wait for `-m trust`."""
-    if "trust" in config.option.markexpr:
-        return
-    left = {item for item in items if any(m.kwargs for m in item.iter_markers("trust"))}
-    if left:
-        config.hook.pytest_deselected(items=list(left))
-        items[:] = [item for item in items if item not in left]
-    tiers.assign(items)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints what tests of `trust` have recorded, and how many there were in each file."""
-    if "trust" not in terminalreporter.config.option.markexpr:
-        return
-    passed = Counter[str]()
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.getreports(outcome):
-            passed[report.nodeid.partition("::")[0]] += outcome == "passed"
-            for name, text in report.user_properties:
-                if name == "figures":
-                    terminalreporter.section(report.nodeid.rpartition("::")[2], "-")
-                    terminalreporter.write_line(str(text))
-    terminalreporter.section("tests that passed", "-")
-    for file, count in passed.items():
-        about = ast.get_docstring(ast.parse((REPOSITORY / file).read_text())) or ""
-        terminalreporter.write_line(f"{count:>5,}  {file}: {about.splitlines()[0]}")
+@pytest.fixture(scope="session")
+def conformance_cases() -> Path:
+    """Programs that write smaller trees, each as another library does; skipped as above."""
+    return found(cases())
 
 
 @pytest.fixture(scope="session")

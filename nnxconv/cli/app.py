@@ -9,6 +9,7 @@ from types import FrameType
 import click
 
 from nnxconv import __version__
+from nnxconv.cli.average import average
 from nnxconv.cli.checksum import checksum
 from nnxconv.cli.compare import compare
 from nnxconv.cli.convert import convert
@@ -16,6 +17,7 @@ from nnxconv.cli.gpt3_from_paxml import gpt3_from_paxml
 from nnxconv.cli.inspect import inspect
 from nnxconv.cli.match import match
 from nnxconv.cli.output import say
+from nnxconv.cli.qk_clip import qk_clip
 from nnxconv.errors import NnxconvError, with_notes
 from nnxconv.running import check_program
 from nnxconv.storage import Terminated
@@ -45,6 +47,8 @@ nnxconv.add_command(compare)
 nnxconv.add_command(inspect)
 nnxconv.add_command(match)
 nnxconv.add_command(checksum)
+nnxconv.add_command(average)
+nnxconv.add_command(qk_clip)
 nnxconv.add_command(gpt3_from_paxml)
 
 

@@ -17,6 +17,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "path": "an item directory, a step, or a root of steps; it is only read",
         "ckpt_path_1": "side a: an item directory, a step, or a root with one step",
         "ckpt_path_2": "side b",
+        "source_paths": "the checkpoints, each an item directory, a step, or a root of steps",
         "template": "another checkpoint; or `module:function`, a function without arguments; or"
         " what it returns: an `nnx.Module`, an `nnx.State`, Linen variables or a `TrainState`, for"
         " example from `nnx.eval_shape` or `jax.eval_shape`",
@@ -37,6 +38,14 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "b1": "decay of the first moment",
         "b2": "decay of the second moment",
         "vocab_size": "where the metadata do not give it: cut padding off, or pad with zeros",
+        "max_logits": "the largest attention logits that the run recorded: an .npz, a .json or an"
+        " Orbax item",
+        "threshold": "logits above it are clipped to it",
+        "qk_nope_head_dim": "how much of each query and key has no rotary position",
+        "missing": "`error`, or `keep`: leave layers without recorded logits as they are",
+        "weights": "one number for each checkpoint, in their order; they add up to 1",
+        "last": "average the last steps of one root, so many; the newest comes first",
+        "ema": "the decay of an exponential moving average over the checkpoints, newest first",
         "output": "write the rules to this TOML file; what is not certain is in its comments",
         "cast": "read floats in the float types of `like`, and integers in its integer types;"
         " otherwise another type is a mismatch",
@@ -68,6 +77,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "How": {
         "dtype": "cast the floating-point parameters; moments stay as they are",
+        "precision": "`float32` or `float64`, in which is computed; the result is cast once",
         "max_memory": "what blocks in flight may take, besides about 300 MiB for the program:"
         " bytes, or a text such as `2GiB`",
         "transfer": "how encoded chunks that stay as they are get to the target: `copy`, or `link`"

@@ -4,6 +4,7 @@ from .checksums import check as check
 from .difference import Difference as Difference
 from .difference import Tolerance as Tolerance
 from .digests import digest_leaves as digest_leaves
+from .pairing import Pair as Pair
 from .pairing import Scope as Scope
 from .pairing import Selection as Selection
 from .pairing import agree_on_layers as agree_on_layers

@@ -12,11 +12,32 @@ import numpy as np
 from nnxconv.comparing.difference import Difference, Tolerance, measure
 from nnxconv.comparing.pairing import Pair
 from nnxconv.planning import check_fits, in_windows, regions
-from nnxconv.running import Event, Watcher, as_viewed, check_memory, ignore, read_region, spread
+from nnxconv.running import (
+    Event,
+    Watcher,
+    as_viewed,
+    check_memory,
+    ignore,
+    read_region,
+    read_view,
+    spread,
+)
 from nnxconv.running.cluster import SINGLE_PROCESS, Team
 from nnxconv.storage import run, together
 from nnxconv.storage.orbax import EncodedChunks, Item, Reader
-from nnxconv.tree import Key, Piece, Region, Shape, View, dtype_of, item_bytes, pieces, size_bytes
+from nnxconv.tree import (
+    Key,
+    Piece,
+    Region,
+    Shape,
+    View,
+    dtype_of,
+    is_computed,
+    item_bytes,
+    pieces,
+    region_cost,
+    size_bytes,
+)
 
 BLOCK_BYTES = 16 * 2**20
 WORKING_COPIES = 6
@@ -110,6 +131,9 @@ class _Block:
     @property
     def block_bytes(self) -> int:
         """Bytes of one side of the block in memory."""
+        computed = [view for view in (self.pair.a, self.pair.b) if is_computed(view)]
+        if computed:
+            return max(region_cost(view, self.region) for view in computed)
         size = math.prod(part.stop - part.start for part in self.region)
         return size * max(item_bytes(dtype_of(view)) for view in (self.pair.a, self.pair.b))
 
@@ -174,7 +198,7 @@ class _Comparison:
 
     def _blocks(self) -> Iterator[_Block]:
         for pair in self._pairs:
-            a, b = tuple(pieces(pair.a)), tuple(pieces(pair.b))
+            a, b = _pieces(pair.a), _pieces(pair.b)
             shape = _block_shape(pair.a, a, b)
             block_bytes = math.prod(shape) * item_bytes(dtype_of(pair.a))
             check_fits(pair.keys[0], pair.a, block_bytes, WORKING_COPIES, self._max_memory)
@@ -182,10 +206,8 @@ class _Comparison:
                 yield _Block(pair, a, b, region)
 
     async def _compare(self, block: _Block) -> None:
-        a, b = await together(
-            read_region(self._reader, side, block.region) for side in (block.a, block.b)
-        )
-        a, b = as_viewed(a, block.pair.a), as_viewed(b, block.pair.b)
+        sides = ((block.pair.a, block.a), (block.pair.b, block.b))
+        a, b = await together(self._read(view, parts, block.region) for view, parts in sides)
         self._found.read_bytes += a.nbytes + b.nbytes
         if len(block.pair.keys) == 1:
             self._add(block.pair.keys[0], a, b, block.region)
@@ -193,6 +215,12 @@ class _Comparison:
         for layer in range(a.shape[0]):
             key = block.pair.keys[block.region[0].start + layer]
             self._add(key, a[layer], b[layer], block.region[1:])
+
+    async def _read(self, view: View, parts: Sequence[Piece], region: Region) -> np.ndarray:
+        """One side of a block; what is computed has no parts."""
+        if not parts:
+            return await read_view(self._reader, view, region)
+        return as_viewed(await read_region(self._reader, parts, region), view)
 
     def _add(self, key: Key, a: np.ndarray, b: np.ndarray, region: Region) -> None:
         if a.shape == ():
@@ -224,11 +252,17 @@ class _Comparison:
         self._found.equal_chunk_bytes += block.block_bytes
 
 
+def _pieces(view: View) -> tuple[Piece, ...]:
+    """The pieces of a view; none where it is computed."""
+    return () if is_computed(view) else tuple(pieces(view))
+
+
 def _block_shape(view: View, a: Sequence[Piece], b: Sequence[Piece]) -> Shape:
     """A block that is whole chunks of both sides where it can be, and several where they are small.
 
     The side that is one stored array leads, because its chunks may span all layers.
     """
+    a, b = a or b, b or a  # what is computed takes after the other side
     lead, other = (a, b) if len(a) == 1 or len(b) > 1 else (b, a)
     first, second = lead[0].image_of_chunks(), other[0].image_of_chunks()
     item = item_bytes(dtype_of(view))

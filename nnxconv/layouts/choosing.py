@@ -15,8 +15,8 @@ from nnxconv.tree import (
     in_order,
     matches,
     notation,
-    pieces,
     slot,
+    sources_of,
     spell,
 )
 
@@ -173,7 +173,7 @@ def names_of(leaf: Leaf) -> set[tuple[str, str]]:
     """Stores and names of the stored arrays that a leaf is made of."""
     if isinstance(leaf, Literal):
         return set()
-    return {(piece.source.store, piece.source.name) for piece in pieces(leaf)}
+    return {(source.store, source.name) for source in sources_of(leaf)}
 
 
 def stored_names(located: Located) -> dict[tuple[str, str], Key]:

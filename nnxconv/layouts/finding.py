@@ -336,11 +336,13 @@ class _Finder:
     def roles(self, places: Sequence[Place]) -> dict[Key, Role]:
         """The role of every leaf."""
         roles: dict[Key, Role] = {}
-        regions: dict[Key, Role] = dict.fromkeys((top.key for top in self.tops.nodes), "optimizer")
+        regions: dict[Key, Role] = {top.key: "optimizer" for top in self.tops.nodes}
         for place in places:
             regions[place.params] = "parameters"
-            regions |= dict.fromkeys((*place.variables, *place.copies, *place.rest), "variables")
-            regions |= dict.fromkeys(place.rngs, "rng")
+            for key in (*place.variables, *place.copies, *place.rest):
+                regions[key] = "variables"
+            for key in place.rngs:
+                regions[key] = "rng"
             if place.step is not None:
                 regions[place.step] = "step"
         for key in self.tree:

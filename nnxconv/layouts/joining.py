@@ -12,7 +12,7 @@ from nnxconv.layouts.parts import WRAPPER
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.surveying import STATES, Located, Survey
 from nnxconv.state import Tree, is_stored
-from nnxconv.tree import Key, Leaf, Literal, Source, counted, in_order, notation, pieces, spell
+from nnxconv.tree import Key, Leaf, Literal, Source, counted, in_order, notation, sources_of, spell
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,7 @@ def _outermost(around: Tree, parts: Sequence[Part]) -> list[Key]:
 def _sources(leaves: Iterable[Leaf]) -> set[tuple[str, str]]:
     """Stores and names of all stored arrays that the leaves are made of."""
     views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
-    return {(p.source.store, p.source.name) for view in views for p in pieces(view)}
+    return {(source.store, source.name) for view in views for source in sources_of(view)}
 
 
 def _is_in(leaf: Leaf, used: Collection[tuple[str, str]]) -> bool:

@@ -11,19 +11,24 @@ from typing import Protocol, TypeVar
 
 from nnxconv.errors import PlanError
 from nnxconv.tree import (
+    Cast,
+    Formula,
     Key,
     Piece,
     Region,
     Shape,
     Source,
+    Stack,
     View,
     dtype_of,
     first_source,
     format_bytes,
+    is_computed,
     item_bytes,
     notation,
     pieces,
     spell,
+    stack,
 )
 
 MIB = 2**20
@@ -115,6 +120,8 @@ def target_chunks(view: View, merge_bytes: int) -> Shape:
     What is put together from several arrays is not divided: a source's chunk would be decoded for
     every part of it.
     """
+    if is_computed(view):
+        return target_chunks(_leading(view), merge_bytes)
     parts = pieces(view)
     image = _common_image(parts) if parts else view.shape
     chunks = [max(1, min(c, s)) for c, s in zip(image, view.shape, strict=True)]
@@ -133,6 +140,18 @@ def target_chunks(view: View, merge_bytes: int) -> Shape:
         if chunks[axis] < view.shape[axis] and room > 1:
             chunks[axis] = min(view.shape[axis], chunks[axis] * room)
     return tuple(chunks)
+
+
+def _leading(view: View) -> View:
+    """The operand whose chunks a computed view takes after; of a stack, layer by layer."""
+    match view:
+        case Formula(operands=operands):
+            return operands[0]
+        case Stack(items, axis):
+            return stack([_leading(item) for item in items], axis)
+        case Cast(of):
+            return _leading(of)
+    return view
 
 
 def _common_image(parts: Sequence[Piece]) -> Shape:

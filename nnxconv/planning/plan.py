@@ -35,9 +35,12 @@ from nnxconv.tree import (
     View,
     dtype_of,
     first_source,
+    is_computed,
     item_bytes,
     pieces,
+    region_cost,
     size_bytes,
+    sources_of,
     spell,
 )
 
@@ -100,7 +103,9 @@ class Gather:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of the region in memory."""
+        """Bytes of the region in memory; of what it is computed from as well."""
+        if is_computed(self.target.view):
+            return region_cost(self.target.view, self.region)
         return region_bytes(self.region, dtype_of(self.target.view))
 
 
@@ -179,7 +184,7 @@ class Plan:
         """The blocks to move, those of one stored array or one target in a row."""
         by_source: dict[Source, list[tuple[TargetArray, Piece]]] = defaultdict(list)
         for array in self.rewritten:
-            parts = pieces(array.view)
+            parts = [] if is_computed(array.view) else pieces(array.view)
             if is_scattered(parts, array.chunks):
                 for piece in parts:
                     by_source[piece.source].append((array, piece))
@@ -260,6 +265,10 @@ def make_plan(
 
 def _array_block_bytes(array: TargetArray, merge_bytes: int) -> int:
     """The largest block that making the array takes."""
+    if is_computed(array.view):
+        first = tuple(slice(0, size) for size in array.chunks)
+        chunks = [math.prod(s.chunks) * item_bytes(s.dtype) for s in sources_of(array.view)]
+        return max(region_cost(array.view, first), *chunks)
     parts = pieces(array.view)
     if is_scattered(parts, array.chunks):
         return max(

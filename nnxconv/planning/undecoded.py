@@ -5,7 +5,19 @@ import math
 from collections.abc import Iterator
 
 from nnxconv.planning.blocks import SMALL_CHUNK_BYTES
-from nnxconv.tree import Piece, Shape, Source, View, dtype_of, factor_of, item_bytes, pieces
+from nnxconv.tree import (
+    Piece,
+    Shape,
+    Source,
+    View,
+    counted,
+    dtype_of,
+    factor_of,
+    is_computed,
+    item_bytes,
+    pieces,
+    sources_of,
+)
 
 
 def why_rewrite(view: View, store: str | None = None) -> str:
@@ -15,6 +27,8 @@ def why_rewrite(view: View, store: str | None = None) -> str:
     for a stored array itself, for a stack whose layers become one chunk each, and for a slot of
     such a stack.
     """
+    if is_computed(view):
+        return f"computed from {counted(len(set(sources_of(view))), 'array')}"
     parts = pieces(view)
     first = parts[0]
     if any(not piece.is_whole_chunks(view.shape) for piece in parts):

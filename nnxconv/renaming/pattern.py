@@ -8,6 +8,7 @@ Dense_{i}                 a number in a name, called i on both sides of a rule
 layers[{i}]               a layer, while `layers.{i}` is a module whose name is a number
 layers[{i+2}]             numbers may be shifted and scaled: {2*i+1}, {6*block+i}
 {*module}                 any one name, or the rest of one
+["layers.{i}.weight"]     a name that is no word, in quotes; {{ and }} are braces in it
 ```
 
 >>> key = ("encoder", "Dense_3", "kernel")
@@ -217,6 +218,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _OPEN = re.compile(r"\{([^{}]+)\}")
+_IN_QUOTES = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<open>[^{}]+)\}|.", re.DOTALL)
 _TERM = re.compile(r"([+-]?)(?:(\d+)\*)?([A-Za-z_]\w*)|([+-]?\d+)")
 _PLAIN = re.compile(r"[\w-]+")
 
@@ -245,20 +247,38 @@ def parse(text: str) -> Pattern:
 
 def _part(token: re.Match[str], text: str) -> Part:
     if token["quoted"] is not None:
-        return Name((json.loads(f'"{token["quoted"]}"'),))
+        return Name(tuple(_quoted(json.loads(f'"{token["quoted"]}"'), text)))
     if token["fixed"] is not None:
         return Layer(Number((), int(token["fixed"])))
     if token["layer"] is not None:
         return Layer(_number(token["layer"], text))
     texts: list[str | Number | AnyName] = []
     for place, piece in enumerate(_OPEN.split(token["name"])):
-        if place % 2 == 0:
-            texts += [piece] if piece else []
-        elif piece.startswith("*"):
-            texts.append(AnyName(piece[1:]))
-        else:
-            texts.append(_number(piece, text))
+        if place % 2:
+            texts.append(_open(piece, text))
+        elif piece:
+            texts.append(piece)
     return Name(tuple(texts))
+
+
+def _quoted(name: str, text: str) -> Iterator[str | Number | AnyName]:
+    """The texts of a name in quotes, where a brace of the name itself is written twice."""
+    fixed = ""
+    for found in _IN_QUOTES.finditer(name):
+        if found["open"] is None:
+            fixed += found[0][:1] if found["brace"] else found[0]
+            continue
+        if fixed:
+            yield fixed
+            fixed = ""
+        yield _open(found["open"], text)
+    if fixed or not name:
+        yield fixed
+
+
+def _open(expression: str, text: str) -> Number | AnyName:
+    """What stands in braces."""
+    return AnyName(expression[1:]) if expression.startswith("*") else _number(expression, text)
 
 
 def _number(expression: str, text: str) -> Number:
@@ -282,20 +302,31 @@ def _number(expression: str, text: str) -> Number:
 def spell_pattern(pattern: Pattern) -> str:
     """The pattern as text; `parse` is the inverse.
 
-    >>> spell_pattern(parse('encoder.Dense_{i}["a.b"][{2*i + 1}].h.0'))
-    'encoder.Dense_{i}["a.b"][{2*i+1}].h.0'
+    >>> spell_pattern(parse('encoder.Dense_{i}["a.{i}"][{2*i + 1}].h.0'))
+    'encoder.Dense_{i}["a.{i}"][{2*i+1}].h.0'
     """
     text = ""
     for part in pattern.parts:
         if isinstance(part, Layer):
             number = part.number
             text += f"[{{{number}}}]" if number.terms else f"[{number.plus}]"
-        elif part_is_open(part) or _PLAIN.fullmatch(part.fill({})):
+        elif part.texts and all(_PLAIN.fullmatch(t) for t in part.texts if isinstance(t, str)):
             name = "".join(t if isinstance(t, str) else f"{{{t}}}" for t in part.texts)
             text += f".{name}" if text else name
         else:
-            text += f"[{json.dumps(part.fill({}))}]"
+            text += f"[{_quote(''.join(map(_in_quotes, part.texts)))}]"
     return text
+
+
+def _quote(name: str) -> str:
+    """The name in quotes, without what TOML does not allow in a text."""
+    return json.dumps(name).replace("\x7f", "\\u007f")
+
+
+def _in_quotes(text: str | Number | AnyName) -> str:
+    if isinstance(text, str):
+        return text.replace("{", "{{").replace("}", "}}")
+    return f"{{{text}}}"
 
 
 def literal(key: Key) -> Pattern:

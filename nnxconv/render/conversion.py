@@ -12,6 +12,7 @@ from nnxconv.storage.transfer import Moved
 from nnxconv.tree import (
     Cast,
     Concat,
+    Formula,
     Key,
     Literal,
     Part,
@@ -355,6 +356,8 @@ def describe(view: View) -> str:
         case Stack(items, axis):
             first, last = describe(items[0]), describe(items[-1])
             return f"{first} to {last}, stacked on axis {axis}"
+        case Formula(operation, operands):
+            return f"{describe(operands[0])}, {operation}"
         case Concat(items, axis):
             if len(items) > 4:
                 ends = describe(items[0]), describe(items[-1])

@@ -10,3 +10,4 @@ from .memory import share_one_heap as share_one_heap
 from .sharing import spread as spread
 from .values import as_viewed as as_viewed
 from .values import read_region as read_region
+from .values import read_view as read_view

@@ -4,22 +4,17 @@ Several processes each do their share of it. The first one alone names the targe
 when all have written theirs.
 """
 
-import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.planning import Gather, Job, Plan, Scatter, TargetArray, Transfer, written
-from nnxconv.running.cluster import SINGLE_PROCESS, Team, total
-from nnxconv.running.events import Event, Watcher, ignore
-from nnxconv.running.memory import kept_blocks
-from nnxconv.running.sharing import WorkShard, work_shard_of
-from nnxconv.running.values import converted, read_region
-from nnxconv.storage import deferred_interrupts, run, together
+from nnxconv.planning import TargetArray, Transfer
+from nnxconv.running.cluster import SINGLE_PROCESS, Team
+from nnxconv.running.events import Watcher, ignore
+from nnxconv.running.shard_run import ShardRun, Tally
+from nnxconv.running.sharing import work_shard_of
+from nnxconv.storage import deferred_interrupts, run
 from nnxconv.storage.files import check_lock
 from nnxconv.storage.orbax import (
     Item,
@@ -38,7 +33,7 @@ from nnxconv.storage.orbax import (
 from nnxconv.storage.resume import Journal
 from nnxconv.storage.transfer import Carrier, Moved, Share, moved_by_all
 from nnxconv.storage.zarr import Container, target_metadata
-from nnxconv.tree import Region, dtype_of, first_source, item_bytes, spell
+from nnxconv.tree import dtype_of, first_source
 
 NO_JOURNALS: Mapping[str, Journal] = {}
 
@@ -67,93 +62,145 @@ def execute(
       DamagedCheckpoint: a stored array cannot be read.
       BadInput: a cast would change an integer's value.
     """
-    moved = Moved()
-    every: list[Any] = []
-    reader = Reader(items)
-    writers: dict[str, Writer] = {}
-    shards = {
-        share.name: work_shard_of(share.plan, share.transfers, team.number, team.count)
-        for share in shares
-    }
-    tally = _Tally(shares, shards, team.watching(watch))
-    new_arrays = {
-        share.name: [_new_array(array, items, share.container) for array in share.plan.arrays]
-        for share in shares
-    }
     with deferred_interrupts() as check_interrupt:
-
-        def check_kept(*, surely: bool = False) -> None:
-            for journal in journals.values():
-                journal.check(surely=surely)
-
-        def check() -> None:
-            check_interrupt()
-            team.check()
-            check_lock(target.path)
-            check_kept()
-
-        async def work(share: Share, writer: Writer) -> None:
-            try:
-                await work_alone(share, writer)
-            except Exception:
-                check_kept(surely=True)  # another run's writes explain whatever else goes wrong
-                raise
-
-        async def work_alone(share: Share, writer: Writer) -> None:
-            mine = _Run(share.plan, shards[share.name], reader, tally.of(share), check)
-            journal = journals.get(share.name)
-            filled = writer if journal is None else writer.journalled(journal)
-            async with filled.on_disk():
-                await filled.create(new_arrays[share.name])
-                await mine.rename(Carrier(share.source, filled, transfer, moved))
-                await mine.rewrite(filled)
-            if journal is not None:
-                moved.notes.extend(journal.notes)
-                check_kept(surely=True)
-                writer.take_over(filled)
-            team.gather("written", check=check)
-            if team.number == 0:
-                await Carrier(share.source, writer, transfer, moved).refer(share.transfers)
-                await writer.merge(team.count)
-            writers[share.name] = writer
-            if len(writers) < len(shares):
-                return
-            if proof is not None:
-                team.gather("merged", check=check)
-                try:
-                    await proof(writer if not share.name else Writers(target.path, writers))
-                except DamagedCheckpoint:
-                    for one in journals.values():
-                        one.forget()
-                    raise
-            refuse_changed(items.values())
-            check_kept(surely=True)
-            check()
-            every[:] = team.gather("done", asdict(moved), check)
-
+        execution = _Execution(
+            shares, items, target, transfer, proof, journals, team, watch, check_interrupt
+        )
         if team.number == 0:
-            lead = _Lead(team, work, len(shares))
-            new_items = [
-                NewItem(
-                    share.name or target.item_name,
-                    new_arrays[share.name],
-                    share.plan.literals,
-                    share.container,
-                    lead.of(share),
-                )
-                for share in shares
-            ]
             save(
                 target,
-                new_items,
+                execution.new_items(),
                 custom_metadata=custom_metadata,
                 is_witnessed=proof is not None,
                 check=check_interrupt,
             )
         else:
-            run(_follow(team, work, shares, check))
+            run(execution.follow())
         team.ask_first()  # whether the target was committed; an interrupt comes too late by now
-    return moved_by_all([Moved(**one) for one in every])
+    return moved_by_all([Moved(**one) for one in execution.moved_by_each])
+
+
+class _Execution:
+    """What one process does for all shares; `moved_by_each` is told when all have done theirs."""
+
+    def __init__(
+        self,
+        shares: Sequence[Share],
+        items: Mapping[str, Item],
+        target: Target,
+        transfer: Transfer,
+        proof: Proof | None,
+        journals: Mapping[str, Journal],
+        team: Team,
+        watch: Watcher,
+        check_interrupt: Callable[[], None],
+    ) -> None:
+        self._shares = {share.name: share for share in shares}
+        self._items = items
+        self._target = target
+        self._transfer: Transfer = transfer
+        self._proof = proof
+        self._journals = journals
+        self._team = team
+        self._check_interrupt = check_interrupt
+        self._reader = Reader(items)
+        self._moved = Moved()
+        self._writers: dict[str, Writer] = {}
+        self._shards = {
+            share.name: work_shard_of(share.plan, share.transfers, team.number, team.count)
+            for share in shares
+        }
+        self._tally = Tally(shares, self._shards, team.watching(watch))
+        self._new_arrays = {
+            share.name: [_new_array(array, items, share.container) for array in share.plan.arrays]
+            for share in shares
+        }
+        self.moved_by_each: list[Any] = []
+
+    def new_items(self) -> list[NewItem]:
+        """The items that are written, each with the work that fills it."""
+        lead = _Lead(self._team, self._work, len(self._shares))
+        return [
+            NewItem(
+                share.name or self._target.item_name,
+                self._new_arrays[share.name],
+                share.plan.literals,
+                share.container,
+                lead.of(share),
+            )
+            for share in self._shares.values()
+        ]
+
+    async def follow(self) -> None:
+        """The work of every process but the first, on one share after the other."""
+        for _ in self._shares:
+            name, directory = self._team.ask_first(check=self._check)
+            share = self._shares[name]
+            use_ocdbt = share.container.use_ocdbt
+            await self._work(share, join(directory, use_ocdbt, self._team.number))
+
+    def _check(self) -> None:
+        """Goes on, unless this run was interrupted, or another process or run is in the way."""
+        self._check_interrupt()
+        self._team.check()
+        check_lock(self._target.path)
+        self._check_kept()
+
+    def _check_kept(self, *, surely: bool = False) -> None:
+        for journal in self._journals.values():
+            journal.check(surely=surely)
+
+    async def _work(self, share: Share, writer: Writer) -> None:
+        try:
+            await self._fill(share, writer)
+            await self._merge(share, writer)
+            self._writers[share.name] = writer
+            if len(self._writers) == len(self._shares):
+                await self._finish()
+        except Exception:
+            self._check_kept(surely=True)  # another run's writes explain whatever else goes wrong
+            raise
+
+    async def _fill(self, share: Share, writer: Writer) -> None:
+        """Writes this process's shard of a share, in the journal's directory where there is one."""
+        shard, watch = self._shards[share.name], self._tally.of(share)
+        mine = ShardRun(share.plan, shard, self._reader, watch, self._check)
+        journal = self._journals.get(share.name)
+        filled = writer if journal is None else writer.journalled(journal)
+        async with filled.on_disk():
+            await filled.create(self._new_arrays[share.name])
+            await mine.rename(Carrier(share.source, filled, self._transfer, self._moved))
+            await mine.rewrite(filled)
+        if journal is not None:
+            self._moved.notes.extend(journal.notes)
+            self._check_kept(surely=True)
+            writer.take_over(filled)
+
+    async def _merge(self, share: Share, writer: Writer) -> None:
+        """Makes one database of what all processes have written, once they have."""
+        self._team.gather("written", check=self._check)
+        if self._team.number == 0:
+            carrier = Carrier(share.source, writer, self._transfer, self._moved)
+            await writer.merge(self._team.count, carrier.references(share.transfers))
+
+    async def _finish(self) -> None:
+        """Proves what was written, and makes sure that nothing has changed meanwhile."""
+        if self._proof is not None:
+            self._team.gather("merged", check=self._check)
+            await self._prove(self._proof)
+        refuse_changed(self._items.values())
+        self._check_kept(surely=True)
+        self._check()
+        self.moved_by_each = self._team.gather("done", asdict(self._moved), self._check)
+
+    async def _prove(self, proof: Proof) -> None:
+        name, writer = next(iter(self._writers.items()))
+        try:
+            await proof(Writers(self._target.path, self._writers) if name else writer)
+        except DamagedCheckpoint:
+            for journal in self._journals.values():
+                journal.forget()
+            raise
 
 
 ShareWork = Callable[[Share, Writer], Coroutine[Any, Any, None]]
@@ -184,37 +231,6 @@ class _Lead:
         return lead
 
 
-async def _follow(
-    team: Team, work: ShareWork, shares: Sequence[Share], check: Callable[[], None]
-) -> None:
-    """The work of every other process, on one share after the other."""
-    by_name = {share.name: share for share in shares}
-    for _ in shares:
-        name, directory = team.ask_first(check=check)
-        share = by_name[name]
-        await work(share, join(directory, share.container.use_ocdbt, team.number))
-
-
-class _Tally:
-    """How far all shares are, told by each of them."""
-
-    def __init__(self, shares: Sequence[Share], shards: Mapping[str, WorkShard], watch: Watcher):
-        self._watch = watch
-        self._events = {
-            share.name: Event(0, len(shards[share.name].counted), 0, shards[share.name].total_bytes)
-            for share in shares
-        }
-
-    def of(self, share: Share) -> Watcher:
-        """What one share tells."""
-
-        def watch(event: Event) -> None:
-            self._events[share.name] = event
-            self._watch(total(list(self._events.values())))
-
-        return watch
-
-
 def _new_array(array: TargetArray, items: Mapping[str, Item], container: Container) -> NewArray:
     """The metadata of a new array: encoded as its source is, where the container has that."""
     source = first_source(array.view)
@@ -226,98 +242,3 @@ def _new_array(array: TargetArray, items: Mapping[str, Item], container: Contain
         return NewArray(array.key, "jax.Array", model.zarr_format, metadata, source.prng_impl)
     value_type = "scalar" if array.is_scalar else "np.ndarray"
     return NewArray(array.key, value_type, model.zarr_format, metadata)
-
-
-class _Run:
-    """One run of a plan: reads, rearranges and writes, and says how far it is."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        shard: WorkShard,
-        reader: Reader,
-        watch: Watcher,
-        check: Callable[[], None],
-    ) -> None:
-        self._check = check
-        self._plan = plan
-        self._shard = shard
-        self._reader = reader
-        self._watch = watch
-        self._left = dict.fromkeys((array.key for array in plan.renamed), 1)
-        self._left |= shard.elements
-        self._done_bytes = 0
-
-    async def rename(self, carrier: Carrier) -> None:
-        """Takes encoded chunks over as they are."""
-        if not self._plan.renamed:
-            return
-        await carrier.carry(self._shard.transfers, self._tell_moved)
-        for array in self._plan.renamed:
-            self._left[array.key] = 0
-        self._done_bytes = self._shard.renamed_bytes
-        self._tell()
-
-    def _tell_moved(self, nbytes: int) -> None:
-        self._done_bytes += nbytes
-        self._tell()
-
-    async def rewrite(self, writer: Writer) -> None:
-        """Decodes, rearranges and encodes every other block, window by window."""
-        with kept_blocks() if self._plan.keeps_blocks else nullcontext():
-            await self._rewrite(writer)
-
-    async def _rewrite(self, writer: Writer) -> None:
-        under_way = writer.windows_under_way
-        windows = self._plan.windows(self._shard.jobs, under_way)
-        for number, window in enumerate(windows):
-            unit = f"blocks {number}"
-            if writer.is_done(unit):
-                self._skip(window)
-            else:
-                held = sum(job.block_bytes for job in window)
-                is_large = held > self._plan.window_bytes // under_way
-                async with writer.commit(unit, is_large=is_large) as transaction:
-                    await together(self._move(job, writer, transaction) for job in window)
-            self._tell()
-
-    def _skip(self, window: Sequence[Job]) -> None:
-        """Counts what an interrupted run has written."""
-        for job in window:
-            for array, region in written(job):
-                self._count(array, math.prod(part.stop - part.start for part in region))
-
-    async def _move(self, job: Job, writer: Writer, transaction: Any) -> None:
-        match job:
-            case Scatter(source, region, into):
-                values = await self._reader.read(source, region)
-                for array, piece in into:
-                    where = piece.target_region(region)
-                    if where is not None:
-                        turned = piece.turn(values, region)
-                        await self._write(array, where, turned, writer, transaction)
-            case Gather(array, region, parts):
-                values = await read_region(self._reader, parts, region)
-                await self._write(array, region, values, writer, transaction)
-
-    async def _write(
-        self,
-        array: TargetArray,
-        region: Region,
-        values: np.ndarray,
-        writer: Writer,
-        transaction: Any,
-    ) -> None:
-        store = await writer.open(array.key, transaction)
-        await store[region].write(converted(values, array.view, spell(array.key)))
-        self._count(array, values.size)
-
-    def _count(self, array: TargetArray, elements: int) -> None:
-        self._left[array.key] -= elements
-        self._done_bytes += elements * item_bytes(dtype_of(array.view))
-
-    def _tell(self) -> None:
-        self._check()
-        counted = self._shard.counted
-        done = sum(not self._left.get(key, 0) for key in counted)
-        self._watch(Event(done, len(counted), self._done_bytes, self._shard.total_bytes))

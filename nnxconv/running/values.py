@@ -9,7 +9,21 @@ import numpy as np
 from nnxconv.errors import BadInput
 from nnxconv.storage import together
 from nnxconv.storage.orbax import Reader
-from nnxconv.tree import Piece, Region, Source, View, dtype_of, factor_of
+from nnxconv.tree import (
+    Cast,
+    Formula,
+    Piece,
+    Region,
+    Source,
+    Stack,
+    View,
+    compute,
+    dtype_of,
+    factor_of,
+    is_computed,
+    operand_regions,
+    pieces,
+)
 
 
 async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) -> np.ndarray:
@@ -31,6 +45,26 @@ async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) ->
         for reads in _read_together(found)
     )
     return values
+
+
+async def read_view(reader: Reader, view: View, region: Region) -> np.ndarray:
+    """The values of a region of a view, computed where it is a formula, in its element type."""
+    match view:
+        case Formula(operation, operands, dtype, precision):
+            shapes = [operand.shape for operand in operands]
+            needed = operand_regions(operation, shapes, region)
+            values = await together(
+                read_view(reader, operand, one)
+                for operand, one in zip(operands, needed, strict=True)
+            )
+            return compute(operation, values, region, precision).astype(np.dtype(dtype))
+        case Stack(items, axis) if is_computed(view):
+            inner = tuple(part for place, part in enumerate(region) if place != axis)
+            layers = await together(read_view(reader, one, inner) for one in items[region[axis]])
+            return np.stack(layers, axis)
+        case Cast(of, dtype) if is_computed(view):
+            return (await read_view(reader, of, region)).astype(np.dtype(dtype))
+    return as_viewed(await read_region(reader, pieces(view), region), view)
 
 
 def as_viewed(values: np.ndarray, view: View) -> np.ndarray:

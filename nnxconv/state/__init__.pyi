@@ -22,6 +22,10 @@ from .optimizer import split_empties as split_empties
 from .optimizer import with_empties as with_empties
 from .optimizer import with_level as with_level
 from .optimizer import without_level as without_level
+from .qk_clip import LOGITS as LOGITS
+from .qk_clip import attention_modules as attention_modules
+from .qk_clip import clip as clip
+from .qk_clip import logits_of as logits_of
 from .roles import ROLES as ROLES
 from .roles import Amount as Amount
 from .roles import Role as Role

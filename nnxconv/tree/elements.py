@@ -7,12 +7,14 @@ from typing import Literal as OneOf
 import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
 import numpy as np
 
-from nnxconv.tree.views import Cast, Concat, Moved, Part, Scaled, Slot, Source, Stack, View
+from nnxconv.tree.views import Cast, Concat, Formula, Moved, Part, Scaled, Slot, Source, Stack, View
 
 
 def cast(view: View, dtype: str) -> View:
     """The view with another element type; the same view when it has that type already."""
-    return view if dtype_of(view) == dtype else Cast(view, dtype)
+    if dtype_of(view) == dtype:
+        return view
+    return replace(view, dtype=dtype) if isinstance(view, Formula) else Cast(view, dtype)
 
 
 def scaled(view: View, factor: float) -> View:
@@ -43,7 +45,7 @@ def with_kind(view: View, kind: OneOf["array", "scalar"]) -> View:
 def dtype_of(view: View) -> str:
     """numpy or ml_dtypes name of the element type."""
     match view:
-        case Source(dtype=dtype) | Cast(dtype=dtype):
+        case Source(dtype=dtype) | Cast(dtype=dtype) | Formula(dtype=dtype):
             return dtype
         case Slot(of) | Part(of) | Moved(of) | Scaled(of):
             return dtype_of(of)
@@ -59,7 +61,10 @@ def prng_impl_of(view: View) -> str | None:
 def first_source(view: View) -> Source:
     """The stored array that gives the view its kind, codec and container format."""
     while not isinstance(view, Source):
-        view = view.items[0] if isinstance(view, Stack | Concat) else view.of
+        if isinstance(view, Formula):
+            view = view.operands[0]
+        else:
+            view = view.items[0] if isinstance(view, Stack | Concat) else view.of
     return view
 
 

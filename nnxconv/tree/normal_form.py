@@ -9,11 +9,14 @@ True
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
 
 from nnxconv.tree.elements import cast, dtype_of, scaled
-from nnxconv.tree.views import Cast, Concat, Moved, Part, Scaled, Shape, Slot, Stack, View
+from nnxconv.tree.operations import operand_axes, stacked
+from nnxconv.tree.shapes import Shape
+from nnxconv.tree.views import Cast, Concat, Formula, Moved, Part, Scaled, Slot, Stack, View
 
 
 def slot(view: View, axis: int, index: int) -> View:
@@ -45,6 +48,8 @@ def stack(views: Sequence[View], axis: int) -> View:
         isinstance(v, Scaled) and v.factor == first.factor for v in views
     ):
         return scaled(stack([v.of for v in views if isinstance(v, Scaled)], axis), first.factor)
+    if isinstance(first, Formula):
+        return _stack_of_formulas(views, axis) or Stack(tuple(views), axis)
     whole = _whole_of_slots(views)
     if whole is not None:
         return moved(whole.of, whole.axis, axis)
@@ -71,6 +76,20 @@ def _stack_of_parts(views: Sequence[View], axis: int) -> View | None:
             items = [stack(column, axis) for column in zip(*rows, strict=True)]
             return concat(items, first.axis + (axis <= first.axis))
     return None
+
+
+def _stack_of_formulas(views: Sequence[View], axis: int) -> View | None:
+    """Layers that are all computed in the same way: the same computed from their stacks."""
+    alike = [view for view in views if isinstance(view, Formula)]
+    if len(alike) < len(views) or len({(v.dtype, v.precision, len(v.operands)) for v in alike}) > 1:
+        return None
+    operation = stacked([view.operation for view in alike], axis)
+    if operation is None:
+        return None
+    columns = zip(*(view.operands for view in alike), strict=True)
+    axes = operand_axes(operation, len(alike[0].operands), axis)
+    operands = tuple(stack(list(column), at) for column, at in zip(columns, axes, strict=True))
+    return replace(alike[0], operation=operation, operands=operands)
 
 
 def _cut_of(view: Part) -> tuple[int, int, int, Shape]:

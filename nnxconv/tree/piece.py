@@ -21,9 +21,19 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from nnxconv.tree.views import Cast, Concat, Moved, Part, Scaled, Shape, Slot, Source, Stack, View
-
-Region = tuple[slice, ...]
+from nnxconv.tree.shapes import Region, Shape
+from nnxconv.tree.views import (
+    Cast,
+    Concat,
+    Formula,
+    Moved,
+    Part,
+    Scaled,
+    Slot,
+    Source,
+    Stack,
+    View,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,12 @@ class Piece:
     def rank(self) -> int:
         """The number of axes of the view."""
         return len(self.placed) + sum(axis is not None for axis in self.axes)
+
+    @property
+    def is_whole_source(self) -> bool:
+        """True when the view is the stored array itself, with its axes in their order."""
+        is_whole = not (self.fixed or self.placed or self.spans)
+        return is_whole and self.axes == tuple(range(len(self.source.shape)))
 
     def image_of_chunks(self) -> Shape:
         """The shape that one chunk of the source has in the view."""
@@ -163,7 +179,11 @@ def _shifted(run: slice, by: int) -> slice:
 
 
 def pieces(view: View) -> list[Piece]:
-    """The pieces of a view; together they cover it, and no two overlap."""
+    """The pieces of a view; together they cover it, and no two overlap.
+
+    Raises:
+      TypeError: the view is computed, which is done in `formulas`.
+    """
     match view:
         case Source(shape=shape):
             return [Piece(view, tuple(range(len(shape))))]
@@ -186,6 +206,8 @@ def pieces(view: View) -> list[Piece]:
             order = [axis for axis in range(rank) if axis != source]
             order.insert(target, source)
             return [_permute(piece, order) for piece in pieces(of)]
+        case Formula():
+            raise TypeError("a formula has no pieces")
 
 
 def _take(piece: Piece, axis: int, index: int) -> Piece | None:

@@ -11,8 +11,12 @@ from typing import TypeAlias, Union
 
 import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
 
-Shape: TypeAlias = tuple[int, ...]
-View: TypeAlias = Union["Source", "Slot", "Stack", "Part", "Concat", "Moved", "Scaled", "Cast"]
+from nnxconv.tree.operations import Operation
+from nnxconv.tree.shapes import Shape
+
+View: TypeAlias = Union[
+    "Source", "Slot", "Stack", "Part", "Concat", "Moved", "Scaled", "Cast", "Formula"
+]
 Leaf: TypeAlias = Union[View, "Literal"]
 """What stands at a key: a view of stored arrays, or a value that the metadata holds itself."""
 
@@ -136,6 +140,27 @@ class Cast:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", self.of.shape)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What an operation computes from its operands; its shape is that of the first.
+
+    Attributes:
+      operation: what is computed (see `operations`).
+      operands: views without formulas.
+      dtype: the element type that the result is cast to, once.
+      precision: `float32` or `float64`, in which it is computed.
+    """
+
+    operation: Operation
+    operands: tuple[View, ...]
+    dtype: str
+    precision: str = "float32"
+    shape: Shape = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", self.operands[0].shape)
 
 
 @dataclass(frozen=True)

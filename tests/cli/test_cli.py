@@ -25,6 +25,8 @@ ONLY_OPTIONS = {
     "inspect": {"as_json", "tree", "depth", "filters", "shardings"},
     "match": {"as_json", "source"},
     "checksum": {"as_json", "is_check"},
+    "average": {"as_json", "paths"},
+    "qk-clip": {"as_json", "source", "target"},
     "gpt3-from-paxml": {"as_json", "source", "target", "paxml_ckpt_path", "output_path"},
 }
 """What only people want, and the words that stand for paths."""
@@ -34,16 +36,30 @@ FUNCTIONS = {
     "inspect": nnxconv.inspect,
     "match": nnxconv.match,
     "checksum": nnxconv.write_checksums,
+    "average": nnxconv.average,
+    "qk-clip": nnxconv.qk_clip_checkpoint,
     "gpt3-from-paxml": nnxconv.gpt3_from_paxml,
 }
-PATHS = {"match": {"source_path"}, "gpt3-from-paxml": {"source_path", "target_path"}}
+PATHS = {
+    "match": {"source_path"},
+    "gpt3-from-paxml": {"source_path", "target_path"},
+    "average": {"source_paths", "target_path"},
+    "qk-clip": {"source_path", "target_path"},
+}
 """Paths of a function whose words on the command line are called otherwise."""
+
+
+NEEDED = {
+    "qk-clip": {"--max_logits": "l.npz", "--threshold": "2.5", "--qk_nope_head_dim": "8"},
+}
+"""Options without a default."""
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_command_and_its_function_have_the_same_options_and_defaults(name):
     function = inspect.signature(FUNCTIONS[name]).parameters
     paths = ["a"] if name in ("inspect", "checksum") else ["a", "b"]
+    paths += [word for option, value in NEEDED.get(name, {}).items() for word in (option, value)]
     parsed = command.commands[name].make_context(name, paths).params
     options = {key: value for key, value in parsed.items() if key not in ONLY_OPTIONS[name]}
     assert options.keys() == function.keys() - NOT_OPTIONS - PATHS.get(name, set())
@@ -51,6 +67,8 @@ def test_a_command_and_its_function_have_the_same_options_and_defaults(name):
         default = function[key].default
         if default is not inspect.Parameter.empty:
             assert value == default, key
+        elif name in NEEDED:
+            assert str(value) == NEEDED[name][f"--{key}"]
 
 
 def test_every_command_has_its_function():

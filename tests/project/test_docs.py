@@ -35,8 +35,27 @@ def nnx_mlp():
     return model, nnx.Optimizer(model, TX, wrt=nnx.Param)
 
 
+def latent_attention():
+    """A model with multi-head latent attention."""
+    made = np.random.default_rng(0)
+    layers = {
+        f"layers_{n}": {
+            "self_attention": {
+                "wq_b": {"kernel": made.normal(size=(5, 4, 12)).astype("float32")},
+                "wkv_b": {"kernel": made.normal(size=(7, 4, 14)).astype("float32")},
+            }
+        }
+        for n in range(2)
+    }
+    return {"step": np.int32(1), "params": {"params": {"decoder": layers}}, "opt_state": {}}
+
+
 Trees = Mapping[str, Callable[[], Any]]
 CHECKPOINTS: Mapping[str, Trees] = {
+    "arithmetic.md": {
+        **dict.fromkeys(("run_a/1000", "run_a/2000", "run_b/1000"), checkpoints.linen),
+        "deepseek/1000": latent_attention,
+    },
     "checksum.md": {"ckpt/1000": checkpoints.linen, "nnx_ckpt/1000": checkpoints.nnx_pure},
     "compare.md": dict.fromkeys(("before", "after", "a", "b"), checkpoints.linen),
     "convert.md": {"SRC": checkpoints.linen},
@@ -103,6 +122,13 @@ def test_commands_that_ask_a_module_of_python(here):
 @of("gpt3-from-paxml.md")
 def test_commands_that_read_a_checkpoint_of_pax(here):
     pax.write(Path("checkpoints/checkpoint_00004000"), pax.leaves())
+    check_each_is_done(here)
+
+
+@of("arithmetic.md")
+def test_commands_that_compute(here):
+    layers = {f"decoder/layers_{n}/self_attention/max_logits": np.full(4, 200.0) for n in range(2)}
+    np.savez("logits.npz", **layers)
     check_each_is_done(here)
 
 

@@ -59,6 +59,7 @@ def linen_checkpoint(tmp_path_factory):
 )
 def test_a_command_on_a_disk_loads_what_it_needs(command, linen_checkpoint, tmp_path):
     command = command.replace("SRC", str(linen_checkpoint)).replace("OUT", str(tmp_path))
-    code = f"import sys; from nnxconv.cli import main; sys.argv = {command.split()!r}\ntry:\n    main()"
+    code = f"import sys; from nnxconv.cli import main; sys.argv = {command.split()!r}"
+    code += "\ntry:\n    main()"
     ends = "except SystemExit as end:\n    assert end.code in (0, None)\n0"
     assert loaded_by(f"{code}\n{ends}", ALWAYS) == set()

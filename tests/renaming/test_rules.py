@@ -12,8 +12,9 @@ import nnxconv
 from nnxconv.errors import BadInput, NnxconvError, PlanError
 from nnxconv.renaming.apply import apply, cannot_be_undone, fits
 from nnxconv.renaming.builtin import builtin_rules
-from nnxconv.renaming.pattern import parse, spell_pattern
-from nnxconv.renaming.rule import Rules
+from nnxconv.renaming.pattern import Layer, Name, Number, Pattern, literal, parse, spell_pattern
+from nnxconv.renaming.rule import Rule, Rules
+from nnxconv.renaming.steps import Concat
 from nnxconv.renaming.toml import parse_rules, write_rules
 from nnxconv.tree.views import Source
 from tests.support import checkpoints
@@ -37,6 +38,10 @@ FITTING = [
     ("h.{i}", ("h", "12", "w"), {"i": 12}),  # a name that is a number
     ("a_{i}.b_{i}", ("a_3", "b_3"), {"i": 3}),  # the same number twice
     ('["a.b"]["c[0]"]', ("a.b", "c[0]"), {}),  # names that are no words
+    ('["model.layers.{i}.q"].w', ("model.layers.7.q", "w"), {"i": 7}),  # numbers in such names
+    ('["net/~/linear_{i+1}"].w', ("net/~/linear_2", "w"), {"i": 1}),
+    ('["{*module}.weight"]', ("layers.0.norm.weight",), {"module": "layers.0.norm"}),
+    ('["a{{i}}b"]', ("a{i}b",), {}),  # braces of the name itself
 ]
 
 
@@ -79,6 +84,39 @@ def test_what_is_no_pattern_is_refused(text):
         parse(text)
 
 
+NAMES = st.text(
+    st.sampled_from("abz_-09.,/~[]{}\"'\\ é\n\x7f"), min_size=1, max_size=6
+) | st.sampled_from(["model.layers.0.q.weight", "net/~/linear_1", "h", "12"])
+KEYS = st.lists(NAMES | st.integers(0, 12), min_size=1, max_size=4).map(tuple)
+
+
+def with_numbers_open(key):
+    """The pattern of a key with every number left open."""
+    parts = []
+    for part in literal(key).parts:
+        names = iter("ijklmnopqrst")
+        if isinstance(part, Layer):
+            parts.append(Layer(Number(((1, "layer"),), 0)))
+            continue
+        texts = re.split("(0|[1-9][0-9]*)", part.fill({}))
+        found = [Number(((1, next(names)),)) if at % 2 else t for at, t in enumerate(texts)]
+        parts.append(Name(tuple(text for text in found if text != "")))
+    return Pattern(tuple(parts))
+
+
+@given(KEYS, KEYS)
+@settings(max_examples=300, deadline=None)
+def test_every_key_has_rules_that_read_back(old, new):
+    for sources in (literal(old), with_numbers_open(old)):
+        rules = Rules((Rule((sources, sources), (literal(new),), (Concat(0),)),))
+        text = write_rules(rules)
+        if sources == literal(old):
+            assert parse_rules(text).rules == rules.rules
+        [left] = [parse(spell_pattern(sources))]
+        assert spell_pattern(left) == spell_pattern(sources)
+        assert left.match(old) == sources.match(old)
+
+
 # --- files ------------------------------------------------------------------------------------
 
 WHOLE = """[counts]
@@ -94,6 +132,12 @@ n = "decoder.dense_layers[{i}]"
 "ab" = { to = ["a", "b"], unstack = 0 }
 "w" = { to = "w", transpose = [1, 0], divide = { axis = -1, into = [4, 8] } }
 "v" = { to = "v", merge = 0, optional = true }
+"p" = { to = "p", reshape = { of = [4, 4, 3, 8], to = [48, 8] } }
+"s" = { to = "s", reshape = [8] }
+"g" = { to = "g", permute = { axis = -1, order = [0, 2, 1, 3] } }
+"q" = { to = "q", transpose = [1, 0], halves = { axis = 1, heads = 2 } }
+"r" = { to = "r", pairs = { axis = 1, heads = 2 } }
+"t" = { to = "t", steps = [{ merge = { axis = 0, of = [2, 4] } }, { merge = 0 }] }
 '["a.b"].c' = "c"
 """
 
@@ -241,6 +285,9 @@ STEPS = [
     "divide = { axis = 1, into = [2, 2] }",
     "merge = { axis = -2, of = [6, 2] }",
     "transpose = [1, 0, 2, 3], divide = { axis = -1, into = [2, 1] }",
+    "reshape = { of = [4, 4, 6, 2], to = [4, 24, 2] }",
+    "permute = { axis = 2, order = [1, 2, 0] }",
+    "pairs = { axis = -2, heads = 3 }, halves = { axis = 1, heads = 2 }",
 ]
 CUTS = [
     "split = 2",

@@ -17,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from tests.support import saved
+
 SHAPES = {"mlp": {"wi": {"kernel": (16, 32)}, "wo": {"kernel": (32, 16)}}, "norm": {"scale": (16,)}}
 """The parameters of one layer."""
 
@@ -36,7 +38,7 @@ def weights(layers: int = 3, *, axis: int | None = None, spelling: str = "layers
         for index, layer in enumerate(apart):
             _put(decoder, spelling.format(index).split("/"), layer)
     else:
-        decoder["layers"] = _map(lambda *parts: np.stack(parts, min(axis, parts[0].ndim)), *apart)
+        decoder["layers"] = stacked(apart, axis)
     return {"embed": {"embedding": values((64, 16), 2)}, "decoder": decoder}
 
 
@@ -105,9 +107,13 @@ def save_item(
     custom_metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Saves one item directory."""
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
-    _save(handler, path, _arguments(tree, chunk_bytes, custom_metadata), None)
-    return path
+
+    def save(path: Path) -> None:
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
+        _save(handler, path, _arguments(tree, chunk_bytes, custom_metadata), None)
+
+    options = (use_ocdbt, use_zarr3, chunk_bytes, custom_metadata)
+    return saved.once(path, ("item", tree, options), save)
 
 
 def save_step(
@@ -121,14 +127,18 @@ def save_step(
     custom_metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Saves a step: the tree as `item`, and `extra` as further items in JSON."""
-    extra = dict(extra or {})
-    handlers: dict[str, Any] = {name: ocp.JsonCheckpointHandler() for name in extra}
-    handlers[item] = ocp.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
-    arguments = {name: ocp.args.JsonSave(content) for name, content in extra.items()}
-    arguments[item] = _arguments(tree)
-    handler = ocp.CompositeCheckpointHandler(**handlers)
-    _save(handler, path, ocp.args.Composite(**arguments), custom_metadata)
-    return path
+    others = dict(extra or {})
+
+    def save(path: Path) -> None:
+        handlers: dict[str, Any] = {name: ocp.JsonCheckpointHandler() for name in others}
+        handlers[item] = ocp.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
+        arguments = {name: ocp.args.JsonSave(content) for name, content in others.items()}
+        arguments[item] = _arguments(tree)
+        handler = ocp.CompositeCheckpointHandler(**handlers)
+        _save(handler, path, ocp.args.Composite(**arguments), custom_metadata)
+
+    options = (item, others, use_ocdbt, use_zarr3, custom_metadata)
+    return saved.once(path, ("step", tree, options), save)
 
 
 def save_root(path: Path, steps: Mapping[int, Tree], **options: Any) -> Path:
@@ -183,6 +193,11 @@ def _arguments(
 
 def _layer(seed: int) -> Tree:
     return _map(lambda shape: values(shape, seed + len(shape)), SHAPES)
+
+
+def stacked(layers: Sequence[Tree], axis: int) -> Tree:
+    """Layers as one tree, stacked on an axis, or on the last of what has fewer."""
+    return _map(lambda *parts: np.stack(parts, min(axis, parts[0].ndim)), *layers)
 
 
 def _put(tree: Tree, path: list[str], leaf: Any) -> None:

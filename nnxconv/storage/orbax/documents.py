@@ -120,23 +120,24 @@ def _unescaped(part: str) -> str:
 
 
 def step_metadata(
-    item_handlers: str | Mapping[str, str],
+    item_handlers: str | dict[str, str] | None,
     custom_metadata: Mapping[str, Any],
     *,
     begun: int,
-    committed: int,
+    committed: int | None = None,
 ) -> str:
     """The text of `_CHECKPOINT_METADATA`.
 
     Args:
-      item_handlers: what reads the items, by their names; or what reads the one item.
+      item_handlers: what reads the items, by their names; or what reads the one item; None for a
+        save that has only begun.
       custom_metadata: what programs keep there.
       begun: when the save began, in nanoseconds since 1970.
-      committed: when it was complete.
+      committed: when it was complete; None until then.
     """
     return json.dumps(
         {
-            "item_handlers": item_handlers if isinstance(item_handlers, str) else {**item_handlers},
+            "item_handlers": item_handlers,
             "metrics": {},
             "performance_metrics": {},
             "init_timestamp_nsecs": begun,

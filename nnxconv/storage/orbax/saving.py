@@ -121,6 +121,9 @@ def save(
     """
     with nothing_left_on_failure(target.path, may_replace=target.may_replace) as place:
         begun = time.time_ns()
+        if is_remote(place.directory):  # by which others see what is being written there
+            text = step_metadata(None, {}, begun=begun)
+            write_files({place.directory / STEP_METADATA: text})
         run(_fill(place.directory, target, items, custom_metadata))
         check()
         if is_witnessed:

@@ -1,0 +1,120 @@
+"""What commands that compute new arrays have in common: a state in the place of the source's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from nnxconv.commands.opening import Opened, open_checkpoint
+from nnxconv.commands.result import Places, Result, Way, carry_out
+from nnxconv.errors import BadInput
+from nnxconv.layouts import (
+    ITEMS,
+    Located,
+    Options,
+    Understood,
+    account,
+    convert_tree,
+    join,
+    one_state,
+)
+from nnxconv.state import TrainState
+
+if TYPE_CHECKING:
+    from nnxconv.storage.orbax import Item
+
+PRECISIONS = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Read:
+    """A checkpoint of one state whose values will be read, and how the user named it."""
+
+    path: str
+    opened: Opened
+    located: Located
+
+    @property
+    def item(self) -> "Item":
+        """Its arrays."""
+        return self.opened.item
+
+    @property
+    def understood(self) -> Understood:
+        """What they mean."""
+        return self.located.understood
+
+
+def opened(path: str, step: int | None = None, *, allow_uncommitted: bool = False) -> Read:
+    """Opens a checkpoint whose values will be read.
+
+    Raises:
+      BadInput: it holds several states.
+    """
+    found = open_checkpoint(
+        path, step, Options(), allow_uncommitted=allow_uncommitted, is_read=True
+    )
+    return Read(path, found, one_state(found.survey, "arithmetic"))
+
+
+def check_precision(precision: str) -> None:
+    """Refuses what is not computed in.
+
+    Raises:
+      BadInput: it is neither float32 nor float64.
+    """
+    if precision not in PRECISIONS:
+        raise BadInput(f"`--precision {precision}` is neither float32 nor float64")
+
+
+def write_computed(
+    source: Read,
+    state: TrainState,
+    others: Sequence[Read],
+    target_path: str,
+    way: Way,
+    *,
+    notes: Sequence[str],
+    options: Mapping[str, Any],
+    started: float,
+) -> Result:
+    """Writes a state in the layout, the arrangement and the container of the source.
+
+    Args:
+      source: the checkpoint that the state takes after.
+      state: its leaves; some may be computed from those of `others`.
+      others: the other checkpoints that are read.
+      target_path: where it is written.
+      way: how.
+      notes: what was decided, for the result.
+      options: what was asked for; a run that goes on has the same.
+      started: when the call began, on the monotonic clock, in seconds.
+    """
+    from nnxconv.storage.orbax import target_for
+
+    found, location, asked = source.understood, source.opened.location, Options()
+    understood = replace(found, state=state, notes=(*found.notes, *notes))
+    conversion = convert_tree(understood, replace(asked, to=found.codec.name), None)
+    whole = join(source.opened.survey, [(source.located, conversion)], asked, None)
+    items = dict(source.item.stores)
+    for other in others:
+        items |= other.item.stores
+    is_split = conversion.layout in ITEMS
+    target = target_for(target_path, location, location.custom_metadata, is_split=is_split)
+    places = Places(
+        source.path,
+        location,
+        items,
+        target_path,
+        target,
+        source.item.container,
+        len(source.item.stores),
+    )
+    return carry_out(
+        whole,
+        places,
+        way,
+        account=account(source.item.tree, source.opened.chosen, whole),
+        custom_metadata=source.item.custom_metadata,
+        options=options,
+        started=started,
+    )

@@ -1,0 +1,152 @@
+"""`qk-clip`: attention weights of a checkpoint, scaled down where logits grew too large."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from typing import Literal as OneOf
+
+import numpy as np
+
+from nnxconv.commands.boundary import plainly
+from nnxconv.commands.computing import check_precision, opened, write_computed
+from nnxconv.commands.options import documented
+from nnxconv.commands.result import Result, Way
+from nnxconv.errors import BadInput
+from nnxconv.running import Watcher, ignore, share_one_heap
+from nnxconv.state import LOGITS, attention_modules, clip, logits_of
+from nnxconv.tree import Key, Source, counted, spell
+
+
+@plainly
+@documented
+def qk_clip_checkpoint(
+    source_path: str,
+    target_path: str,
+    *,
+    max_logits: str,
+    threshold: float,
+    qk_nope_head_dim: int,
+    missing: OneOf["error", "keep"] = "error",
+    precision: str = "float32",
+    step: int | None = None,
+    max_memory: int | str = "2GiB",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    verify: bool = False,
+    resume: bool = False,
+    allow_uncommitted: bool = False,
+    watch: Watcher = ignore,
+) -> Result:
+    """Clips the queries and keys of multi-head latent attention, head by head.
+
+    Kernels of layers in which no logit exceeds the threshold are taken over as they are, and so is
+    everything else, the optimizer's moments included. `state.qk_clip` has the formula.
+
+    Returns:
+      What was done, as `convert` returns it.
+
+    Raises:
+      BadInput: attention is not multi-head latent, a layer has no recorded logits, or sizes do not
+        fit.
+    """
+    started = time.monotonic()
+    share_one_heap()
+    check_precision(precision)
+    if threshold <= 0:
+        raise BadInput(f"`--threshold {threshold:g}` is not above 0")
+    source = opened(source_path, step, allow_uncommitted=allow_uncommitted)
+    state = source.understood.state
+    modules = attention_modules(state.params)
+    logits = logits_of(modules, read_logits(max_logits))
+    without = [spell(module) for module in modules if module not in logits]
+    if without and missing == "error":
+        raise BadInput(
+            f"{counted(len(without), 'layer')} of {len(modules)} have no recorded logits",
+            where=max_logits,
+            details=without,
+            hint="`--missing keep` leaves them as they are",
+        )
+    params, changed = clip(state.params, logits, threshold, qk_nope_head_dim, precision)
+    notes = [
+        f"{counted(len(changed), 'kernel')} of {counted(len(modules), 'layer')} clipped to"
+        f" {threshold:g}",
+        "the optimizer's moments are as they are",
+    ]
+    if without:
+        notes.append(f"no recorded logits, as they are: {', '.join(without)}")
+    way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
+    return write_computed(
+        source,
+        replace(state, params=params),
+        [],
+        target_path,
+        way,
+        notes=notes if state.opt_state is not None else [n for n in notes if "moments" not in n],
+        options={"max_logits": max_logits, "threshold": threshold, "nope": qk_nope_head_dim},
+        started=started,
+    )
+
+
+def read_logits(path: str) -> dict[Key, np.ndarray]:
+    """The largest logits that a run recorded, by path: of a `.npz`, a `.json`, or an Orbax item.
+
+    Raises:
+      BadInput: there are none, or they cannot be read.
+    """
+    if path.endswith(".npz"):
+        found = _of_npz(path)
+    elif path.endswith(".json"):
+        found = _of_json(path)
+    else:
+        found = _of_item(path)
+    logits = {key: values for key, values in found.items() if LOGITS in key}
+    if not logits:
+        raise BadInput(f"`{path}` has no `{LOGITS}`")
+    return logits
+
+
+def _of_npz(path: str) -> dict[Key, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {_path(name): file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"`{path}` cannot be read: {error}") from error
+
+
+def _path(name: str) -> Key:
+    """The parts of a dotted or slashed name."""
+    return tuple(name.replace("/", ".").split("."))
+
+
+def _of_json(path: str) -> dict[Key, np.ndarray]:
+    from nnxconv.storage.files import read_text
+
+    text = read_text(path)
+    if text is None:
+        raise BadInput(f"`{path}` does not exist")
+    try:
+        return _nested(json.loads(text), ())
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadInput(f"`{path}` is not a JSON tree of numbers") from error
+
+
+def _nested(value: Any, path: Key) -> dict[Key, np.ndarray]:
+    """Arrays of a tree of mappings; lists of numbers are arrays."""
+    if isinstance(value, Mapping):
+        return {k: v for name, one in value.items() for k, v in _nested(one, (*path, name)).items()}
+    return {path: np.array(value, np.float32)}
+
+
+def _of_item(path: str) -> dict[Key, np.ndarray]:
+    from nnxconv.storage import run
+    from nnxconv.storage.orbax import Reader, locate, open_item
+
+    item = open_item(locate(path, None, has_step=False), is_read=True)
+    reader = Reader(item.stores)
+    return {
+        key: run(reader.read(leaf, tuple(slice(0, size) for size in leaf.shape)))
+        for key, leaf in item.tree.items()
+        if isinstance(leaf, Source) and LOGITS in key
+    }

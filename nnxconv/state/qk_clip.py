@@ -1,0 +1,177 @@
+"""QK-Clip: attention weights scaled down, head by head, where attention logits grew too large.
+
+For multi-head latent attention, with the largest logit m that a head had:
+
+```
+s = min(1, threshold / (m + 1e-6))
+wq_b, or query without q-LoRA   (rank, heads, nope + rope): nope * sqrt(s), rope * s
+wkv_b                           (rank, heads, nope + v):    nope * sqrt(s), v as it is
+```
+
+Source of the formula: MuonClip, as MaxText 0.2.5 has it (`apply_qk_clip`), in float32.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nnxconv.errors import BadInput
+from nnxconv.state.train_state import Tree
+from nnxconv.tree import Formula, Key, Literal, Multiply, View, dtype_of, in_order, notation, spell
+
+KEYS_AND_VALUES = "wkv_b"
+QUERIES = ("wq_b", "query")
+LOGITS = "max_logits"
+_EPSILON = 1e-6
+
+
+def scales(max_logits: np.ndarray, threshold: float) -> np.ndarray:
+    """The scale of each head from its largest logit, in float32.
+
+    >>> scales(np.array([50.0, 200.0], "float32"), 100.0).round(3).tolist()
+    [1.0, 0.5]
+    """
+    largest = max_logits.astype(np.float32)
+    ratio = np.float32(threshold) / (largest + np.float32(_EPSILON))
+    return np.minimum(np.float32(1), ratio)
+
+
+def head_factors(module: str, scale: np.ndarray, nope: int, width: int) -> np.ndarray:
+    """What the kernel of a module is multiplied by: shape (heads, width), float32."""
+    root = np.sqrt(scale)[:, None]
+    rest = np.ones_like(root) if module == KEYS_AND_VALUES else scale[:, None]
+    return np.concatenate([root.repeat(nope, 1), rest.repeat(width - nope, 1)], 1)
+
+
+def attention_modules(params: Tree) -> list[Key]:
+    """The modules of multi-head latent attention, by canonical key.
+
+    Raises:
+      BadInput: there is none; what attention there is is named.
+    """
+    found = {key[:-2] for key in params if key[-2:-1] == (KEYS_AND_VALUES,)}
+    if found:
+        return in_order(found)
+    others = [key for key in params if key[-2:-1] == ("query",)]
+    raise BadInput(
+        "this model has no multi-head latent attention, whose logits are clipped",
+        where=spell(("params", *in_order(others)[0][:-2])) if others else "",
+        details=["it has `query`, and no `wkv_b`"] if others else ["no module has `wkv_b`"],
+    )
+
+
+def logits_of(modules: Sequence[Key], recorded: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
+    """The largest logit of each head of each module: shape (heads,); modules without are left out.
+
+    `recorded` has arrays by the path of the attention module: with its layer, whatever the
+    spelling, shape (..., heads); or without, for stacked layers, shape (layers, ..., heads).
+
+    Raises:
+      BadInput: an array has another number of layers than there are, or is not a number.
+    """
+    known = {_canonical(path): values for path, values in recorded.items()}
+    found: dict[Key, np.ndarray] = {}
+    for module in modules:
+        values = known.get(module)
+        if values is None:
+            stacked = _stacked(module)
+            values = known.get(stacked)
+            if values is not None:
+                layers = in_order(m for m in modules if _stacked(m) == stacked)
+                if values.ndim < 2 or values.shape[0] != len(layers):
+                    raise BadInput(
+                        f"the logits have {'x'.join(map(str, values.shape))} numbers, for"
+                        f" {len(layers)} layers",
+                        where=spell(stacked),
+                    )
+                values = values[layers.index(module)]
+        if values is not None:
+            found[module] = _checked(module, values)
+    return found
+
+
+def _checked(module: Key, values: np.ndarray) -> np.ndarray:
+    largest = values.max(axis=tuple(range(values.ndim - 1))) if values.ndim else values[None]
+    if not np.isfinite(largest).all():
+        raise BadInput("a recorded logit is not a finite number", where=spell(module))
+    return largest
+
+
+def _canonical(path: Key) -> Key:
+    """A recorded path as keys are: its layer apart, and what only intermediates have left out.
+
+    >>> _canonical(("intermediates", "decoder", "layers_3", "self_attention", "max_logits", "0"))
+    ('decoder', 'layers', 3, 'self_attention')
+    """
+    parts = list(path)
+    while parts and str(parts[-1]) in (LOGITS, "attention_op", "0"):
+        parts.pop()
+    if parts and parts[0] == "intermediates":
+        del parts[0]
+    found: list[str | int] = []
+    for part in parts:
+        name, _, number = str(part).rpartition("_")
+        if str(part).isdigit():
+            found.append(int(part))
+        elif name and number.isdigit():
+            found += [name, int(number)]
+        else:
+            found.append(part)
+    return tuple(found)
+
+
+def _stacked(module: Key) -> Key:
+    return tuple(part for part in module if not isinstance(part, int))
+
+
+def clip(
+    params: Tree,
+    logits: Mapping[Key, np.ndarray],
+    threshold: float,
+    nope: int,
+    precision: str = "float32",
+) -> tuple[dict[Key, View | Literal], list[Key]]:
+    """The parameters with what exceeds the threshold scaled, and the kernels that are scaled.
+
+    Args:
+      params: layers apart.
+      logits: the largest of each head of each attention module, shape (heads,).
+      threshold: above which logits are scaled down to it.
+      nope: how many of the last axis of `wq_b` and `wkv_b` have no rotary position.
+      precision: in which is multiplied.
+
+    Raises:
+      BadInput: sizes do not fit; all are named.
+    """
+    clipped: dict[Key, View | Literal] = dict(params)
+    changed: list[Key] = []
+    problems: list[str] = []
+    for module, largest in logits.items():
+        scale = scales(largest, threshold)
+        for name in _clipped_modules(module, params):
+            key = (*module, name, "kernel")
+            kernel = params.get(key)
+            if kernel is None or isinstance(kernel, Literal):
+                problems.append(f"{spell(key)}  is not there")
+                continue
+            heads, width = kernel.shape[-2:] if len(kernel.shape) > 2 else (0, 0)
+            if heads != len(largest) or width <= nope:
+                problems.append(
+                    f"{spell(key)}  {notation(kernel)}, for {len(largest)} heads of more than"
+                    f" {nope}"
+                )
+            elif (scale < 1).any():
+                factors = head_factors(name, scale, nope, width)
+                shape = (*(1,) * (len(kernel.shape) - 2), heads, width)
+                operation = Multiply(tuple(factors.reshape(-1).tolist()), shape)
+                clipped[key] = Formula(operation, (kernel,), dtype_of(kernel), precision)
+                changed.append(key)
+    if problems:
+        raise BadInput("the sizes of attention do not fit the logits", details=problems)
+    return clipped, changed
+
+
+def _clipped_modules(module: Key, params: Tree) -> tuple[str, str]:
+    """The modules whose kernels are scaled: the queries', and the keys'."""
+    queries = next((q for q in QUERIES if (*module, q, "kernel") in params), QUERIES[0])
+    return queries, KEYS_AND_VALUES
