@@ -95,10 +95,9 @@ def written_step(step: Step) -> tuple[str, str]:
             return "divide", _with_sizes(axis, "into", into)
         case Merge(axis, of):
             return "merge", _with_sizes(axis, "of", of)
-        case Reshape(to, None):
-            return "reshape", toml_value(list(to))
-        case Reshape(to, tuple(of)):
-            return "reshape", toml_value({"of": list(of), "to": list(to)})
+        case Reshape(to, of):
+            whole = list(to) if of is None else {"of": list(of), "to": list(to)}
+            return "reshape", toml_value(whole)
         case Permute(axis, order):
             return "permute", toml_value({"axis": axis, "order": list(order)})
         case Halves(axis, heads):
