@@ -25,4 +25,5 @@ from .steps import Transpose as Transpose
 from .steps import Unstack as Unstack
 from .toml import rule_line as rule_line
 from .toml import write_rules as write_rules
+from .trees import renamed_tree as renamed_tree
 from .understood import reread as reread

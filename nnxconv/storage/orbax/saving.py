@@ -71,12 +71,17 @@ def target_for(
     step = source.item.parent
     return Target(
         path,
-        "" if is_split else _USUAL_ITEM if source.joined else source.item.name,
+        "" if is_split or source.is_bare_step else _item_name(source),
         {name: step / name for name in source.other_items},
         source.item_handlers,
         custom_metadata,
         is_split=is_split,
     )
+
+
+def _item_name(source: Location) -> str:
+    """What the item is called in its step."""
+    return _USUAL_ITEM if source.joined else source.item.name
 
 
 _USUAL_ITEM = "default"
