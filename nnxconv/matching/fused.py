@@ -1,6 +1,6 @@
 """Modules that one tree keeps as one, and the other apart: queries, keys and values; gate and up.
 
->>> for orientation, steps in ways_to_part((16, 48), ((16, 4, 4),) * 3, "dense", ("query",) * 3):
+>>> for orientation, steps in ways_to_part((24, 48), ((24, 4, 4),) * 3, "dense", ("query",) * 3):
 ...     print(orientation, *steps)
 same Split(axis=1, sizes=None) Divide(axis=1, into=(4, 4))
 """
@@ -47,8 +47,7 @@ def _each(
 ) -> Iterator[tuple[Orientation, tuple[Step, ...]]]:
     """The readings that all pieces share, after the cut."""
     read = [
-        readings(*shapes, kind, role)
-        for *shapes, role in zip(pieces, parts, roles, strict=True)
+        readings(*shapes, kind, role) for *shapes, role in zip(pieces, parts, roles, strict=True)
     ]
     for orientation in read[0]:
         if all(orientation in found for found in read):
@@ -72,13 +71,17 @@ def _shared(each: Sequence[tuple[Step, ...]]) -> tuple[Step, ...] | None:
 
 def _of_any_size(steps: Sequence[Step]) -> Step | None:
     """One division for axes of several sizes, as where there are fewer keys than queries."""
-    match steps[0]:
-        case Divide(axis, (_, size)):
-            is_alike = all(isinstance(s, Divide) and (s.axis, s.into[1]) == (axis, size) for s in steps)
-            return Divide(axis, (-1, size)) if is_alike else None
-        case Merge(axis, (_, size)):
-            is_alike = all(
-                isinstance(s, Merge) and s.of and (s.axis, s.of[1]) == (axis, size) for s in steps
-            )
-            return Merge(axis, (-1, size)) if is_alike else None
-    return None
+    first = steps[0]
+    if not isinstance(first, Divide | Merge):
+        return None
+    alike = [step for step in steps if isinstance(step, type(first)) and step.axis == first.axis]
+    sizes = {_sizes(step)[1] for step in alike}
+    if len(alike) < len(steps) or len(sizes) > 1:
+        return None
+    return type(first)(first.axis, (-1, sizes.pop()))
+
+
+def _sizes(step: Divide | Merge) -> tuple[int, int]:
+    sizes = step.into if isinstance(step, Divide) else step.of
+    assert sizes is not None
+    return sizes

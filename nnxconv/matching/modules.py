@@ -37,21 +37,10 @@ _SAME_CONTENT = 0.6
 
 MAIN, BIAS, MEAN, VAR = "main", "bias", "mean", "var"
 _NAMES = {
-    MAIN: tuple(
-        [
-            "kernel",
-            "weight",
-            "w",
-            "weights",
-            "embedding",
-            "embeddings",
-            "emb_var",
-            "scale",
-            "gamma",
-            "g",
-        ]
-    )
-    + ("",),
+    MAIN: (
+        *("kernel", "weight", "w", "weights", "embedding", "embeddings", "emb_var"),
+        *("scale", "gamma", "g", ""),
+    ),
     BIAS: ("bias", "b", "beta", "offset"),
     MEAN: ("mean", "running_mean", "moving_mean"),
     VAR: ("var", "running_var", "moving_var", "moving_variance"),

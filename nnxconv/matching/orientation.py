@@ -61,7 +61,7 @@ def slot_readings(slot: Slot, other: Slot, kind: Kind, role: str) -> SlotReading
 
 
 def kept_alike(modules: Iterable[ModuleFamily]) -> frozenset[str]:
-    """The names of arrays that need no step when both sides have them, in trees of these modules."""
+    """The names of arrays that need no step when both trees, of these modules, have them."""
     odd = {m.main.name for m in modules if m.path and m.path[-1] in _OUTPUTS_FIRST}
     return _KEPT_ALIKE - odd
 

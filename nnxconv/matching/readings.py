@@ -23,12 +23,9 @@ from nnxconv.renaming import Divide, Merge, Reshape, Step, Transpose
 from nnxconv.tree import Shape
 
 Kind: TypeAlias = Literal["vector", "dense", "conv", "table", "experts"]
-Orientation: TypeAlias = Literal[
-    "same", "turned", "outputs first", "inputs first", "heads first", "heads first, turned"
-]
+Orientation: TypeAlias = str
 Readings: TypeAlias = Mapping[Orientation, tuple[Step, ...]]
-SAME: Orientation = "same"
-TURNED: Orientation = "turned"
+SAME, TURNED = "same", "turned"
 
 
 @lru_cache(maxsize=65536)
@@ -106,8 +103,13 @@ def _turned(old: Shape, new: Shape, in_axes: int | None) -> tuple[Step, ...] | N
             order = (*range(cut, len(old)), *range(cut))
             outputs = math.prod(old[cut:])
             resized = _resized(tuple(old[axis] for axis in order), new)
-            if resized is not None and outputs in itertools.accumulate(new, operator.mul):
-                effect = tuple(axis for axis in order if old[axis] != 1)
+            effect = tuple(axis for axis in order if old[axis] != 1)
+            is_turned = effect != tuple(sorted(effect))
+            if (
+                is_turned
+                and resized is not None
+                and outputs in itertools.accumulate(new, operator.mul)
+            ):
                 found.setdefault(effect, (Transpose(order), *resized))
     return next(iter(found.values())) if len(found) == 1 else None
 
@@ -125,8 +127,17 @@ def _heads_first(old: Shape, new: Shape) -> dict[Orientation, tuple[Step, ...] |
 def _moved_and_resized(old: Shape, new: Shape, order: Shape) -> tuple[Step, ...] | None:
     if len(old) != 3 or len(new) not in (2, 3):
         return None
-    resized = _resized(tuple(old[axis] for axis in order), new)
+    moved = tuple(old[axis] for axis in order)
+    inputs = order.index(1)
+    if new[inputs and -1] != moved[inputs]:
+        return None
+    resized = _resized(moved, new)
     return None if resized is None else (Transpose(order), *resized)
+
+
+def _ends(shape: Shape) -> set[int]:
+    """How many elements the first axes have together, for each number of axes."""
+    return set(itertools.accumulate(shape, operator.mul))
 
 
 def _undone(steps: tuple[Step, ...] | None) -> tuple[Step, ...] | None:

@@ -109,6 +109,11 @@ def written_step(step: Step) -> tuple[str, str]:
             return "pairs", toml_value({"axis": axis, "heads": heads})
 
 
+def step_line(step: Step) -> str:
+    """A step as a rule has it: `transpose = [1, 0]`."""
+    return " = ".join(written_step(step))
+
+
 def _with_sizes(axis: int, field: str, sizes: Sequence[int] | None) -> str:
     if sizes is None:
         return str(axis)

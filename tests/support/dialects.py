@@ -138,44 +138,82 @@ def laid_out(
 # --- real ones --------------------------------------------------------------------------------
 
 _LLAMA_NAMES = {
-    "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj",
-    "out": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
-    "down": "mlp.down_proj", "norm.attention": "input_layernorm",
-    "norm.mlp": "post_attention_layernorm", "token": "model.embed_tokens",
-    "norm.final": "model.norm", "head": "lm_head", "router": "mlp.gate",
-}  # fmt: skip
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "norm.attention": "input_layernorm",
+    "norm.mlp": "post_attention_layernorm",
+    "token": "model.embed_tokens",
+    "norm.final": "model.norm",
+    "head": "lm_head",
+    "router": "mlp.gate",
+}
 _META_NAMES = {
-    "query": "attention.wq", "key": "attention.wk", "value": "attention.wv",
-    "out": "attention.wo", "gate": "feed_forward.w1", "down": "feed_forward.w2",
-    "up": "feed_forward.w3", "norm.attention": "attention_norm", "norm.mlp": "ffn_norm",
-    "token": "tok_embeddings", "norm.final": "norm", "head": "output",
-}  # fmt: skip
+    "query": "attention.wq",
+    "key": "attention.wk",
+    "value": "attention.wv",
+    "out": "attention.wo",
+    "gate": "feed_forward.w1",
+    "down": "feed_forward.w2",
+    "up": "feed_forward.w3",
+    "norm.attention": "attention_norm",
+    "norm.mlp": "ffn_norm",
+    "token": "tok_embeddings",
+    "norm.final": "norm",
+    "head": "output",
+}
 _MAXTEXT_NAMES = {
-    "query": "self_attention.query", "key": "self_attention.key", "value": "self_attention.value",
-    "out": "self_attention.out", "gate": "mlp.wi_0", "up": "mlp.wi_1", "down": "mlp.wo",
+    "query": "self_attention.query",
+    "key": "self_attention.key",
+    "value": "self_attention.value",
+    "out": "self_attention.out",
+    "gate": "mlp.wi_0",
+    "up": "mlp.wi_1",
+    "down": "mlp.wo",
     "norm.attention": "pre_self_attention_layer_norm",
-    "norm.mlp": "post_self_attention_layer_norm", "token": "token_embedder",
-    "norm.final": "decoder.decoder_norm", "head": "decoder.logits_dense",
-    "position": "decoder.position_embedder", "router": "MoeBlock_0.gate",
-}  # fmt: skip
+    "norm.mlp": "post_self_attention_layer_norm",
+    "token": "token_embedder",
+    "norm.final": "decoder.decoder_norm",
+    "head": "decoder.logits_dense",
+    "position": "decoder.position_embedder",
+    "router": "MoeBlock_0.gate",
+}
 _GEMMA_HF = _LLAMA_NAMES | {
     "norm.after_attention": "post_attention_layernorm",
-    "norm.mlp": "pre_feedforward_layernorm", "norm.after_mlp": "post_feedforward_layernorm",
-}  # fmt: skip
+    "norm.mlp": "pre_feedforward_layernorm",
+    "norm.after_mlp": "post_feedforward_layernorm",
+}
 _GPT2_NAMES = {
-    "qkv": "attn.c_attn", "out": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj",
-    "norm.attention": "ln_1", "norm.mlp": "ln_2", "token": "transformer.wte",
-    "position": "transformer.wpe", "norm.final": "transformer.ln_f", "head": "lm_head",
-}  # fmt: skip
+    "qkv": "attn.c_attn",
+    "out": "attn.c_proj",
+    "up": "mlp.c_fc",
+    "down": "mlp.c_proj",
+    "norm.attention": "ln_1",
+    "norm.mlp": "ln_2",
+    "token": "transformer.wte",
+    "position": "transformer.wpe",
+    "norm.final": "transformer.ln_f",
+    "head": "lm_head",
+}
 _BERT_NAMES = {
-    "query": "attention.self.query", "key": "attention.self.key",
-    "value": "attention.self.value", "out": "attention.output.dense",
-    "norm.attention": "attention.output.LayerNorm", "up": "intermediate.dense",
-    "down": "output.dense", "norm.mlp": "output.LayerNorm",
-    "token": "bert.embeddings.word_embeddings", "position": "bert.embeddings.position_embeddings",
-    "type": "bert.embeddings.token_type_embeddings", "norm.embedding": "bert.embeddings.LayerNorm",
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "norm.attention": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm.mlp": "output.LayerNorm",
+    "token": "bert.embeddings.word_embeddings",
+    "position": "bert.embeddings.position_embeddings",
+    "type": "bert.embeddings.token_type_embeddings",
+    "norm.embedding": "bert.embeddings.LayerNorm",
     "pooler": "bert.pooler.dense",
-}  # fmt: skip
+}
 _BLOCKS = {"layer": "layers.{i}"}
 _QKV = Fused(ROWS, "qkv")
 
@@ -186,7 +224,8 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "maxtext": Dialect({"layer": "decoder.layers_{i}"}, _MAXTEXT_NAMES),
         "easylm": Dialect(
             {"layer": "transformer.h.{i}"},
-            _META_NAMES | {"token": "transformer.wte", "norm.final": "transformer.ln_f", "head": "lm_head"},
+            _META_NAMES
+            | {"token": "transformer.wte", "norm.final": "transformer.ln_f", "head": "lm_head"},
             layout="flat",
         ),
         "phi3": Dialect(
@@ -199,15 +238,21 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "pax": Dialect(
             {"layer": "lm.transformer.x_layers_{i}"},
             {
-                "query": "self_attention.query", "key": "self_attention.key",
-                "value": "self_attention.value", "out": "self_attention.post",
-                "gate": "ff_layer.ffn_layer1_gate.linear", "up": "ff_layer.ffn_layer1.linear",
-                "down": "ff_layer.ffn_layer2.linear", "norm.attention": "layer_norm",
-                "norm.mlp": "ff_layer.layer_norm", "token": "lm.embedding_lookup",
-                "norm.final": "lm.final_ln", "head": "lm.softmax.logits_ffn.linear",
+                "query": "self_attention.query",
+                "key": "self_attention.key",
+                "value": "self_attention.value",
+                "out": "self_attention.post",
+                "gate": "ff_layer.ffn_layer1_gate.linear",
+                "up": "ff_layer.ffn_layer1.linear",
+                "down": "ff_layer.ffn_layer2.linear",
+                "norm.attention": "layer_norm",
+                "norm.mlp": "ff_layer.layer_norm",
+                "token": "lm.embedding_lookup",
+                "norm.final": "lm.final_ln",
+                "head": "lm.softmax.logits_ffn.linear",
             },
             PAX,
-        ),  # fmt: skip
+        ),
     },
     "gemma": {
         "transformers": Dialect({"layer": "model.layers.{i}"}, _GEMMA_HF, TORCH, "torch"),
@@ -224,38 +269,59 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "deepmind": Dialect(
             {"layer": "transformer.layer_{i}"},
             {
-                "query": "attn.q_einsum", "kv": "attn.kv_einsum", "out": "attn.attn_vec_einsum",
-                "gate_up": "mlp.gating_einsum", "down": "mlp.linear",
+                "query": "attn.q_einsum",
+                "kv": "attn.kv_einsum",
+                "out": "attn.attn_vec_einsum",
+                "gate_up": "mlp.gating_einsum",
+                "down": "mlp.linear",
                 "norm.attention": "pre_attention_norm",
-                "norm.after_attention": "post_attention_norm", "norm.mlp": "pre_ffw_norm",
-                "norm.after_mlp": "post_ffw_norm", "token": "transformer.embedder",
-                "norm.final": "transformer.final_norm", "head": "transformer.unembed",
+                "norm.after_attention": "post_attention_norm",
+                "norm.mlp": "pre_ffw_norm",
+                "norm.after_mlp": "post_ffw_norm",
+                "token": "transformer.embedder",
+                "norm.final": "transformer.final_norm",
+                "head": "transformer.unembed",
             },
             {"kernel": "w", "scale": "scale", "embedding": "input_embedding"},
             "einsum",
-            fused=(Fused(("key", "value"), "kv", "first"), Fused(("gate", "up"), "gate_up", "first")),
+            fused=(
+                Fused(("key", "value"), "kv", "first"),
+                Fused(("gate", "up"), "gate_up", "first"),
+            ),
             bare=("gate_up", "down"),
-        ),  # fmt: skip
+        ),
     },
     "gpt": {
         "gpt2": Dialect(
-            {"layer": "transformer.h.{i}"}, _GPT2_NAMES, TORCH, "torch", fused=(_QKV,),
+            {"layer": "transformer.h.{i}"},
+            _GPT2_NAMES,
+            TORCH,
+            "torch",
+            fused=(_QKV,),
             inputs_first=("qkv", "out", "up", "down"),
         ),
         "nanogpt": Dialect(
             {"layer": "transformer.h.{i}"}, _GPT2_NAMES, TORCH, "torch", fused=(_QKV,)
         ),
         "transformers-flax": Dialect(
-            {"layer": "transformer.h.{i}"}, _GPT2_NAMES, FLAX, "flat", fused=(_QKV,),
+            {"layer": "transformer.h.{i}"},
+            _GPT2_NAMES,
+            FLAX,
+            "flat",
+            fused=(_QKV,),
             outputs_first=True,
         ),
         "opt": Dialect(
             {"layer": "model.decoder.layers.{i}"},
             _LLAMA_NAMES
             | {
-                "out": "self_attn.out_proj", "up": "fc1", "down": "fc2",
-                "norm.attention": "self_attn_layer_norm", "norm.mlp": "final_layer_norm",
-                "token": "model.decoder.embed_tokens", "position": "model.decoder.embed_positions",
+                "out": "self_attn.out_proj",
+                "up": "fc1",
+                "down": "fc2",
+                "norm.attention": "self_attn_layer_norm",
+                "norm.mlp": "final_layer_norm",
+                "token": "model.decoder.embed_tokens",
+                "position": "model.decoder.embed_positions",
                 "norm.final": "model.decoder.final_layer_norm",
             },
             TORCH,
@@ -273,9 +339,16 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "timm": Dialect(
             {"layer": "blocks.{i}"},
             {
-                "qkv": "attn.qkv", "out": "attn.proj", "up": "mlp.fc1", "down": "mlp.fc2",
-                "norm.attention": "norm1", "norm.mlp": "norm2", "patch": "patch_embed.proj",
-                "class": "cls_token", "position": "pos_embed", "norm.final": "norm",
+                "qkv": "attn.qkv",
+                "out": "attn.proj",
+                "up": "mlp.fc1",
+                "down": "mlp.fc2",
+                "norm.attention": "norm1",
+                "norm.mlp": "norm2",
+                "patch": "patch_embed.proj",
+                "class": "cls_token",
+                "position": "pos_embed",
+                "norm.final": "norm",
                 "head": "head",
             },
             TORCH,
@@ -286,14 +359,19 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "transformers": Dialect(
             {"layer": "vit.encoder.layer.{i}"},
             {
-                "query": "attention.attention.query", "key": "attention.attention.key",
-                "value": "attention.attention.value", "out": "attention.output.dense",
-                "up": "intermediate.dense", "down": "output.dense",
-                "norm.attention": "layernorm_before", "norm.mlp": "layernorm_after",
+                "query": "attention.attention.query",
+                "key": "attention.attention.key",
+                "value": "attention.attention.value",
+                "out": "attention.output.dense",
+                "up": "intermediate.dense",
+                "down": "output.dense",
+                "norm.attention": "layernorm_before",
+                "norm.mlp": "layernorm_after",
                 "patch": "vit.embeddings.patch_embeddings.projection",
                 "class": "vit.embeddings.cls_token",
                 "position": "vit.embeddings.position_embeddings",
-                "norm.final": "vit.layernorm", "head": "classifier",
+                "norm.final": "vit.layernorm",
+                "head": "classifier",
             },
             TORCH,
             "torch",
@@ -305,11 +383,16 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
                 "query": "MultiHeadDotProductAttention_1.query",
                 "key": "MultiHeadDotProductAttention_1.key",
                 "value": "MultiHeadDotProductAttention_1.value",
-                "out": "MultiHeadDotProductAttention_1.out", "up": "MlpBlock_3.Dense_0",
-                "down": "MlpBlock_3.Dense_1", "norm.attention": "LayerNorm_0",
-                "norm.mlp": "LayerNorm_2", "patch": "embedding", "class": "cls",
+                "out": "MultiHeadDotProductAttention_1.out",
+                "up": "MlpBlock_3.Dense_0",
+                "down": "MlpBlock_3.Dense_1",
+                "norm.attention": "LayerNorm_0",
+                "norm.mlp": "LayerNorm_2",
+                "patch": "embedding",
+                "class": "cls",
                 "position": "Transformer.posembed_input.pos_embedding",
-                "norm.final": "Transformer.encoder_norm", "head": "head",
+                "norm.final": "Transformer.encoder_norm",
+                "head": "head",
             },
             bare=("class", "position"),
         ),
@@ -324,8 +407,11 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "stacked torch": Dialect(
             {"layer": "model.layers.{i}"},
             _LLAMA_NAMES
-            | {"gate": "mlp.experts.gate_proj", "up": "mlp.experts.up_proj",
-               "down": "mlp.experts.down_proj"},
+            | {
+                "gate": "mlp.experts.gate_proj",
+                "up": "mlp.experts.up_proj",
+                "down": "mlp.experts.down_proj",
+            },
             TORCH,
             "torch",
         ),
@@ -334,19 +420,29 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "flax": Dialect(
             {"layer": "MixerBlock_{i}"},
             {
-                "norm.tokens": "LayerNorm_0", "tokens.up": "token_mixing.Dense_0",
-                "tokens.down": "token_mixing.Dense_1", "norm.channels": "LayerNorm_1",
-                "channels.up": "channel_mixing.Dense_0", "channels.down": "channel_mixing.Dense_1",
-                "patch": "stem", "norm.final": "pre_head_layer_norm", "head": "head",
+                "norm.tokens": "LayerNorm_0",
+                "tokens.up": "token_mixing.Dense_0",
+                "tokens.down": "token_mixing.Dense_1",
+                "norm.channels": "LayerNorm_1",
+                "channels.up": "channel_mixing.Dense_0",
+                "channels.down": "channel_mixing.Dense_1",
+                "patch": "stem",
+                "norm.final": "pre_head_layer_norm",
+                "head": "head",
             },
         ),
         "timm": Dialect(
             {"layer": "blocks.{i}"},
             {
-                "norm.tokens": "norm1", "tokens.up": "mlp_tokens.fc1",
-                "tokens.down": "mlp_tokens.fc2", "norm.channels": "norm2",
-                "channels.up": "mlp_channels.fc1", "channels.down": "mlp_channels.fc2",
-                "patch": "stem.proj", "norm.final": "norm", "head": "head",
+                "norm.tokens": "norm1",
+                "tokens.up": "mlp_tokens.fc1",
+                "tokens.down": "mlp_tokens.fc2",
+                "norm.channels": "norm2",
+                "channels.up": "mlp_channels.fc1",
+                "channels.down": "mlp_channels.fc2",
+                "patch": "stem.proj",
+                "norm.final": "norm",
+                "head": "head",
             },
             TORCH,
             "torch",
@@ -355,38 +451,64 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
     "lstm": {
         "flax": Dialect(
             {"layer": "OptimizedLSTMCell_{i}"},
-            {f"{long}.{gate}": f"{short}{gate}" for long, short in (("input", "i"), ("hidden", "h"))
-             for gate in "ifgo"} | {"token": "Embed_0", "head": "Dense_0"},
+            {
+                f"{long}.{gate}": f"{short}{gate}"
+                for long, short in (("input", "i"), ("hidden", "h"))
+                for gate in "ifgo"
+            }
+            | {"token": "Embed_0", "head": "Dense_0"},
         ),
         "nnx": Dialect(
             {"layer": "cells.{i}"},
-            {f"{long}.{gate}": f"{short}{gate}" for long, short in (("input", "i"), ("hidden", "h"))
-             for gate in "ifgo"} | {"token": "embed", "head": "out"},
+            {
+                f"{long}.{gate}": f"{short}{gate}"
+                for long, short in (("input", "i"), ("hidden", "h"))
+                for gate in "ifgo"
+            }
+            | {"token": "embed", "head": "out"},
         ),
     },
     "resnet": {
         "flax": Dialect(
             {"layer": "ResNetBlock_{i}"},
             {
-                "conv0": "Conv_0", "norm0": "BatchNorm_0", "conv1": "Conv_1",
-                "norm1": "BatchNorm_1", "shortcut": "conv_proj", "shortcut_norm": "norm_proj",
-                "stem": "conv_init", "stem_norm": "bn_init", "head": "Dense_0",
+                "conv0": "Conv_0",
+                "norm0": "BatchNorm_0",
+                "conv1": "Conv_1",
+                "norm1": "BatchNorm_1",
+                "shortcut": "conv_proj",
+                "shortcut_norm": "norm_proj",
+                "stem": "conv_init",
+                "stem_norm": "bn_init",
+                "head": "Dense_0",
             },
         ),
         "nnx": Dialect(
             {"layer": "blocks.{i}"},
             {
-                "conv0": "conv1", "norm0": "bn1", "conv1": "conv2", "norm1": "bn2",
-                "shortcut": "proj", "shortcut_norm": "proj_bn", "stem": "conv1",
-                "stem_norm": "bn1", "head": "fc",
+                "conv0": "conv1",
+                "norm0": "bn1",
+                "conv1": "conv2",
+                "norm1": "bn2",
+                "shortcut": "proj",
+                "shortcut_norm": "proj_bn",
+                "stem": "conv1",
+                "stem_norm": "bn1",
+                "head": "fc",
             },
         ),
         "torchvision": Dialect(
             {"layer": "layer{i}.0"},
             {
-                "conv0": "conv1", "norm0": "bn1", "conv1": "conv2", "norm1": "bn2",
-                "shortcut": "downsample.0", "shortcut_norm": "downsample.1", "stem": "conv1",
-                "stem_norm": "bn1", "head": "fc",
+                "conv0": "conv1",
+                "norm0": "bn1",
+                "conv1": "conv2",
+                "norm1": "bn2",
+                "shortcut": "downsample.0",
+                "shortcut_norm": "downsample.1",
+                "stem": "conv1",
+                "stem_norm": "bn1",
+                "head": "fc",
             },
             TORCH,
             "torch",
@@ -396,9 +518,15 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "diffusers": Dialect(
             {"down": "down_blocks.{i}.resnets.0", "up": "up_blocks.{i}.resnets.0"},
             {
-                "norm0": "norm1", "conv0": "conv1", "time": "time_emb_proj", "norm1": "norm2",
-                "conv1": "conv2", "first": "conv_in", "time.up": "time_embedding.linear_1",
-                "time.down": "time_embedding.linear_2", "norm.final": "conv_norm_out",
+                "norm0": "norm1",
+                "conv0": "conv1",
+                "time": "time_emb_proj",
+                "norm1": "norm2",
+                "conv1": "conv2",
+                "first": "conv_in",
+                "time.up": "time_embedding.linear_1",
+                "time.down": "time_embedding.linear_2",
+                "norm.final": "conv_norm_out",
                 "last": "conv_out",
             },
             TORCH,
@@ -407,9 +535,15 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "flax": Dialect(
             {"down": "down_{i}", "up": "up_{i}"},
             {
-                "norm0": "GroupNorm_0", "conv0": "Conv_0", "time": "Dense_0",
-                "norm1": "GroupNorm_1", "conv1": "Conv_1", "first": "Conv_0",
-                "time.up": "Dense_0", "time.down": "Dense_1", "norm.final": "GroupNorm_0",
+                "norm0": "GroupNorm_0",
+                "conv0": "Conv_0",
+                "time": "Dense_0",
+                "norm1": "GroupNorm_1",
+                "conv1": "Conv_1",
+                "first": "Conv_0",
+                "time.up": "Dense_0",
+                "time.down": "Dense_1",
+                "norm.final": "GroupNorm_0",
                 "last": "Conv_1",
             },
         ),
@@ -419,7 +553,7 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
         "torch": Dialect({}, {f"dense{i}": f"net.{2 * i}" for i in range(6)}, TORCH, "torch"),
         "haiku": Dialect({}, {f"dense{i}": f"mlp/~/linear_{i}" for i in range(6)}, HAIKU, "flat"),
     },
-}  # fmt: skip
+}
 
 # --- made up ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Pairs of checkpoints of one model under different names, of which the truth is known by values."""
+"""Pairs of trees of one model under different names, of which the truth is known by values."""
 
 import random
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnxconv.state import TrainState
+from nnxconv.state import DEFAULT_NAMES, LayerGroup, TrainState, unstack
 from nnxconv.tree import Key, Source, View, pieces
 from tests.support.dialects import REAL, SPELLINGS, automatic, made_up, render
 from tests.support.model_families import FAMILIES, Maker, Model
@@ -19,13 +19,12 @@ class Side:
     told: str
     values: Mapping[Key, np.ndarray]
 
-    @property
-    def state(self) -> TrainState:
-        """The tree as views without bytes."""
+    def state(self) -> tuple[TrainState, tuple[LayerGroup, ...]]:
+        """The tree as views without bytes, with the layers apart, and its layer groups."""
         leaves = {key: _source(key, array) for key, array in self.values.items()}
         params = {key[1:]: leaf for key, leaf in leaves.items() if key[0] == "params"}
         aux = {key[1:]: leaf for key, leaf in leaves.items() if key[0] == "aux"}
-        return TrainState(params, aux=aux)
+        return unstack(TrainState(params, aux=aux), names=DEFAULT_NAMES)
 
     def evaluated(self, view: View) -> np.ndarray:
         """The values of a view of these leaves."""

@@ -112,7 +112,7 @@ def block(make: Maker, s: Sizes, *, gated: bool, bias: bool, norms: str) -> dict
 
 
 def decoder(make: Maker, **options) -> Model:
-    """A language model: layers, tokens, a last norm, a head or tied embeddings, positions or not."""
+    """A language model: layers, tokens, a last norm; with a head or not, and positions or not."""
     s = make.sizes()
     model: Model = {}
     for i in range(s.layers):
