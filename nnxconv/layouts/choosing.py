@@ -16,6 +16,7 @@ from nnxconv.tree import (
     matches,
     notation,
     slot,
+    sources_of,
     spell,
 )
 

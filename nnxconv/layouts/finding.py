@@ -7,6 +7,7 @@ parameters are told by the names that they, and what is around them, usually hav
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, repeats_in, walk
 from nnxconv.layouts.outline import Node, is_floating, is_integer, is_number, outline
@@ -331,14 +332,16 @@ class _Finder:
         regions: dict[Key, Role] = {top.key: "optimizer" for top in self.tops.nodes}
         for place in places:
             regions[place.params] = "parameters"
-            regions |= dict.fromkeys((*place.variables, *place.copies, *place.rest), "variables")
-            regions |= dict.fromkeys(place.rngs, "rng")
+            for key in (*place.variables, *place.copies, *place.rest):
+                regions[key] = "variables"
+            for key in place.rngs:
+                regions[key] = "rng"
             if place.step is not None:
                 regions[place.step] = "step"
         for key in self.tree:
             inside = [regions[key[:n]] for n in range(len(key), -1, -1) if key[:n] in regions]
-            role: Role = inside[0] if inside else "other"
-            roles[key] = self._own_role(key, role)
+            role = inside[0] if inside else "other"
+            roles[key] = self._own_role(key, cast("Role", role))
         return roles
 
     def _own_role(self, key: Key, role: Role) -> Role:

@@ -246,7 +246,7 @@ def refuse_around(layout: str, around: Tree, survey: Survey) -> None:
             details=[spell(one.at) or "(the root)" for one in states],
             hint=f"`--at {ats[0]}` takes that one alone",
         )
-    state = states[0]
+    state = next(iter(states))
     at = state.at
     if at and state.placement == at_key(at):
         raise CannotHold(

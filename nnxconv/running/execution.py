@@ -177,12 +177,11 @@ class _Execution:
             writer.take_over(filled)
 
     async def _merge(self, share: Share, writer: Writer) -> None:
-        """Takes over what the other processes have written, once all have."""
+        """Makes one database of what all processes have written, once they have."""
         self._team.gather("written", check=self._check)
         if self._team.number == 0:
             carrier = Carrier(share.source, writer, self._transfer, self._moved)
-            await carrier.refer(share.transfers)
-            await writer.merge(self._team.count)
+            await writer.merge(self._team.count, carrier.references(share.transfers))
 
     async def _finish(self) -> None:
         """Proves what was written, and makes sure that nothing has changed meanwhile."""

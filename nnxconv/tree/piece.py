@@ -73,6 +73,12 @@ class Piece:
         """The number of axes of the view."""
         return len(self.placed) + sum(axis is not None for axis in self.axes)
 
+    @property
+    def is_whole_source(self) -> bool:
+        """True when the view is the stored array itself, with its axes in their order."""
+        is_whole = not (self.fixed or self.placed or self.spans)
+        return is_whole and self.axes == tuple(range(len(self.source.shape)))
+
     def image_of_chunks(self) -> Shape:
         """The shape that one chunk of the source has in the view."""
         image = [1] * self.rank

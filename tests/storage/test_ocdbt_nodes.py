@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.storage.ocdbt.contents import Value, read_contents
+from nnxconv.storage.ocdbt.contents import read_contents
 from nnxconv.storage.ocdbt.nodes import (
     MAX_MANIFEST_BYTES,
     MAX_NODE_BYTES,
@@ -27,6 +27,7 @@ from nnxconv.storage.ocdbt.nodes import (
     decode_manifest,
     decode_node,
 )
+from nnxconv.storage.ocdbt.values import Value
 
 pytestmark = pytest.mark.trust
 

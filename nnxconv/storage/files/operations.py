@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from nnxconv.storage import COMMITTED
-from nnxconv.storage.gcs import REQUESTS_AT_ONCE, SCHEME, filesystem, is_remote
+from nnxconv.storage.gcs import REQUESTS_AT_ONCE, SCHEME, filesystem, is_remote, write_object
 
 _UPLOAD_BYTES, _DOWNLOAD_BYTES = 2**24, 2**22
 """How much of a file one request carries; each waits for the one before it when files go up."""
@@ -90,19 +90,20 @@ def copy_files(pairs: Iterable[tuple[epath.Path, epath.Path]]) -> None:
             copied.result()
 
 
-def write_files(texts: Mapping[epath.Path, str]) -> None:
-    """Writes small files, and the directories that they need; many at once in a bucket."""
-    remote = {path: text for path, text in texts.items() if is_remote(path)}
-    for path, text in texts.items():
-        if path not in remote:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        list(pool.map(_write_object, remote, remote.values()))
+def write_files(contents: Mapping[epath.Path, str | bytes]) -> None:
+    """Writes small files, and the directories that they need; many at once in a bucket.
 
-
-def _write_object(path: epath.Path, text: str) -> None:
-    filesystem().pipe_file(path.as_posix(), text.encode())
+    One that is there already is replaced, but its other names, if it has any, keep what it was.
+    """
+    encoded = {p: c.encode() if isinstance(c, str) else c for p, c in contents.items()}
+    remote = [path for path in encoded if is_remote(path)]
+    for path in encoded.keys() - set(remote):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_bytes(encoded[path])
+    if remote:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            list(pool.map(lambda path: write_object(path, encoded[path]), remote))
 
 
 def is_mark(name: str) -> bool:

@@ -4,6 +4,7 @@ from .client import prepare as prepare
 from .lock import Lease as Lease
 from .lock import LeaseLost as LeaseLost
 from .objects import object_at as object_at
+from .objects import write_object as write_object
 from .paths import SCHEME as SCHEME
 from .paths import is_remote as is_remote
 from .retries import for_tensorstore as for_tensorstore

@@ -87,5 +87,5 @@ def place_of(url: str, options: Mapping[str, Any]) -> str:
     if found is None:
         return url.partition("?")[0]
     named = re.search(r"[?&]name=([^&]+)", url)
-    name = found[2] or (named and named[1]) or str(options.get("prefix") or "")
-    return f"gs://{unquote(found[1])}/{unquote(name)}".rstrip("/")
+    name = found[2] or (named and named[1]) or options.get("name") or options.get("prefix") or ""
+    return f"gs://{unquote(found[1])}/{unquote(str(name))}".rstrip("/")

@@ -65,6 +65,19 @@ def write_generation(path: epath.Path, generation: str, told: Mapping[str, str])
     return str(written["generation"])
 
 
+def write_object(path: epath.Path, content: bytes) -> None:
+    """Writes an object, whatever is there. One request."""
+    bucket, name = _bucket_and_name(path)
+    server = filesystem()
+    server.call(
+        "POST",
+        f"{server._location}/upload/storage/v1/b/{bucket}/o",
+        uploadType="media",
+        name=name,
+        data=content,
+    )
+
+
 def remove_generation(path: epath.Path, generation: str) -> None:
     """Removes an object, if it is still of a generation.
 

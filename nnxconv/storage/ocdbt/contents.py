@@ -20,36 +20,28 @@ from nnxconv.storage.ocdbt.nodes import (
     decode_manifest,
     decode_node,
 )
+from nnxconv.storage.ocdbt.values import NO_VALUES, Columns, Values
 from nnxconv.storage.zarr import context, directory_spec
 
 MAX_KEYS_BYTES = 2**30
 """Of all keys of a database, each in full."""
-_MANIFEST = "manifest.ocdbt"
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A stored value: the data file that holds it, relative to the database, and where in it.
-
-    Small values stand in the database's nodes: `inline` has their bytes, and `file` is empty.
-    """
-
-    file: str
-    offset: int
-    nbytes: int
-    inline: bytes = b""
+MANIFEST = "manifest.ocdbt"
 
 
 @dataclass(frozen=True)
 class Contents:
     """All keys of a database with their values' places, and the files that hold its nodes."""
 
-    values: dict[str, Value]
+    values: Values
     node_files: frozenset[str]
 
     def files(self) -> set[str]:
         """Every data file that the database refers to."""
-        return {value.file for value in self.values.values() if value.file} | self.node_files
+        return self.values.used_files() | self.node_files
+
+
+NO_CONTENTS = Contents(NO_VALUES, frozenset())
+"""Those of a database that is not there yet."""
 
 
 def read_contents(path: epath.Path) -> Contents:
@@ -60,14 +52,16 @@ def read_contents(path: epath.Path) -> Contents:
     """
     try:
         store = ts.KvStore.open(directory_spec(path), context=context()).result()
-        found = store.read(_MANIFEST).result()
+        found = store.read(MANIFEST).result()
         if found.state == "missing":
-            message = f"the OCDBT database has no `{_MANIFEST}`"
+            message = f"the OCDBT database has no `{MANIFEST}`"
             raise DamagedCheckpoint(message, where=str(path))
-        with _told_of(f"`{_MANIFEST}`"):
+        with _told_of(f"`{MANIFEST}`"):
             manifest = decode_manifest(found.value)
         tree = _Tree(store, manifest.config.max_node_bytes, set())
-        values = {} if manifest.root is None else _ordered(tree.values(manifest.root, b""))
+        values = NO_VALUES
+        if manifest.root is not None:
+            values = _in_columns(tree.leaves(manifest.root, b""))
         return Contents(values, frozenset(file for file, _ in tree.seen))
     except (ValueError, OSError) as error:
         message = f"the OCDBT database cannot be read: {first_sentence(error)}"
@@ -85,16 +79,15 @@ class _Tree:
     max_node_bytes: int
     seen: set[tuple[str, int]]
 
-    def values(self, top: Root, prefix: bytes) -> Iterator[tuple[bytes, Value]]:
-        """Keys and values below one node, where all keys begin with `prefix`."""
+    def leaves(self, top: Root, prefix: bytes) -> Iterator[tuple[bytes, Leaf]]:
+        """The leaves below one node, and what their keys begin with."""
         match self._node(top):
-            case Leaf(values):
-                for key, value in values.items():
-                    yield prefix + key, _value(value)
+            case Leaf() as leaf:
+                yield prefix, leaf
             case Interior(children):
                 for child in children:
                     below = Root(child.node, top.height - 1)
-                    yield from self.values(below, prefix + child.prefix)
+                    yield from self.leaves(below, prefix + child.prefix)
 
     def _node(self, top: Root) -> Leaf | Interior:
         """A node, which no tree has twice: one of crafted nodes could grow without end."""
@@ -134,25 +127,23 @@ def _told_of(place: str) -> Iterator[None]:
         raise ValueError(f"{place}: {error}") from error
 
 
-def _ordered(entries: Iterator[tuple[bytes, Value]]) -> dict[str, Value]:
+def _in_columns(leaves: Iterator[tuple[bytes, Leaf]]) -> Values:
     """Values by key, of which each is greater than the one before."""
-    values: dict[str, Value] = {}
+    columns = Columns()
     last, total_bytes = None, 0
-    for key, value in entries:
-        text = _text(key)
-        if last is not None and key <= last:
-            raise ValueError(f"`{text}` comes after `{_text(last)}`")
-        values[text], last = value, key
-        total_bytes += len(key)
+    for prefix, leaf in leaves:
+        first = prefix + leaf.keys[0]
+        if last is not None and first <= last:
+            raise ValueError(f"`{_text(first)}` comes after `{_text(last)}`")
+        last = prefix + leaf.keys[-1]
+        total_bytes += len(prefix) * len(leaf.keys) + sum(map(len, leaf.keys))
         if total_bytes > MAX_KEYS_BYTES:
             raise ValueError(f"its keys have more than {MAX_KEYS_BYTES} bytes")
-    return values
-
-
-def _value(value: bytes | Reference) -> Value:
-    if isinstance(value, bytes):
-        return Value("", 0, len(value), value)
-    return Value(_file(value.file.path), value.offset, value.nbytes)
+        begin = _text(prefix) if prefix.isascii() else None
+        keys = [_text(prefix + key) if begin is None else begin + _text(key) for key in leaf.keys]
+        files = ["" if file is None else _file(file.path) for file in leaf.files]
+        columns.extend(keys, files, leaf.offsets, leaf.nbytes, leaf.inline)
+    return columns.values()
 
 
 @lru_cache(maxsize=1024)

@@ -21,8 +21,8 @@ MAX_MANIFEST_BYTES = 2**24
 """The newest versions take 100 bytes each; there are 16 of them, and never more than 65,536."""
 _LARGEST_ENTRIES_BYTES = 2**22
 """A node is divided between entries: where they are large, it has more than it should."""
-_MANIFEST = bytes.fromhex("0cdb3a2a")
-_NODE = bytes.fromhex("0cdb20de")
+MANIFEST_MAGIC = bytes.fromhex("0cdb3a2a")
+NODE_MAGIC = bytes.fromhex("0cdb20de")
 _MAX_NAME_BYTES = 2**16 - 1
 _MAX_ENTRIES = 2**20
 _MAX_ARITY_LOG2 = 16
@@ -80,12 +80,23 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Leaf:
-    """Values by their keys, in order: small ones themselves, others where they are.
+    """Keys in order, and in columns where their values are: in a file, or here themselves.
 
     The keys lack what the nodes above say that they begin with.
+
+    Attributes:
+      keys: in order.
+      nbytes: of each value.
+      files: where each value is; None where it stands here.
+      offsets: in those files; 0 for a value that stands here.
+      inline: the values that stand here; others are empty.
     """
 
-    values: dict[bytes, bytes | Reference]
+    keys: list[bytes]
+    nbytes: list[int]
+    files: list[DataFile | None]
+    offsets: list[int]
+    inline: list[bytes]
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ def decode_manifest(encoded: bytes) -> Manifest:
     Raises:
       ValueError: it is damaged, or its versions are in other files, numbered manifests.
     """
-    body = unwrap(encoded, _MANIFEST, MAX_MANIFEST_BYTES)
+    body = unwrap(encoded, MANIFEST_MAGIC, MAX_MANIFEST_BYTES)
     config = _config(body)
     files = _data_files(body, b"")
     root = _newest_root(body, files, 2**config.version_tree_arity_log2)
@@ -125,7 +136,7 @@ def decode_node(encoded: bytes, file: DataFile, height: int, max_bytes: int) -> 
     Raises:
       ValueError: it is damaged, of another height, or decompresses to more than `max_bytes`.
     """
-    body = unwrap(encoded, _NODE, max_bytes)
+    body = unwrap(encoded, NODE_MAGIC, max_bytes)
     if (stored := body.byte()) != height:
         raise ValueError(f"its height is {stored}, not {height}")
     files = _data_files(body, file.base)
@@ -175,7 +186,7 @@ def _skip_older_versions(body: Body) -> None:
     body.take(8 * count + count)  # times and heights
 
 
-def _leaf(body: Body, files: Sequence[DataFile], count: int) -> Leaf:
+def _leaf(body: Body, data_files: Sequence[DataFile], count: int) -> Leaf:
     shared, added = _name_lengths(body, count)
     keys = _names(body, shared, added)
     _refuse_disorder(keys)
@@ -183,14 +194,17 @@ def _leaf(body: Body, files: Sequence[DataFile], count: int) -> Leaf:
     if max(kinds) > 1:
         raise ValueError(f"a value is of kind {max(kinds)}, which is not supported")
     elsewhere = list(compress(lengths, kinds))
-    indices, offsets = body.varints(len(elsewhere)), body.varints(len(elsewhere))
-    places = _references(files, indices, offsets, elsewhere)
-    return Leaf(
-        {
-            key: next(places) if kind else body.take(length)
-            for key, length, kind in zip(keys, lengths, kinds, strict=True)
-        }
-    )
+    indices, starts = body.varints(len(elsewhere)), body.varints(len(elsewhere))
+    _refuse_places(data_files, indices, starts, elsewhere)
+    files: list[DataFile | None] = [None] * count
+    offsets, inline = [0] * count, [b""] * count
+    places = compress(range(count), kinds)
+    for place, index, start in zip(places, indices, starts, strict=True):
+        files[place], offsets[place] = data_files[index], start
+    for place, (length, kind) in enumerate(zip(lengths, kinds, strict=True)):
+        if not kind:
+            inline[place] = body.take(length)
+    return Leaf(keys, lengths, files, offsets, inline)
 
 
 def _interior(body: Body, files: Sequence[DataFile], count: int) -> Interior:
@@ -271,8 +285,17 @@ def _references(
     offsets: Sequence[int],
     lengths: Sequence[int],
 ) -> Iterator[Reference]:
+    _refuse_places(files, indices, offsets, lengths)
+    return map(Reference, [files[index] for index in indices], offsets, lengths)
+
+
+def _refuse_places(
+    files: Sequence[DataFile],
+    indices: Sequence[int],
+    offsets: Sequence[int],
+    lengths: Sequence[int],
+) -> None:
     if max(indices, default=-1) >= len(files):
         raise ValueError(f"it names file {max(indices)} of {len(files)}")
     if max(map(add, offsets, lengths), default=0) > _MAX_END:
         raise ValueError("it refers to bytes beyond the end of any file")
-    return map(Reference, [files[index] for index in indices], offsets, lengths)

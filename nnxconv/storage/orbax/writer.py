@@ -12,8 +12,15 @@ from etils import epath
 
 from nnxconv.errors import BadInput
 from nnxconv.state import Tree, below
+from nnxconv.storage.files import read_if_there, remove_files, write_files
 from nnxconv.storage.gcs import is_remote
-from nnxconv.storage.ocdbt import read_contents
+from nnxconv.storage.ocdbt import (
+    MANIFEST,
+    NO_CONTENTS,
+    Columns,
+    new_database,
+    read_contents,
+)
 from nnxconv.storage.orbax.file_writer import FileWriter
 from nnxconv.storage.orbax.item import Item, array_name, joined_items
 from nnxconv.storage.orbax.location import absolute
@@ -159,14 +166,16 @@ class Writer:
         return Item(self.directory, leaves, formats, self._use_ocdbt, is_zarr3, contents=contents)
 
     async def create(self, arrays: Iterable[NewArray]) -> None:
-        """Creates all arrays: process 0 stores their metadata, the others know them."""
+        """Creates all arrays: process 0 stores their metadata, the others know them.
+
+        A database has them when it is merged.
+        """
         self._arrays = {array.key: array for array in arrays}
-        if self._process or self.is_done("metadata"):
+        if self._use_ocdbt or self._process or self.is_done("metadata"):
             return
         store = await ts.KvStore.open(self.values_spec, context=self.context)
-        async with self.commit("metadata") as transaction:
-            into = store.with_transaction(transaction) if self._use_ocdbt else store
-            writes = [into.write(*_metadata_entry(array)) for array in self._arrays.values()]
+        async with self.commit("metadata"):
+            writes = [store.write(*_metadata_entry(array)) for array in self._arrays.values()]
             await all_done(writes)
             for write in writes:
                 write.result()
@@ -184,17 +193,30 @@ class Writer:
         if filled.journal is not None:
             filled.journal.give(self.directory)
 
-    async def merge(self, processes: int) -> None:
-        """Takes references to what the other processes have written into the item's database."""
-        if not self._use_ocdbt or processes == 1:
-            return
-        store = await ts.KvStore.open(self.references_spec, context=self.context)
-        async with self.on_disk(), self.commit("merge") as transaction:
-            into = store.with_transaction(transaction)
-            for process in range(1, processes):
-                spec = kvstore_spec(_database(self.directory, process), use_ocdbt=True)
-                theirs = await ts.KvStore.open(spec, context=self.context)
-                await theirs.experimental_copy_range_to(into)
+    async def merge(self, processes: int, references: Columns) -> None:
+        """Makes one database of all that there is: the arrays' metadata, references to values in
+        data files that the item has now, and what all processes have written."""
+        if self._use_ocdbt:
+            await asyncio.to_thread(self._merge, processes, references)
+
+    def _merge(self, processes: int, found: Columns) -> None:
+        databases = [_database(self.directory, process) for process in range(processes)]
+        written = [read_contents(path) if _is_there(path) else NO_CONTENTS for path in databases]
+        for path, contents in zip(databases, written, strict=True):
+            folder = "" if path == self.directory else f"{path.name}/"
+            found.take(contents.values, range(len(contents.values)), contents.values.names, folder)
+        texts = dict(map(_metadata_entry, self._arrays.values()))
+        sizes, nothing = list(map(len, texts.values())), [0] * len(texts)
+        found.extend(list(texts), [""] * len(texts), nothing, sizes, list(texts.values()))
+        database = new_database(found.in_order())
+        needless = written[0].node_files - written[0].values.used_files()
+        write_files(
+            {
+                self.directory / database.node_file: database.nodes,
+                self.directory / MANIFEST: database.manifest,
+            }
+        )
+        remove_files([self.directory / file for file in needless])
 
 
 def join(directory: str, use_ocdbt: bool, process: int) -> Writer:
@@ -215,6 +237,10 @@ def join(directory: str, use_ocdbt: bool, process: int) -> Writer:
 def _enter(journal: Journal, unit: str) -> None:
     """Says that a commit, and all that belongs to it, is there."""
     journal.enter_commit(journal.committed(unit), {})
+
+
+def _is_there(database: epath.Path) -> bool:
+    return read_if_there(database / MANIFEST) is not None
 
 
 def _database(item: epath.Path, process: int) -> epath.Path:

@@ -1,29 +1,29 @@
 """Move stored bytes as they are: whole data files, references to parts of them, single chunks.
 
-References are taken over under new names: the source's nodes are opened over the target's
-directory, which has the data files at the same relative paths, and key ranges are copied from
-there. No path grows, however often a checkpoint is converted.
+References are taken over under new names: the target has the data files at the same relative paths
+as the source. No path grows, however often a checkpoint is converted.
 """
 
 import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
 import tensorstore as ts
 from etils import epath
 
 from nnxconv.planning import Transfer, in_windows
 from nnxconv.storage import together
-from nnxconv.storage.files import copy_file, copy_files, remove_files
+from nnxconv.storage.files import copy_file
 from nnxconv.storage.gcs import REQUESTS_AT_ONCE, is_remote
-from nnxconv.storage.ocdbt import read_contents
+from nnxconv.storage.ocdbt import Columns
 from nnxconv.storage.orbax import Item, Writer
-from nnxconv.storage.transfer.planned import TransferPlan
-from nnxconv.storage.zarr import all_done, damaged, directory_spec
+from nnxconv.storage.transfer.planned import TransferPlan, chunk_places
+from nnxconv.storage.zarr import all_done, damaged
 
 FILES_AT_ONCE = 8
 """Files that go through this process; servers copy more at once."""
@@ -80,42 +80,22 @@ class Carrier:
         await self._take_files(transfers, tell)
         await self._copy_values(transfers, tell)
 
-    async def refer(self, transfers: TransferPlan) -> None:
-        """References in the target's database to values in data files that it has now."""
+    def references(self, transfers: TransferPlan) -> Columns:
+        """What the target's database has to refer to in data files that it has now."""
+        found = Columns()
         contents = self._item.contents
-        if not transfers.references or contents is None:
-            return
-        nodes = contents.node_files - set(transfers.files.values())
-        await asyncio.to_thread(self._take_nodes, nodes)
-        target = self._writer.references_spec
-        manifest = directory_spec(self._item.path)
-        source = {"driver": "ocdbt", "base": target["base"], "manifest": manifest}
-        transaction = ts.Transaction(atomic=False)
-        old_store = await ts.KvStore.open(source, context=self._writer.context)
-        new_store = await ts.KvStore.open(target, context=self._writer.context)
-        into = new_store.with_transaction(transaction)
-        one_key = ts.KvStore.KeyRange("", "\0")
-        copies = [
-            (old_store + old).experimental_copy_range_to(into + new, source_range=one_key)
-            for old, new in transfers.references.items()
-        ]
-        await all_done(copies)
-        for copy in copies:
-            copy.result()
-        await transaction.commit_async()
-        still_needed = read_contents(self._target).files()
-        needless = [self._target / file for file in nodes - still_needed]
-        await asyncio.to_thread(remove_files, needless)
-
-    def _take_nodes(self, nodes: Iterable[str]) -> None:
-        """Copies files that hold the source's nodes."""
-        pairs = [(self._item.path / file, self._target / file) for file in nodes]
-        if self._is_remote:
-            copy_files(pairs)
-            return
-        for source, target in pairs:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.copy(target)
+        if contents is None:
+            return found
+        stored = contents.values
+        single = {old: new for old, new in transfers.references.items() if not old.endswith("/")}
+        for old, new in transfers.references.items():
+            if old not in single:
+                places = chunk_places(self._item, old[:-1], stored)
+                names = [new + stored.names[place][len(old) :] for place in places.tolist()]
+                found.take(stored, places, names)
+        places = [stored.place(old) for old in single]
+        found.take(stored, np.array(places, np.int64), list(single.values()))
+        return found
 
     async def _copy_values(self, transfers: TransferPlan, tell: Tell) -> None:
         """Encoded values, read and written as they are, a window to a commit."""

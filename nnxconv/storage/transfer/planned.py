@@ -7,20 +7,28 @@ them is so large that it would not fit in the memory.
 """
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.planning import Plan, Transfer, held_bytes, renamed_chunks, window_bytes
+from nnxconv.planning import (
+    Plan,
+    TargetArray,
+    Transfer,
+    held_bytes,
+    renamed_chunks,
+    window_bytes,
+)
 from nnxconv.storage.files import files_below
 from nnxconv.storage.gcs import is_remote
-from nnxconv.storage.ocdbt import Contents
+from nnxconv.storage.ocdbt import Values
 from nnxconv.storage.orbax import Item
-from nnxconv.storage.zarr import chunk_key
-from nnxconv.tree import Source, first_source, size_bytes
+from nnxconv.storage.zarr import chunk_key, chunk_keys
+from nnxconv.tree import Source, first_source, pieces, size_bytes
 
 WORTH_A_FILE = 0.5
 """A data file is taken over whole when at least this part of it is needed."""
@@ -32,7 +40,9 @@ class TransferPlan:
 
     Attributes:
       files: files of the source that are copied or linked, and their new paths.
-      references: keys of values in those files, or in the database's nodes, and their new keys.
+      references: keys of values in those files, or in the database's nodes, and their new keys; one
+        that ends with a slash stands for all chunks of an array, which are called below it as they
+        were.
       values: keys of values that are copied one by one, and their new keys.
       file_sizes: bytes of each of those files, by its old path.
       value_bytes: of each of those values, by its old key.
@@ -95,38 +105,104 @@ def plan_transfers(
     Raises:
       DamagedCheckpoint: a value is missing, or a data file ends before it.
     """
-    keys = renamed_keys(plan, item)
-    lengths = files_below(item.path) if keys else {}
     is_linked = transfer == "link" and can_link(item.path, target)
     if item.contents is None:
+        keys = renamed_keys(plan.renamed, item)
+        lengths = files_below(item.path) if keys else {}
         _refuse_missing(item, keys, lengths)
         return TransferPlan(
             keys, file_sizes={key: lengths[key] for key in keys}, is_linked=is_linked
         )
-    contents = item.contents
-    _refuse_missing(item, keys, contents.values)
-    _refuse_short_files(item, keys, contents, lengths)
-    whole = _whole_files(keys, contents, lengths, is_linked, window_bytes(max_memory))
+    stored = item.contents.values
+    moves = [_move(array, item, stored) for array in plan.renamed]
+    lengths = files_below(item.path) if moves else {}
+    _refuse_short_files(item, moves, stored, lengths)
+    whole = _whole_files(moves, stored, lengths, is_linked, window_bytes(max_memory))
     references: dict[str, str] = {}
     values: dict[str, str] = {}
-    for old, new in keys.items():
-        file = contents.values[old].file
-        (references if not file or file in whole else values)[old] = new
+    for move in moves:
+        there, apart = move.divided(stored, whole)
+        references |= there
+        values |= apart
     return TransferPlan(
         {file: file for file in sorted(whole)},
         references,
         values,
         {file: lengths[file] for file in sorted(whole)},
-        {old: contents.values[old].nbytes for old in values},
+        {old: stored[old].nbytes for old in values},
         is_linked,
         max_memory,
     )
 
 
-def renamed_keys(plan: Plan, item: Item) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Move:
+    """The chunks that a renamed array takes over.
+
+    Attributes:
+      old, new: the folders of all its chunks, where it takes over a whole array.
+      places: of the chunks among all stored keys.
+      keys: the new key of each chunk, in the order of the places; none where it is a whole array.
+    """
+
+    old: str
+    new: str
+    places: np.ndarray
+    keys: Sequence[str] = ()
+
+    def divided(
+        self, stored: Values, whole: Collection[str]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Old and new keys of what can be referred to, and of what has to be copied."""
+        are_whole = np.array([file in whole for file in stored.data_files] + [True])
+        is_there = are_whole[stored.file_numbers[self.places]]  # -1, in a node, is the last
+        if not self.keys and is_there.all():
+            return {self.old: self.new}, {}
+        places = self.places.tolist()
+        names = [stored.names[place] for place in places]
+        keys = self.keys or [self.new + name[len(self.old) :] for name in names]
+        pairs = list(zip(names, keys, is_there.tolist(), strict=True))
+        return {a: b for a, b, there in pairs if there}, {
+            a: b for a, b, there in pairs if not there
+        }
+
+
+def _move(array: TargetArray, item: Item, stored: Values) -> _Move:
+    """What a renamed array takes over.
+
+    Raises:
+      DamagedCheckpoint: a chunk is missing.
+    """
+    parts = pieces(array.view)
+    if len(parts) == 1 and parts[0].is_whole_source:
+        source = parts[0].source
+        places = chunk_places(item, source.name, stored)
+        return _Move(f"{source.name}/", f"{array.name}/", places)
+    keys = renamed_keys([array], item)
+    _refuse_missing(item, keys, stored)
+    found = [stored.place(key) for key in keys]
+    return _Move("", "", np.array(found, np.int64), list(keys.values()))
+
+
+def chunk_places(item: Item, name: str, stored: Values) -> np.ndarray:
+    """Where the chunks of an array stand among all stored keys.
+
+    Raises:
+      DamagedCheckpoint: one is missing.
+    """
+    start = len(name) + 1
+    there = {stored.names[place][start:]: place for place in stored.below(name)}
+    expected = chunk_keys(item.formats[name])
+    missing = next((key for key in expected if key not in there), None)
+    if missing is not None:
+        raise DamagedCheckpoint(f"`{name}/{missing}` is missing", where=str(item.path))
+    return np.fromiter(map(there.__getitem__, expected), np.int64, len(expected))
+
+
+def renamed_keys(arrays: Iterable[TargetArray], item: Item) -> dict[str, str]:
     """The key of every encoded chunk that is taken over, and its new key."""
     keys: dict[str, str] = {}
-    for array in plan.renamed:
+    for array in arrays:
         model = item.formats[first_source(array.view).name]
         for source, index, new_index in renamed_chunks(array.view):
             old = item.formats[source.name]
@@ -151,14 +227,10 @@ def _refuse_missing(item: Item, keys: Mapping[str, str], found: Mapping[str, obj
 
 
 def _refuse_short_files(
-    item: Item, keys: Mapping[str, str], contents: Contents, lengths: Mapping[str, int]
+    item: Item, moves: Sequence[_Move], stored: Values, lengths: Mapping[str, int]
 ) -> None:
     """Refuses data files that end before a value that they should hold."""
-    ends: Counter[str] = Counter()
-    for key in keys:
-        value = contents.values[key]
-        if value.file:
-            ends[value.file] = max(ends[value.file], value.offset + value.nbytes)
+    ends = _by_file(moves, stored, stored.offsets + stored.nbytes, np.maximum)
     for file, end in ends.items():
         length = lengths.get(file)
         if length is None or length < end:
@@ -167,25 +239,35 @@ def _refuse_short_files(
 
 
 def _whole_files(
-    keys: Mapping[str, str],
-    contents: Contents,
+    moves: Sequence[_Move],
+    stored: Values,
     lengths: Mapping[str, int],
     is_linked: bool,
     largest_bytes: int,
 ) -> set[str]:
     """The data files of which enough is needed; with links, every one that is needed."""
-    needed: Counter[str] = Counter()
-    largest: Counter[str] = Counter()
-    for key in keys:
-        value = contents.values[key]
-        if value.file:
-            needed[value.file] += value.nbytes
-            largest[value.file] = max(largest[value.file], value.nbytes)
+    needed = _by_file(moves, stored, stored.nbytes, np.add)
+    largest = _by_file(moves, stored, stored.nbytes, np.maximum)
     return {
         file
         for file, nbytes in needed.items()
         if is_linked or nbytes >= WORTH_A_FILE * lengths[file] or largest[file] > largest_bytes
     }
+
+
+def _by_file(
+    moves: Sequence[_Move], stored: Values, numbers: np.ndarray, together: np.ufunc
+) -> dict[str, int]:
+    """For each data file that is needed, what numbers of the chunks in it are together."""
+    totals = np.zeros(len(stored.data_files), np.int64)
+    is_needed = np.zeros(len(stored.data_files), bool)
+    for move in moves:
+        files = stored.file_numbers[move.places]
+        is_elsewhere = files >= 0
+        together.at(totals, files[is_elsewhere], numbers[move.places][is_elsewhere])
+        is_needed[files[is_elsewhere]] = True
+    found = np.flatnonzero(is_needed).tolist()
+    return {stored.data_files[number]: int(totals[number]) for number in found}
 
 
 def rewritten_bytes(plan: Plan, item: Item) -> int:
@@ -206,7 +288,8 @@ def _encoded_bytes(item: Item) -> dict[str, int]:
     if item.contents is None:
         sizes = files_below(item.path)
     else:
-        sizes = {key: value.nbytes for key, value in item.contents.values.items()}
+        stored = item.contents.values
+        sizes = dict(zip(stored.names, stored.nbytes.tolist(), strict=True))
     names = {leaf.name for leaf in item.tree.values() if isinstance(leaf, Source)}
     found: dict[str, int] = defaultdict(int)
     for key, nbytes in sizes.items():

@@ -1,6 +1,7 @@
 """How one array is stored, as its `.zarray` or `zarr.json` says. Reads nothing."""
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -231,6 +232,21 @@ def chunk_key(zarr_format: int, metadata: Mapping[str, Any], index: Shape) -> st
     if is_v2:
         return separator.join(map(str, index)) or "0"
     return separator.join(["c", *map(str, index)])
+
+
+def chunk_keys(array: ArrayFormat) -> list[str]:
+    """The keys of all chunks of an array, in C order."""
+    metadata = array.metadata
+    counts = [
+        -(-size // max(1, chunk)) for size, chunk in zip(array.shape, array.chunks, strict=True)
+    ]
+    if not counts:
+        return [chunk_key(array.zarr_format, metadata, ())]
+    first = chunk_key(array.zarr_format, metadata, (0,) * len(counts))
+    separator = "." if "." in first else "/"
+    begin = "c" + separator if first.startswith("c") else ""
+    numbers = [list(map(str, range(count))) for count in counts]
+    return [begin + separator.join(index) for index in itertools.product(*numbers)]
 
 
 def _orbax_zarr3() -> ArrayFormat:
