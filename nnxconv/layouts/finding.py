@@ -73,6 +73,8 @@ def find(tree: Tree, items: Collection[str] = ()) -> Found:
     Where the names at the root are `items` of a step, each has states of its own; what one item
     has of another's parameters is no copy.
     """
+    if TUNIX_ITEMS[0] in items:
+        items = ()
     root = outline(tree)
     repeats = repeats_in(root)
     tops = find_optimizers(root, repeats)

@@ -150,6 +150,23 @@ def test_json_holds_the_whole_tree_and_everything_that_the_text_says(stacked):
         "dtypes": {"int32": 3, "float32": 15},
         "custom_metadata": {},
         "shardings": {},
+        "states": [
+            {
+                "at": "",
+                "layout": "linen",
+                "parameters": 5,
+                "evidence": found["evidence"],
+                "copies": [],
+            }
+        ],
+        "ledger": {
+            "parameters": {"leaves": 5, "bytes": 16640},
+            "optimizer": {"leaves": 12, "bytes": 33288},
+            "step": {"leaves": 1, "bytes": 4},
+            "variables": {"leaves": 0, "bytes": 0},
+            "rng": {"leaves": 0, "bytes": 0},
+            "other": {"leaves": 0, "bytes": 0},
+        },
     }
 
 
