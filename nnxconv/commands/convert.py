@@ -111,7 +111,7 @@ def convert(
             )
             template = one_state(there.survey, "`--like`")
             items |= there.item.stores
-        whole = _converted(opened.survey, options, template, rules)
+        whole = converted(opened.survey, options, template, rules)
         custom = location.custom_metadata
         if whole.scan_layers is not None:
             custom["scan_layers"] = whole.scan_layers
@@ -144,7 +144,7 @@ def convert(
         )
 
 
-def _converted(
+def converted(
     survey: Survey, options: Options, template: Located | None, rules: Rules | None
 ) -> Whole:
     """The target's tree: each state and its copies converted, the rest kept.

@@ -3,7 +3,6 @@ from .accounting import Account as Account
 from .accounting import account as account
 from .choosing import Chosen as Chosen
 from .choosing import choose_part as choose_part
-from .choosing import names_of as names_of
 from .conforming import unlike as unlike
 from .conversion import FLOATS as FLOATS
 from .conversion import Conversion as Conversion
@@ -33,7 +32,6 @@ from .parts import ADAPTER as ADAPTER
 from .parts import is_rng_state as is_rng_state
 from .parts import refuse_misfits as refuse_misfits
 from .parts import within as within
-from .placement import Placement as Placement
 from .recognition import CODECS as CODECS
 from .recognition import ITEMS as ITEMS
 from .surveying import OTHER as OTHER

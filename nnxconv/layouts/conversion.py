@@ -206,7 +206,14 @@ def _form(codec: Codec, source: Understood, state: TrainState, like: Understood 
     is_export = state.opt_state is None and state.step is None
     if recorded is not None and is_export and recorded.opt_state not in NO_OPTIMIZER:
         return _params_only(recorded, codec.default_form(state))
-    return recorded or replace(codec.default_form(state), empties=_known_empties(source))
+    usual = replace(codec.default_form(state), empties=_known_empties(source))
+    if codec.family == source.codec.family == "linen":
+        usual = replace(
+            usual,
+            collections=source.form.collections,
+            inner_collections=source.form.inner_collections if usual.has_level else (),
+        )
+    return recorded or usual
 
 
 def _known_empties(source: Understood) -> tuple[tuple[Key, str], ...]:

@@ -7,8 +7,8 @@ parameters are told by the names that they, and what is around them, usually hav
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
+from nnxconv.layouts.names import TUNIX_ITEMS
 from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, repeats_in, walk
 from nnxconv.layouts.outline import Node, is_floating, is_integer, is_number, outline
 from nnxconv.layouts.parts import NAMED_COLLECTIONS, is_rng, is_rng_array
@@ -19,6 +19,7 @@ from nnxconv.layouts.vocabulary import (
     STEPS,
     UNMISTAKABLE,
     is_copys,
+    is_optimizers,
     is_rngs,
     is_weights,
     words,
@@ -26,7 +27,8 @@ from nnxconv.layouts.vocabulary import (
 from nnxconv.state import LEVEL, Role, Tree
 from nnxconv.tree import Key, Literal, prng_impl_of
 
-_ROOT: Key = ()
+_ROOTS = ("params", "model", TUNIX_ITEMS[0])
+"""What layouts call parameters beside which the rest of a state stands."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def find(tree: Tree, items: Collection[str] = ()) -> Found:
     Where the names at the root are `items` of a step, each has states of its own; what one item
     has of another's parameters is no copy.
     """
+    if TUNIX_ITEMS[0] in items:
+        items = ()
     root = outline(tree)
     repeats = repeats_in(root)
     tops = find_optimizers(root, repeats)
@@ -232,6 +236,7 @@ class _Finder:
                     claimed.update(_keys_below(kid))
         return replace(
             place,
+            optimizers=(*place.optimizers, *sorted_out["optimizer"]),
             step=step,
             variables=tuple(sorted_out["variables"]),
             rngs=tuple(sorted_out["rng"]),
@@ -246,6 +251,8 @@ class _Finder:
         """What a subtree beside parameters is."""
         value = node.value()
         if value is not None:
+            if is_optimizers(node.name) and isinstance(value, Literal) and not value.value:
+                return "optimizer"
             if node.name in STEPS and is_integer(value):
                 return "step"
             return "rng" if _is_key(node) else "other"
@@ -278,7 +285,7 @@ class _Finder:
             if below is not None and below.trainable and kid.name != LEVEL:
                 yield Place(kid.key, below.core().key)
             else:
-                at = node.key if kid.name in ("params", "model") else kid.key
+                at = node.key if kid.name in _ROOTS else kid.key
                 yield Place(at, _core_of(kid).key)
             others = [k for k in free if k is not kid]
         else:
@@ -329,19 +336,17 @@ class _Finder:
     def roles(self, places: Sequence[Place]) -> dict[Key, Role]:
         """The role of every leaf."""
         roles: dict[Key, Role] = {}
-        regions: dict[Key, Role] = {top.key: "optimizer" for top in self.tops.nodes}
+        regions: dict[Key, Role] = dict.fromkeys((top.key for top in self.tops.nodes), "optimizer")
         for place in places:
             regions[place.params] = "parameters"
-            for key in (*place.variables, *place.copies, *place.rest):
-                regions[key] = "variables"
-            for key in place.rngs:
-                regions[key] = "rng"
+            regions |= dict.fromkeys((*place.variables, *place.copies, *place.rest), "variables")
+            regions |= dict.fromkeys(place.rngs, "rng")
             if place.step is not None:
                 regions[place.step] = "step"
         for key in self.tree:
-            inside = [regions[key[:n]] for n in range(len(key), -1, -1) if key[:n] in regions]
-            role = inside[0] if inside else "other"
-            roles[key] = self._own_role(key, cast("Role", role))
+            sizes = (size for size in range(len(key), -1, -1) if key[:size] in regions)
+            role = regions.get(key[: next(sizes, len(key))], "other")
+            roles[key] = self._own_role(key, role)
         return roles
 
     def _own_role(self, key: Key, role: Role) -> Role:

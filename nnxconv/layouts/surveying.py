@@ -11,8 +11,8 @@ from nnxconv.layouts.gathering import parts_of, placements
 from nnxconv.layouts.parts import is_rng_state
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.understanding import RECORD, Understood, understand
-from nnxconv.state import LayerGroup, Role, Tree, under
-from nnxconv.tree import Key, Leaf, Literal, first_source
+from nnxconv.state import LayerGroup, Role, Tree, children, under
+from nnxconv.tree import Key, Leaf, Literal, first_source, spell
 
 STATES = "states"
 """Where a record of several states, or of one among other things, has them."""
@@ -272,8 +272,15 @@ def _no_state(tree: Tree, how: SurveyOptions) -> UnknownLayout:
         how.of(tree)
     except UnknownLayout as error:
         return error
+    roots = ", ".join(spell((root,)) for root in children(tree)[:8])
     return UnknownLayout(
-        "there are no parameters that an optimizer or a name tells", where=how.where
+        "this is none of the layouts that nnxconv knows",
+        where=how.where,
+        details=[
+            f"at the root: {roots}",
+            "no parameters: no optimizer state repeats a subtree, and no name and type tell one",
+        ],
+        hint="`--at KEY` takes a subtree; `nnxconv inspect PATH --tree` lists the keys",
     )
 
 

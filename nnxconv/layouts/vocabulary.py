@@ -46,7 +46,7 @@ _RNG = {"rng", "rngs", "key", "keys", "prng", "prngs", "seed", "random"}
 WEIGHTS = frozenset(
     (
         *("kernel", "bias", "scale", "embedding", "weight", "weights", "w", "b", "offset"),
-        *("gamma", "beta", "lora_a", "lora_b", "embed", "pos_embed", "cls_token", "embedder"),
+        *("lora_a", "lora_b", "embed", "pos_embed", "cls_token", "embedder"),
         *("qkv", "table", "logits"),
     )
 )

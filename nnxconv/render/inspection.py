@@ -38,9 +38,6 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
             "chunks": dict(found.chunks),
         },
         "states": [_state_json(found, located) for located in found.survey.states],
-        "copies": [
-            {"at": spell(copy.at), "of": spell(copy.copy_of or ())} for copy in found.survey.copies
-        ],
         "ledger": {
             role: {"leaves": amount.leaves, "bytes": amount.nbytes}
             for role, amount in found.ledger.items()
@@ -99,7 +96,6 @@ def inspection_text(
     """What a person wants to know before converting; the tree and shardings where asked for."""
     lines = [str(found.item.path)]
     lines += [f"  {name:<10} {text}" for name, text in _rows(found)]
-    lines += ["", *_ledger_rows(found)]
     if tree or depth is not None or (filters and not shardings):
         lines += ["", *_tree_rows(found, depth, filters)]
     if shardings:
@@ -107,15 +103,15 @@ def inspection_text(
     return "\n".join(lines)
 
 
-def _ledger_rows(found: Inspection) -> Iterator[str]:
+def _ledger_rows(found: Inspection) -> Iterator[tuple[str, str]]:
     """Leaves and bytes of each role; their sum is what Orbax counts."""
-    told = [(role, a.leaves, a.nbytes) for role, a in found.ledger.items() if a.leaves]
-    total = ("together", sum(row[1] for row in told), sum(row[2] for row in told))
-    rows = [("role", "leaves", "bytes")]
-    rows += [(name, f"{leaves:,}", format_bytes(size)) for name, leaves, size in (*told, total)]
+    told = [(str(role), a.leaves, a.nbytes) for role, a in found.ledger.items() if a.leaves]
+    told.append(("together", sum(row[1] for row in told), sum(row[2] for row in told)))
+    rows = [(name, counted(n, "leaf", "leaves"), format_bytes(size)) for name, n, size in told]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for name, leaves, size in rows:
-        yield f"  {name:<{widths[0]}}  {leaves:>{widths[1]}}  {size:>{widths[2]}}"
+    for place, (name, leaves, size) in enumerate(rows):
+        text = f"{name:<{widths[0]}}  {leaves:>{widths[1]}}  {size:>{widths[2]}}"
+        yield "" if place else "roles", text
 
 
 def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
@@ -158,6 +154,7 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
             yield name, f"{counted(part.arrays, 'array')}, {elements}, {size}"
     for element in found.chain:
         yield "optimizer", _element(element)
+    yield from _ledger_rows(found)
     yield "types", _counted(found.dtypes)
     for name, value in found.custom_metadata.items():
         if name == RECORD:
