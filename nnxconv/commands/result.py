@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.errors import BadInput
-from nnxconv.layouts import RECORD, Account, Conversion, Whole, nothing_lost
+from nnxconv.layouts import RECORD, Conversion, nothing_lost
 from nnxconv.planning import Plan, Transfer
 from nnxconv.running import Watcher, check_memory, ignore, peak_memory_bytes
 from nnxconv.running.cluster import SINGLE_PROCESS, Team
@@ -28,8 +28,7 @@ class Result:
     Attributes:
       source_path: the item that was read.
       target_path: the item that was written.
-      whole: each state as it was converted, and what stands around them.
-      account: what became of every leaf of the source.
+      conversion: layouts, layers, what was left out, assumed or taken from `like`.
       plan: the arrays and how they move.
       transfers: the files, references and values by which renamed arrays move.
       seconds: wall time of the whole call.
@@ -44,8 +43,7 @@ class Result:
 
     source_path: str
     target_path: str
-    whole: Whole
-    account: Account
+    conversion: Conversion
     plan: Plan
     transfers: "TransferPlan"
     seconds: float
@@ -56,17 +54,6 @@ class Result:
     extra_files: tuple[str, ...] = ()
     process: int = 0
     processes: int = 1
-
-    @property
-    def conversion(self) -> Conversion:
-        """Layouts, layers, what was left out, assumed or taken from `like`: of the first state.
-
-        Raises:
-          BadInput: no state was converted.
-        """
-        if self.whole.conversion is None:
-            raise BadInput("no state was converted: only the container changed")
-        return self.whole.conversion
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -118,11 +105,10 @@ class Places:
 
 
 def carry_out(
-    whole: Whole,
+    conversion: Conversion,
     places: Places,
     way: Way,
     *,
-    account: Account,
     custom_metadata: Mapping[str, Any],
     options: Mapping[str, Any],
     started: float,
@@ -130,10 +116,9 @@ def carry_out(
     """Writes a converted tree, or only plans it.
 
     Args:
-      whole: what is written.
+      conversion: what is written.
       places: from where to where.
       way: how.
-      account: what became of every leaf of the source.
       custom_metadata: of the new item, besides the record of the conversion.
       options: what was asked for, by the names of the command; a run that goes on has the same.
       started: when the call began, on the monotonic clock, in seconds.
@@ -155,13 +140,13 @@ def carry_out(
         whole_transfers,
     )
 
-    nothing_lost(whole)
+    nothing_lost(conversion)
     _refuse_resume(way)
     max_memory = parse_bytes(way.max_memory)
     target, items = places.target, places.items
     sources = list(items.values())[: places.source_items]
     shares = divide(
-        whole.tree,
+        conversion.tree,
         sources,
         target.item_path,
         is_split=target.is_split,
@@ -186,12 +171,10 @@ def carry_out(
     _agree(way.team, shares)
     moved = None
     if not way.dry_run:
-        record = {name: told for name, told in custom_metadata.items() if name != RECORD}
-        if whole.record is not None:
-            record[RECORD] = whole.record
+        record = {**custom_metadata, RECORD: conversion.record.to_json()}
         proof = None
         if way.verify:
-            proof = verifier(whole, items, max_memory, way.team)
+            proof = verifier(conversion, items, max_memory, way.team)
         with _journals(way, target, shares, items, record, options) as journals:
             needed -= sum(journal.nbytes for journal in journals.values())
             check_space(needed, target)
@@ -214,8 +197,7 @@ def carry_out(
     return Result(
         places.source_name,
         str(target.item_path),
-        whole,
-        account,
+        conversion,
         plan,
         transfers,
         time.monotonic() - started,

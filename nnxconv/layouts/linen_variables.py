@@ -16,7 +16,8 @@ from dataclasses import replace
 from nnxconv.layouts import linen_parts as parts
 from nnxconv.layouts.form import Decoded, Encoded, Family, Form, Reading, Record
 from nnxconv.layouts.parts import (
-    has_weights,
+    PARAMETER_NAMES,
+    arrays,
     is_wrapped,
     nnx_marks,
     refuse_misfits,
@@ -40,7 +41,7 @@ def recognise(tree: Tree) -> Reading:
         level = "/params" if parts.has_level(tree) else ""
         evidence = [f"weights under `params{level}`, no step and no optimizer state"]
         return Reading(tuple(evidence), tuple(objections))
-    if not has_weights(tree):
+    if not any(key[-1] in PARAMETER_NAMES for key in arrays(tree) if key):
         objections.append("no weights under `params`")
     if is_wrapped(tree):
         objections.append("the weights are wrapped in `value`")

@@ -2,8 +2,7 @@
 
 import json
 
-from nnxconv.layouts.conversion import Options, convert_tree
-from nnxconv.layouts.joining import alone, nothing_lost
+from nnxconv.layouts.conversion import Options, convert_tree, nothing_lost
 from nnxconv.layouts.understanding import RECORD, understand
 from nnxconv.tree.views import Literal
 from tests.support import states
@@ -31,7 +30,7 @@ class Disk:
             layer_group=names,
         )
         conversion = convert_tree(source, Options(**options), None)
-        nothing_lost(alone(conversion))
+        nothing_lost(conversion)
         tree, stored = states.written(conversion.tree, self.stored)
         record = json.loads(json.dumps(conversion.record.to_json()))
         return Disk(tree, stored, {RECORD: record}), conversion
