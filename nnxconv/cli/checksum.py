@@ -15,7 +15,7 @@ from nnxconv.cli.output import say
     short_help="Writes digests of a checkpoint's values, or verifies them.",
 )
 @click.argument("path", metavar="PATH")
-@options("checksum", "check", "manifest", "step", "max_memory", "allow_uncommitted")
+@options("checksum", "check", "manifest", "step", "at", "max_memory", "allow_uncommitted")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.pass_context
 def checksum(

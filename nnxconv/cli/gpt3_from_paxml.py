@@ -27,6 +27,7 @@ from nnxconv.cli.output import say
     to={"default": "linen", "show_default": True},
     scan_layers={"default": True, "show_default": True},
     layer_axis={"default": 1, "show_default": True},
+    step={"type": int, "metavar": None},
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def gpt3_from_paxml(

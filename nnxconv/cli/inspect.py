@@ -14,7 +14,7 @@ from nnxconv.cli.output import say
     short_help="Shows what a checkpoint is.",
 )
 @click.argument("path", metavar="PATH")
-@options("inspect", "step", "allow_uncommitted")
+@options("inspect", "step", "at", "allow_uncommitted")
 @click.option("--tree", is_flag=True, help="List every leaf.")
 @click.option("--depth", type=click.IntRange(1), help="List the tree down to this depth.")
 @click.option("--filter", "filters", multiple=True, metavar="GLOB", help="List these keys only.")
@@ -22,7 +22,8 @@ from nnxconv.cli.output import say
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(
     path: str,
-    step: int | None,
+    step: str | None,
+    at: str | None,
     tree: bool,
     depth: int | None,
     filters: tuple[str, ...],
@@ -41,7 +42,7 @@ def inspect(
     from nnxconv.commands.inspect import inspect as run
     from nnxconv.render import inspection_json, inspection_text
 
-    found = run(path, step=step, allow_uncommitted=allow_uncommitted)
+    found = run(path, step=step, at=at, allow_uncommitted=allow_uncommitted)
     if as_json:
         say(json.dumps(inspection_json(found), indent=2))
     else:

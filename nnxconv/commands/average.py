@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nnxconv.commands.boundary import plainly
-from nnxconv.commands.computing import Opened, check_precision, opened, write_computed
+from nnxconv.commands.computing import Read, check_precision, opened, write_computed
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Result, Way
 from nnxconv.comparing import agree_on_layers, line_up
@@ -143,7 +143,7 @@ def _weights(count: int, weights: Sequence[float] | None, ema: float | None) -> 
     return tuple(weights)
 
 
-def _columns(first: Opened, others: Sequence[Opened]) -> dict[Key, list[Leaf]]:
+def _columns(first: Read, others: Sequence[Read]) -> dict[Key, list[Leaf]]:
     """Each parameter and other variable with what every checkpoint has for it, the first one first.
 
     Raises:
@@ -200,7 +200,7 @@ def _integers(columns: Mapping[Key, Sequence[Leaf]]) -> list[tuple[Key, list[Vie
 
 
 def _refuse_unequal(
-    columns: Sequence[tuple[Key, list[View]]], every: Sequence[Opened], max_memory: int | str
+    columns: Sequence[tuple[Key, list[View]]], every: Sequence[Read], max_memory: int | str
 ) -> None:
     """Refuses integers, and types that are not averaged, that are not the same everywhere.
 
@@ -228,7 +228,7 @@ def _refuse_unequal(
         )
 
 
-def _notes(first: Opened, weights: Sequence[float], paths: Sequence[str]) -> list[str]:
+def _notes(first: Read, weights: Sequence[float], paths: Sequence[str]) -> list[str]:
     state = first.understood.state
     taken = [
         name

@@ -28,7 +28,8 @@ def write_checksums(
     path: str,
     *,
     manifest: str | None = None,
-    step: int | None = None,
+    step: str | float | None = None,
+    at: str | None = None,
     max_memory: int | str = "2GiB",
     allow_uncommitted: bool = False,
     watch: Watcher = ignore,
@@ -37,7 +38,7 @@ def write_checksums(
     from nnxconv.storage.files import write_text
 
     file = manifest or _manifest_path(path)
-    found = _manifest(path, step, max_memory, allow_uncommitted, watch)
+    found = _manifest(path, step, at, max_memory, allow_uncommitted, watch)
     write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
     return WrittenManifest(file, len(found.leaves), len(found.files))
 
@@ -48,7 +49,8 @@ def check_checksums(
     path: str,
     *,
     manifest: str | None = None,
-    step: int | None = None,
+    step: str | float | None = None,
+    at: str | None = None,
     max_memory: int | str = "2GiB",
     allow_uncommitted: bool = False,
     watch: Watcher = ignore,
@@ -69,7 +71,7 @@ def check_checksums(
         recorded = Manifest.from_json(json.loads(text), file)
     except ValueError as error:
         raise BadInput(f"`{file}` is not a checksum manifest") from error
-    return check(recorded, _manifest(path, step, max_memory, allow_uncommitted, watch))
+    return check(recorded, _manifest(path, step, at, max_memory, allow_uncommitted, watch))
 
 
 def _manifest_path(path: str) -> str:
@@ -78,7 +80,8 @@ def _manifest_path(path: str) -> str:
 
 def _manifest(
     path: str,
-    step: int | None,
+    step: str | float | None,
+    at: str | None,
     max_memory: int | str,
     allow_uncommitted: bool,
     watch: Watcher,
@@ -88,10 +91,11 @@ def _manifest(
     from nnxconv.storage.orbax import refuse_changed
 
     share_one_heap()
-    _, item, understood = open_checkpoint(
-        path, step, Options(), allow_uncommitted=allow_uncommitted, is_read=True
+    opened = open_checkpoint(
+        path, step, Options(at=at), allow_uncommitted=allow_uncommitted, is_read=True
     )
-    leaves = digest_leaves(understood, item, parse_bytes(max_memory), watch)
+    item = opened.item
+    leaves = digest_leaves(opened.survey, item, parse_bytes(max_memory), watch)
     files = digest_files(item.path)
     refuse_changed(item.stores.values())
     return Manifest(leaves, files)

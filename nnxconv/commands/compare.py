@@ -1,7 +1,9 @@
 """`compare`: do two checkpoints, of whatever layouts, hold the same model?"""
 
 import time
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from nnxconv.commands.boundary import plainly
@@ -14,16 +16,19 @@ from nnxconv.comparing import (
     Side,
     Tolerance,
     agree_on_layers,
+    around,
+    coupled,
     join_layers,
     line_up,
     select,
     value_findings,
 )
 from nnxconv.errors import BadInput
-from nnxconv.layouts import Options
-from nnxconv.renaming import Rules, asked_rules, follow
+from nnxconv.layouts import Options, Survey
+from nnxconv.renaming import Rules, asked_rules, follow, renamed_tree
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.tree import parse_bytes
+from nnxconv.state import LayerGroup, Tree, under
+from nnxconv.tree import Key, Leaf, parse_bytes
 
 
 @plainly
@@ -43,6 +48,8 @@ def compare(
     ignore_dtype: bool = False,
     filter: Iterable[str] = (),  # noqa: A002
     exclude: Iterable[str] = (),
+    at: str | None = None,
+    at_b: str | None = None,
     max_memory: int | str = "2GiB",
     allow_uncommitted: bool = False,
     distributed: bool = False,
@@ -71,20 +78,19 @@ def compare(
         open_side = partial(
             open_checkpoint,
             step=None,
-            options=Options(),
             has_step=False,
             allow_uncommitted=allow_uncommitted,
             is_read=compare_values,
         )
-        _, item_a, a = open_side(ckpt_path_1)
-        a, _ = follow(a, rules, None, Options())
-        _, item_b, b = open_side(ckpt_path_2)
-        a, b = agree_on_layers(a, b)
+        opened_a = open_side(ckpt_path_1, options=Options(at=at))
+        opened_b = open_side(ckpt_path_2, options=Options(at=at_b if at_b is not None else at))
+        item_a, item_b = opened_a.item, opened_b.item
         selection = Selection(
             compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude)
         )
-        leaves_a, ignored_a = select(a.state, selection)
-        leaves_b, ignored_b = select(b.state, selection)
+        both = _lined_up(opened_a.survey, opened_b.survey, rules, selection)
+        leaves_a, leaves_b = both.a, both.b
+        ignored_a, ignored_b = both.ignored_a, both.ignored_b
         if not leaves_a and not leaves_b:
             raise BadInput(
                 "there is nothing to compare: no key is selected",
@@ -96,19 +102,19 @@ def compare(
         values = None
         if compare_values:
             items = item_a.stores | item_b.stores
-            pairs = join_layers(common, (*a.groups, *b.groups))
+            pairs = join_layers(common, both.groups)
             values = read_both(pairs, items, tolerance, parse_bytes(max_memory), team, watch)
             refuse_changed(items.values())
             findings += value_findings(common, values.statistics, values.scalars)
         return Report(
-            Side(str(item_a.path), a.codec.name),
-            Side(str(item_b.path), b.codec.name),
+            Side(str(item_a.path), both.layouts[0]),
+            Side(str(item_b.path), both.layouts[1]),
             findings,
             {**leaves_b, **leaves_a},
             tolerance,
             compare_values,
             ignores_dtype=ignore_dtype,
-            layer_groups=tuple(dict.fromkeys(group.key for group in (*a.groups, *b.groups))),
+            layer_groups=tuple(dict.fromkeys(group.key for group in both.groups)),
             statistics={} if values is None else values.statistics,
             ignored=ignored_a | ignored_b,
             read_bytes=0 if values is None else values.read_bytes,
@@ -116,3 +122,49 @@ def compare(
             seconds=time.monotonic() - started,
             process=team.number,
         )
+
+
+@dataclass
+class _Both:
+    """The leaves of both sides, selected, and the layer groups that they have."""
+
+    layouts: tuple[str, str]
+    a: dict[Key, Leaf] = field(default_factory=dict)
+    b: dict[Key, Leaf] = field(default_factory=dict)
+    ignored_a: Counter[str] = field(default_factory=Counter)
+    ignored_b: Counter[str] = field(default_factory=Counter)
+    groups: list[LayerGroup] = field(default_factory=list)
+
+
+def _lined_up(a: Survey, b: Survey, rules: Rules | None, selection: Selection) -> _Both:
+    """The leaves of both sides: state by state, or as they are stored where there is none."""
+    both = _Both((_layouts(a), _layouts(b)))
+    couples = coupled(a, b)
+    if not couples:
+        tree = a.tree if rules is None else renamed_tree(a.tree, rules)
+        _take(both, (), tree, b.tree, replace(selection, compare_only="all"))
+        return both
+    for couple in couples:
+        left, _ = follow(couple.a, rules, None, Options())
+        left, right = agree_on_layers(left, couple.b)
+        _take(both, couple.head, left.state.leaves(), right.state.leaves(), selection)
+        both.groups += [
+            replace(group, key=(*couple.head, *group.key))
+            for group in (*left.groups, *right.groups)
+        ]
+    rest = (around(side, ignore_rngs=selection.ignore_rngs) for side in (a, b))
+    _take(both, (), next(rest), next(rest), selection)
+    return both
+
+
+def _take(both: _Both, head: Key, a: Tree, b: Tree, selection: Selection) -> None:
+    for leaves, side, ignored in ((a, both.a, both.ignored_a), (b, both.b, both.ignored_b)):
+        chosen, aside = select(leaves, selection)
+        side |= under(head, chosen)
+        ignored.update(aside)
+
+
+def _layouts(survey: Survey) -> str:
+    """The layouts of a side, each once."""
+    found = dict.fromkeys(one.understood.codec.name for one in survey.states)
+    return " and ".join(found) or "unknown"

@@ -4,34 +4,56 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.result import Places, Result, Way, carry_out
 from nnxconv.errors import BadInput
-from nnxconv.layouts import ITEMS, Options, Understood, convert_tree
+from nnxconv.layouts import (
+    ITEMS,
+    Located,
+    Options,
+    Understood,
+    account,
+    convert_tree,
+    join,
+    one_state,
+)
 from nnxconv.state import TrainState
 
 if TYPE_CHECKING:
-    from nnxconv.storage.orbax import Item, Location
+    from nnxconv.storage.orbax import Item
 
 PRECISIONS = ("float32", "float64")
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A checkpoint that is opened, and how the user named it."""
+class Read:
+    """A checkpoint of one state whose values will be read, and how the user named it."""
 
     path: str
-    location: "Location"
-    item: "Item"
-    understood: Understood
+    opened: Opened
+    located: Located
+
+    @property
+    def item(self) -> "Item":
+        """Its arrays."""
+        return self.opened.item
+
+    @property
+    def understood(self) -> Understood:
+        """What they mean."""
+        return self.located.understood
 
 
-def opened(path: str, step: int | None = None, *, allow_uncommitted: bool = False) -> Opened:
-    """Opens a checkpoint whose values will be read."""
-    location, item, understood = open_checkpoint(
+def opened(path: str, step: int | None = None, *, allow_uncommitted: bool = False) -> Read:
+    """Opens a checkpoint whose values will be read.
+
+    Raises:
+      BadInput: it holds several states.
+    """
+    found = open_checkpoint(
         path, step, Options(), allow_uncommitted=allow_uncommitted, is_read=True
     )
-    return Opened(path, location, item, understood)
+    return Read(path, found, one_state(found.survey, "arithmetic"))
 
 
 def check_precision(precision: str) -> None:
@@ -45,9 +67,9 @@ def check_precision(precision: str) -> None:
 
 
 def write_computed(
-    source: Opened,
+    source: Read,
     state: TrainState,
-    others: Sequence[Opened],
+    others: Sequence[Read],
     target_path: str,
     way: Way,
     *,
@@ -69,19 +91,18 @@ def write_computed(
     """
     from nnxconv.storage.orbax import target_for
 
-    found = source.understood
+    found, location, asked = source.understood, source.opened.location, Options()
     understood = replace(found, state=state, notes=(*found.notes, *notes))
-    conversion = convert_tree(understood, Options(to=found.codec.name), None)
+    conversion = convert_tree(understood, replace(asked, to=found.codec.name), None)
+    whole = join(source.opened.survey, [(source.located, conversion)], asked, None)
     items = dict(source.item.stores)
     for other in others:
         items |= other.item.stores
     is_split = conversion.layout in ITEMS
-    target = target_for(
-        target_path, source.location, source.location.custom_metadata, is_split=is_split
-    )
+    target = target_for(target_path, location, location.custom_metadata, is_split=is_split)
     places = Places(
         source.path,
-        source.location,
+        location,
         items,
         target_path,
         target,
@@ -89,9 +110,10 @@ def write_computed(
         len(source.item.stores),
     )
     return carry_out(
-        conversion,
+        whole,
         places,
         way,
+        account=account(source.item.tree, source.opened.chosen, whole),
         custom_metadata=source.item.custom_metadata,
         options=options,
         started=started,

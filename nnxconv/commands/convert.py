@@ -2,17 +2,35 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Places, Result, Way, carry_out
-from nnxconv.layouts import ITEMS, Direction, Options, convert_tree
+from nnxconv.layouts import (
+    ALONE,
+    ITEMS,
+    Conversion,
+    Direction,
+    Located,
+    Options,
+    Survey,
+    Whole,
+    account,
+    convert_tree,
+    join,
+    layout_of_copies,
+    one_state,
+    unchanged,
+)
 from nnxconv.planning import Transfer
-from nnxconv.renaming import Rules, asked_rules, follow
+from nnxconv.renaming import Rules, asked_rules, follow, renamed, renamed_tree
 from nnxconv.running import Watcher, ignore, share_one_heap
+
+if TYPE_CHECKING:
+    from nnxconv.storage.orbax import Location
 
 
 @plainly
@@ -34,7 +52,11 @@ def convert(
     strict: bool = False,
     params_only: bool = False,
     dtype: str | None = None,
-    step: int | None = None,
+    at: str | None = None,
+    drop: Iterable[str] = (),
+    params_from: str | None = None,
+    replica: int | None = None,
+    step: str | float | None = None,
     max_memory: int | str = "2GiB",
     overwrite: bool = False,
     dry_run: bool = False,
@@ -70,27 +92,33 @@ def convert(
         strict,
         params_only,
         dtype,
+        at,
+        tuple(drop),
+        params_from,
+        replica,
     )
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)
-        location, item, source = open_checkpoint(
+        opened = open_checkpoint(
             source_path, step, options, allow_uncommitted=allow_uncommitted, is_read=True
         )
+        location, item = opened.location, opened.item
         items = item.stores
         template = None
         if like is not None:
-            _, like_item, template = open_checkpoint(
+            there = open_checkpoint(
                 like, None, Options(layer_group=options.layer_group), is_read=True
             )
-            items |= like_item.stores
-        source, template = follow(source, rules, template, options)
-        conversion = convert_tree(source, options, template)
+            template = one_state(there.survey, "`--like`")
+            items |= there.item.stores
+        whole = converted(opened.survey, options, template, rules)
         custom = location.custom_metadata
-        if conversion.scan_layers is not None:
-            custom["scan_layers"] = conversion.scan_layers
-        target = target_for(target_path, location, custom, is_split=conversion.layout in ITEMS)
+        if whole.scan_layers is not None:
+            custom["scan_layers"] = whole.scan_layers
+        is_split = whole.layout in ITEMS or _is_in_items(whole, location)
+        target = target_for(target_path, location, custom, is_split=is_split)
         return carry_out(
-            conversion,
+            whole,
             Places(
                 source_path,
                 location,
@@ -101,6 +129,7 @@ def convert(
                 len(item.stores),
             ),
             Way(max_memory, overwrite, dry_run, verify, transfer, resume, watch, team),
+            account=account(item.tree, opened.chosen, whole),
             custom_metadata=item.custom_metadata,
             options=_told(
                 options,
@@ -113,6 +142,73 @@ def convert(
             ),
             started=started,
         )
+
+
+def converted(
+    survey: Survey, options: Options, template: Located | None, rules: Rules | None
+) -> Whole:
+    """The target's tree: each state and its copies converted, the rest kept.
+
+    Raises:
+      NnxconvError: it cannot be converted as asked.
+    """
+    if not survey.states:
+        return _as_it_is(survey, options, template, rules)
+    states = survey.states
+    if options.params_only or template is not None or rules is not None:
+        needs = "`--params_only`" if options.params_only else "this conversion"
+        main = one_state(survey, needs)
+        states = (main,) if options.params_only else states
+    found: list[tuple[Located, Conversion]] = []
+    for located in states:
+        like = None if template is None else template.understood
+        source, like = follow(located.understood, rules, like, options)
+        conversion = convert_tree(source, options, like)
+        found.append((located, conversion))
+        if not options.params_only and conversion.layout not in ALONE:
+            mine = [copy for copy in survey.copies if copy.copy_of == located.at]
+            found += [(copy, _copied(copy, conversion, rules)) for copy in mine]
+    found.sort(key=lambda pair: pair[0].copy_of is not None)
+    return join(survey, found, options, template)
+
+
+def _copied(copy: Located, main: Conversion, rules: Rules | None) -> Conversion:
+    """A second copy of parameters, named and arranged as they are, its types as they were."""
+    options = Options(to=layout_of_copies(main.layout))
+    source = copy.understood
+    if rules is not None:
+        optional = Rules(
+            tuple(replace(rule, is_optional=True) for rule in rules.rules), name=rules.name
+        )
+        source = renamed(source, optional, options)
+    return convert_tree(source, options, None, main.arrangements)
+
+
+def _as_it_is(
+    survey: Survey, options: Options, template: Located | None, rules: Rules | None
+) -> Whole:
+    """A tree without a state in another container, its leaves renamed where there are rules.
+
+    Raises:
+      UnknownLayout: what is asked for needs to know what the tree means.
+    """
+    means_something = replace(options, at=None, drop=(), replica=None)
+    if template is not None or means_something != Options():
+        assert survey.problem is not None
+        raise survey.problem
+    if rules is None:
+        return unchanged(survey)
+    return unchanged(replace(survey, tree=renamed_tree(survey.tree, rules)), survey.tree)
+
+
+def _is_in_items(whole: Whole, location: "Location") -> bool:
+    """True where the target's tree is several items of a step, as the source's is."""
+    names = {folder.path.name for folder in location.joined}
+    return (
+        bool(names)
+        and {key[0] for key in whole.tree} <= names
+        and (all(part.located.at for part in whole.parts))
+    )
 
 
 def _told(options: Options, **others: Any) -> dict[str, Any]:

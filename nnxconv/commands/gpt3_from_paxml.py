@@ -12,11 +12,13 @@ from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.layouts import (
     CODECS,
     ITEMS,
+    Account,
     Conversion,
     Form,
     Options,
     Record,
     Understood,
+    alone,
     convert_tree,
     paxml,
 )
@@ -90,10 +92,12 @@ def gpt3_from_paxml(
         conversion = convert_tree(source, options, None)
         places = _places(found, conversion, source_path, target_path, step_number)
         way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch, team=team)
+        whole = alone(conversion)
         return carry_out(
-            conversion,
+            whole,
             places,
             way,
+            account=Account(whole.converted, (), whole.left_out),
             custom_metadata={},
             options={**asdict(options), **asked, "max_memory": max_memory},
             started=started,

@@ -1,5 +1,7 @@
 """`inspect`: what a checkpoint is."""
 
+from typing import TYPE_CHECKING
+
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.inspection import (
     Inspection,
@@ -7,17 +9,27 @@ from nnxconv.commands.inspection import (
     chunks_of,
     compressors_of,
     dtypes_of,
+    main_state,
     sizes_of,
 )
 from nnxconv.commands.opening import meaning
 from nnxconv.commands.options import documented
-from nnxconv.errors import UnknownLayout
 from nnxconv.layouts import Options
+from nnxconv.tree import Source, View
+
+if TYPE_CHECKING:
+    from nnxconv.storage.orbax import Item
 
 
 @plainly
 @documented
-def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = False) -> Inspection:
+def inspect(
+    path: str,
+    *,
+    step: str | float | None = None,
+    at: str | None = None,
+    allow_uncommitted: bool = False,
+) -> Inspection:
     """Says what a checkpoint is, from its metadata alone, besides its step.
 
     Raises:
@@ -27,30 +39,35 @@ def inspect(path: str, *, step: int | None = None, allow_uncommitted: bool = Fal
     from nnxconv.storage.orbax import (
         locate,
         open_item,
-        read_number,
         read_shardings,
         writing_processes,
     )
 
     location = locate(path, step, allow_uncommitted=allow_uncommitted)
     item = open_item(location)
-    understood, problem = None, ""
-    try:
-        understood = meaning(location, item, Options())
-    except UnknownLayout as error:
-        problem = "; ".join((error.message, *error.details))
+    survey = meaning(location, item, Options(at=at)).survey
+    understood = main_state(survey)
     state = None if understood is None else understood.state
     return Inspection(
         item,
+        survey,
         understood,
-        problem,
-        None if state is None or state.step is None else read_number(item, state.step),
-        sizes_of(item.tree if state is None else state.leaves()),
+        None if state is None or state.step is None else _step_of(item, state.step),
+        sizes_of(survey.tree if state is None else state.leaves()),
         [] if state is None else chain_of(state),
-        dtypes_of(item.tree),
+        dtypes_of(survey.tree),
         chunks_of(item.formats),
         compressors_of(item.formats),
         [] if location.joined else writing_processes(location.folder),
         {} if location.joined else read_shardings(location.folder),
         {**location.custom_metadata, **item.custom_metadata},
     )
+
+
+def _step_of(item: "Item", step: View) -> int | tuple[int, ...]:
+    """The number of steps done; of replicated states one for each."""
+    from nnxconv.storage.orbax import read_number, read_numbers
+
+    if step.shape == () or not isinstance(step, Source):
+        return read_number(item, step)
+    return tuple(read_numbers(item, step))

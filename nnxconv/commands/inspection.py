@@ -6,8 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nnxconv.layouts import Understood
-from nnxconv.state import TrainState, Tree, children, parameter_trees
+from nnxconv.layouts import Survey, Understood
+from nnxconv.state import (
+    Amount,
+    Role,
+    TrainState,
+    Tree,
+    children,
+    ledger_of,
+    parameter_trees,
+)
 from nnxconv.storage.zarr import ArrayFormat, compressor
 from nnxconv.tree import Key, Literal, dtype_of, size_bytes
 
@@ -39,8 +47,9 @@ class Inspection:
 
     Attributes:
       item: the opened item, with its tree and formats.
-      understood: its meaning; None when no layout fits, and then `problem` says why.
-      step: the number of steps done, where the checkpoint says.
+      survey: its states, what is around them, and the role of every leaf.
+      understood: the meaning of its main state; None where there is none.
+      step: the number of steps done, where the checkpoint says; several of replicated states.
       parts: sizes of the top-level parts, of the state when it is understood, else of the tree.
       chain: the optimizer's elements.
       dtypes: number of arrays of each element type.
@@ -52,9 +61,9 @@ class Inspection:
     """
 
     item: "Item"
+    survey: Survey
     understood: Understood | None
-    problem: str
-    step: int | None
+    step: int | tuple[int, ...] | None
     parts: Mapping[str, Part]
     chain: Sequence[ChainElement]
     dtypes: Mapping[str, int]
@@ -63,6 +72,28 @@ class Inspection:
     processes: Sequence[str]
     shardings: Mapping[str, Mapping[str, Any]]
     custom_metadata: Mapping[str, Any]
+
+    @property
+    def ledger(self) -> Mapping[Role, Amount]:
+        """What the leaves of each role add up to."""
+        return ledger_of(self.survey.tree, self.survey.roles)
+
+    @property
+    def is_one_at_the_root(self) -> bool:
+        """True for a single state that stands at the root."""
+        return len(self.survey.states) == 1 and not self.survey.states[0].at
+
+    @property
+    def problem(self) -> str:
+        """Why there is no state, where there is none."""
+        problem = self.survey.problem
+        return "" if problem is None else problem.message
+
+
+def main_state(survey: Survey) -> Understood | None:
+    """The state at the root, or else the first one."""
+    at_root = [one.understood for one in survey.states if not one.at]
+    return next(iter([*at_root, *(one.understood for one in survey.states)]), None)
 
 
 def sizes_of(tree: Tree) -> dict[str, Part]:

@@ -3,31 +3,39 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnxconv.commands.boundary import as_arguments, in_python
 from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
-from nnxconv.layouts import Options, Understood, understand
+from nnxconv.errors import Mismatch
+from nnxconv.layouts import Options, Survey, SurveyOptions, Understood, one_state, survey
 from nnxconv.loading import (
+    Lenient,
+    Loaded,
+    Template,
     fit,
     is_abstract,
     is_bare_optimizer,
     place,
     refuse_wide,
     regions_of,
+    same_leaves,
     surround,
     template_of,
+    texts,
     update,
     variables,
+    views,
     with_parameters_of,
 )
 from nnxconv.planning import Wanted
 from nnxconv.renaming import Rules, asked_rules, renamed, towards
 from nnxconv.running import Watcher, fetch, ignore, share_one_heap
-from nnxconv.state import Tree
+from nnxconv.state import Tree, is_stored
 from nnxconv.storage.orbax import refuse_changed
-from nnxconv.tree import Key, Source, parse_bytes
+from nnxconv.tree import Key, Literal, Source, View, counted, notation, parse_bytes, spell
 
 if TYPE_CHECKING:
     from flax import nnx  # noqa: TID251  for the type checker alone
@@ -54,7 +62,11 @@ def load(
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
-    step: int | None = None,
+    step: str | float | None = None,
+    at: str | None = None,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    mismatched: Iterable[str] = (),
     max_memory: int | str = "2GiB",
     allow_uncommitted: bool = False,
     watch: Watcher = ignore,
@@ -79,44 +91,119 @@ def load(
       PlanError: a chunk does not fit in `max_memory`.
       NnxconvError: the checkpoint cannot be read, or `like` is none of what is listed above.
     """
-    from nnxconv.storage.files import read_text
-
-    share_one_heap()
     options = Options(
         from_=from_,
         layer_axis=layer_axis,
         layer_group=tuple(layer_group),
         without=tuple(without),
+        at=at,
     )
-    budget = parse_bytes(max_memory)
+    lenient = Lenient(tuple(missing), tuple(unexpected), tuple(mismatched))
+    way = _Way(options, lenient, cast, parse_bytes(max_memory), watch, note)
+    return _loaded(os.fspath(path), like, step, rename, rename_back, allow_uncommitted, way)[0]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How something is loaded."""
+
+    options: Options
+    lenient: Lenient
+    casts: bool
+    max_memory: int
+    watch: Watcher
+    note: Note
+
+
+def _loaded(
+    path: str,
+    like: Like,
+    step: str | float | None,
+    rename: str | Rules | None,
+    rename_back: str | Rules | None,
+    allow_uncommitted: bool,
+    way: _Way,
+) -> tuple[Like, Loaded]:
+    """What `like` is with the values of a checkpoint, and which differences were accepted."""
+    from nnxconv.storage.files import read_text
+
+    share_one_heap()
     rules = asked_rules(rename, rename_back, read_text)
     template = template_of(like)
     sources = {key: leaf for key, leaf in template.tree.items() if isinstance(leaf, Source)}
     refuse_wide(template.leaves, sources)
-    _, item, found = open_checkpoint(
-        os.fspath(path), step, options, allow_uncommitted=allow_uncommitted, is_read=True
+    opened = open_checkpoint(
+        path, step, way.options, allow_uncommitted=allow_uncommitted, is_read=True
     )
-    found, wanted, own = _sides(like, template.tree, found, rules, options)
+    filled = dict(template.leaves)
+    tree = opened.survey.tree
+    pairs = None if rules is not None or way.options.without else same_leaves(template, tree)
+    if pairs is not None:
+        filled |= texts(template, tree, pairs)
+        wanted, notes, loaded = views(tree, pairs), (), Loaded()
+    else:
+        template.refuse_strangers()
+        wanted, notes, loaded = _fitted(like, template, opened.survey, rules, way)
+    arrays = [
+        Wanted(key, view, regions_of(template.leaves[key], sources[key]))
+        for key, view in wanted.items()
+    ]
+    for index, parts in fetch(arrays, opened.item.stores, way.max_memory, way.watch):
+        key, regions = arrays[index].key, arrays[index].regions
+        filled[key] = place(template.leaves[key], sources[key], regions, parts)
+    refuse_changed(opened.item.stores.values())
+    for text in notes:
+        way.note(as_arguments(text))
+    return template.rebuild(filled), loaded
+
+
+def _fitted(
+    like: Any, template: Template, there: Survey, rules: Rules | None, way: _Way
+) -> tuple[dict[Key, View], tuple[str, ...], Loaded]:
+    """The views of a checkpoint's state by key of `like`, and what is kept or left out."""
+    found = one_state(there, "`load`", "at=").understood
+    found, wanted, own = _sides(like, template.tree, found, rules, way.options)
     fitted = fit(
         found,
         wanted,
-        without=options.without,
-        casts=cast,
-        abstract={sources[key].name for key in sources if is_abstract(template.leaves[key])},
+        without=way.options.without,
+        casts=way.casts,
+        abstract={
+            leaf.name
+            for key, leaf in template.tree.items()
+            if isinstance(leaf, Source) and is_abstract(template.leaves[key])
+        },
+        lenient=way.lenient,
     )
-    arrays = [
-        Wanted(own[key], view, regions_of(template.leaves[own[key]], sources[own[key]]))
-        for key, view in fitted.views.items()
-        if key in own
-    ]
-    filled = dict(template.leaves)
-    for index, parts in fetch(arrays, item.stores, budget, watch):
-        key, regions = arrays[index].key, arrays[index].regions
-        filled[key] = place(template.leaves[key], sources[key], regions, parts)
-    refuse_changed(item.stores.values())
-    for text in (*(found.renamed if rules is None else ()), *fitted.notes):
-        note(as_arguments(text))
-    return template.rebuild(filled)
+    by_key = {own[key]: view for key, view in fitted.views.items() if key in own}
+    beside = _beside(template.tree, own.values(), there)
+    told = found.renamed if rules is None else ()
+    return by_key | beside, (*told, *fitted.notes), fitted.loaded
+
+
+def _beside(tree: Tree, own: Iterable[Key], there: Survey) -> dict[Key, View]:
+    """What `like` has beside its state, from the same keys of the checkpoint.
+
+    Raises:
+      Mismatch: the checkpoint has not got it, or in another shape or type.
+    """
+    mine = set(own)
+    wanted = {k: leaf for k, leaf in tree.items() if k not in mine and is_stored(leaf)}
+    found: dict[Key, View] = {}
+    lacking: list[str] = []
+    for key, leaf in wanted.items():
+        stored = there.tree.get(key)
+        if stored is None or isinstance(stored, Literal) or notation(stored) != notation(leaf):
+            lacking.append(f"{spell(key)}  {notation(leaf)}  only in `like`")
+        else:
+            found[key] = stored
+    if lacking:
+        raise Mismatch(
+            f"{counted(len(lacking), 'leaf', 'leaves')} of `like` beside its state"
+            " are not in the checkpoint",
+            details=lacking,
+        )
+    return found
 
 
 def _sides(
@@ -128,10 +215,12 @@ def _sides(
     if isinstance(like, tuple) or is_bare_optimizer(tree):
         around = surround(tree, found, options.layer_axis)
         return with_parameters_of(found, around.understood), around.understood, around.own
-    wanted = understand(tree, custom_metadata={}, layer_axis=options.layer_axis, where="`like`")
+    how = SurveyOptions(layer_axis=options.layer_axis, where="`like`")
+    located = one_state(survey(tree, how), "`like`")
+    wanted = located.understood
     if rules is None:
         found, wanted = towards(found, wanted, options)
-    return found, wanted, {key: key for key in tree}
+    return found, wanted, located.stored
 
 
 @in_python
@@ -148,12 +237,16 @@ def load_into(
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
-    step: int | None = None,
+    step: str | float | None = None,
+    at: str | None = None,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    mismatched: Iterable[str] = (),
     max_memory: int | str = "2GiB",
     allow_uncommitted: bool = False,
     watch: Watcher = ignore,
     note: Note = log,
-) -> None:
+) -> Loaded:
     """Loads a checkpoint of any layout into a live NNX model, and its optimizer, in place.
 
     ```python
@@ -162,6 +255,9 @@ def load_into(
 
     Nothing changes before everything is read, so that for a moment there are both old and new
     values; where that is too much, give `load` an abstract `like`.
+
+    Returns:
+      Which keys were not loaded, where `missing`, `unexpected` or `mismatched` allow it.
 
     Raises:
       Mismatch: leaves are missing, unexpected, or of another shape or type; all are listed, and
@@ -172,21 +268,17 @@ def load_into(
     live: dict[str, Any] = {"model": model}
     if optimizer is not None:
         live["optimizer"] = optimizer
-    loaded = load(
-        path,
-        like={name: variables(one) for name, one in live.items()},
-        rename=rename,
-        rename_back=rename_back,
-        without=without,
-        cast=cast,
+    options = Options(
         from_=from_,
         layer_axis=layer_axis,
-        layer_group=layer_group,
-        step=step,
-        max_memory=max_memory,
-        allow_uncommitted=allow_uncommitted,
-        watch=watch,
-        note=note,
+        layer_group=tuple(layer_group),
+        without=tuple(without),
+        at=at,
     )
+    lenient = Lenient(tuple(missing), tuple(unexpected), tuple(mismatched))
+    way = _Way(options, lenient, cast, parse_bytes(max_memory), watch, note)
+    like = {name: variables(one) for name, one in live.items()}
+    loaded, done = _loaded(os.fspath(path), like, step, rename, rename_back, allow_uncommitted, way)
     for name, one in live.items():
         update(one, loaded[name])
+    return done

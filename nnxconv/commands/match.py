@@ -9,6 +9,7 @@ from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.layouts import (
     Options,
+    one_state,
     refuse_unknown,
     with_layer_names,
 )
@@ -24,7 +25,8 @@ def match(
     template: Any,
     *,
     output: str | None = None,
-    step: int | None = None,
+    step: str | float | None = None,
+    at: str | None = None,
     layer_group: Iterable[str] = (),
 ) -> Proposal:
     """Proposes rename rules: which leaf of a checkpoint is which leaf of another model.
@@ -38,11 +40,12 @@ def match(
     from nnxconv.storage.files import write_text
 
     names = tuple(layer_group)
-    _, item, source = open_checkpoint(source_path, step, Options())
+    opened = open_checkpoint(source_path, step, Options(at=at))
+    source = one_state(opened.survey, "`match`").understood
     label, state = _template(template, names)
     refuse_unknown(names, source.state, state)
     source = reread(with_layer_names(source, names), None)
-    found = propose(source.state, source.groups, state, names=(str(item.path), label))
+    found = propose(source.state, source.groups, state, names=(str(opened.item.path), label))
     if output is not None:
         write_text(output, found.to_toml())
     return found
@@ -53,8 +56,9 @@ def _template(template: Any, names: Sequence[str]) -> tuple[str, TrainState]:
     from nnxconv.loading import call, is_python_name, state_of
 
     if isinstance(template, str | os.PathLike) and not is_python_name(str(template)):
-        _, item, understood = open_checkpoint(str(template), None, Options(), has_step=False)
-        return str(item.path), reread(with_layer_names(understood, names), None).state
+        opened = open_checkpoint(str(template), None, Options(), has_step=False)
+        understood = one_state(opened.survey, "`match`").understood
+        return str(opened.item.path), reread(with_layer_names(understood, names), None).state
     label = template if isinstance(template, str) else f"a {type(template).__name__}"
     state = state_of(call(template) if isinstance(template, str) else template)
     return label, unstack(state, names=(*DEFAULT_NAMES, *names))[0]

@@ -12,9 +12,9 @@ from nnxconv.commands.boundary import in_python
 from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.errors import BadInput
-from nnxconv.layouts import Options
+from nnxconv.layouts import Options, Survey, one_state
 from nnxconv.planning import Wanted
-from nnxconv.renaming import Rules, asked_rules, renamed
+from nnxconv.renaming import Rules, asked_rules, renamed, renamed_tree
 from nnxconv.running import fetch
 from nnxconv.tree import (
     Key,
@@ -45,7 +45,8 @@ def open(  # noqa: A001
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
-    step: int | None = None,
+    step: str | float | None = None,
+    at: str | None = None,
     max_memory: int | str = "2GiB",
     allow_uncommitted: bool = False,
 ) -> "Checkpoint":
@@ -65,20 +66,34 @@ def open(  # noqa: A001
     from nnxconv.storage.files import read_text
 
     rules = asked_rules(rename, rename_back, read_text)
-    options = Options(from_=from_, layer_axis=layer_axis, layer_group=tuple(layer_group))
-    _, item, found = open_checkpoint(
-        os.fspath(path), step, options, allow_uncommitted=allow_uncommitted
-    )
+    options = Options(from_=from_, layer_axis=layer_axis, layer_group=tuple(layer_group), at=at)
+    opened = open_checkpoint(os.fspath(path), step, options, allow_uncommitted=allow_uncommitted)
+    item, survey = opened.item, opened.survey
     if rules is not None:
-        found = renamed(found, rules, options)
-    leaves = found.state.leaves()
+        survey = _renamed(survey, rules, options)
+    leaves = survey.leaves()
     budget = parse_bytes(max_memory)
     arrays = {
         spell(key): LazyArray(key, leaf, item, budget)
         for key in in_order(leaves)
         if not isinstance(leaf := leaves[key], Literal)
     }
-    return Checkpoint(str(item.path), found.layout, arrays)
+    return Checkpoint(str(item.path), _layout(survey), arrays)
+
+
+def _renamed(survey: Survey, rules: Rules, options: Options) -> Survey:
+    """The checkpoint under the names that rules give its state, or its keys where it has none."""
+    if not survey.states:
+        return replace(survey, tree=renamed_tree(survey.tree, rules))
+    main = one_state(survey, "`rename`", "at=")
+    new = replace(main, understood=renamed(main.understood, rules, options))
+    return replace(survey, states=tuple(new if one is main else one for one in survey.states))
+
+
+def _layout(survey: Survey) -> str:
+    """The layouts of its states, each once; `unknown` where it has none."""
+    found = dict.fromkeys(one.understood.layout for one in survey.states)
+    return " and ".join(found) or "unknown"
 
 
 @dataclass(frozen=True, eq=False)

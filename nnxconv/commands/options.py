@@ -60,7 +60,13 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         " `moe_layers`",
     },
     "Selection": {
-        "step": "which step of a root of steps",
+        "step": "which step of a root of steps, by number or name",
+        "at": "the subtree at this key is the checkpoint; keys are those of `inspect --tree`",
+        "at_b": "the same for side b, where it is another key than `--at`",
+        "drop": "leave out leaves that this glob fits, or whose subtree it fits",
+        "params_from": "put the second copy of the parameters at this key, such as an average, in"
+        " their place",
+        "replica": "take one of every array along the leading axis of replicas, from 0",
         "params_only": "write what serving loads: no optimizer state, step or RNG state",
         "without": "leave out `aux`, `aux.rngs`, `opt_state` or `step`",
         "strict": "leaving out RNG state is an error",
@@ -115,6 +121,10 @@ _LOADING: Mapping[str, str] = {
     "layer_axis": "where stacks have their layers whose shapes do not tell",
     "max_memory": "bytes, or a text such as `2GiB`, that blocks in flight may take, besides the"
     " arrays that are loaded",
+    "missing": "globs of module paths, such as `encoder.lora.*`, or of keys that may be missing in"
+    " the checkpoint: what is loaded into keeps its own",
+    "unexpected": "the same for what only the checkpoint has: it is not loaded",
+    "mismatched": "the same for arrays of another shape or type: what is loaded into keeps its own",
 }
 
 OTHERWISE: Mapping[str, Mapping[str, str]] = {

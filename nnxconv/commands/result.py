@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.errors import BadInput
-from nnxconv.layouts import RECORD, Conversion, nothing_lost
+from nnxconv.layouts import RECORD, Account, Conversion, Whole, nothing_lost
 from nnxconv.planning import Plan, Transfer
 from nnxconv.running import Watcher, check_memory, ignore, peak_memory_bytes
 from nnxconv.running.cluster import SINGLE_PROCESS, Team
@@ -28,7 +28,8 @@ class Result:
     Attributes:
       source_path: the item that was read.
       target_path: the item that was written.
-      conversion: layouts, layers, what was left out, assumed or taken from `like`.
+      whole: each state as it was converted, and what stands around them.
+      account: what became of every leaf of the source.
       plan: the arrays and how they move.
       transfers: the files, references and values by which renamed arrays move.
       seconds: wall time of the whole call.
@@ -43,7 +44,8 @@ class Result:
 
     source_path: str
     target_path: str
-    conversion: Conversion
+    whole: Whole
+    account: Account
     plan: Plan
     transfers: "TransferPlan"
     seconds: float
@@ -54,6 +56,17 @@ class Result:
     extra_files: tuple[str, ...] = ()
     process: int = 0
     processes: int = 1
+
+    @property
+    def conversion(self) -> Conversion:
+        """Layouts, layers, what was left out, assumed or taken from `like`: of the first state.
+
+        Raises:
+          BadInput: no state was converted.
+        """
+        if self.whole.conversion is None:
+            raise BadInput("no state was converted: only the container changed")
+        return self.whole.conversion
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -105,10 +118,11 @@ class Places:
 
 
 def carry_out(
-    conversion: Conversion,
+    whole: Whole,
     places: Places,
     way: Way,
     *,
+    account: Account,
     custom_metadata: Mapping[str, Any],
     options: Mapping[str, Any],
     started: float,
@@ -116,9 +130,10 @@ def carry_out(
     """Writes a converted tree, or only plans it.
 
     Args:
-      conversion: what is written.
+      whole: what is written.
       places: from where to where.
       way: how.
+      account: what became of every leaf of the source.
       custom_metadata: of the new item, besides the record of the conversion.
       options: what was asked for, by the names of the command; a run that goes on has the same.
       started: when the call began, on the monotonic clock, in seconds.
@@ -140,13 +155,13 @@ def carry_out(
         whole_transfers,
     )
 
-    nothing_lost(conversion)
+    nothing_lost(whole)
     _refuse_resume(way)
     max_memory = parse_bytes(way.max_memory)
     target, items = places.target, places.items
     sources = list(items.values())[: places.source_items]
     shares = divide(
-        conversion.tree,
+        whole.tree,
         sources,
         target.item_path,
         is_split=target.is_split,
@@ -171,10 +186,12 @@ def carry_out(
     _agree(way.team, shares)
     moved = None
     if not way.dry_run:
-        record = {**custom_metadata, RECORD: conversion.record.to_json()}
+        record = {name: told for name, told in custom_metadata.items() if name != RECORD}
+        if whole.record is not None:
+            record[RECORD] = whole.record
         proof = None
         if way.verify:
-            proof = verifier(conversion, items, max_memory, way.team)
+            proof = verifier(whole, items, max_memory, way.team)
         with _journals(way, target, shares, items, record, options) as journals:
             needed -= sum(journal.nbytes for journal in journals.values())
             check_space(needed, target)
@@ -197,7 +214,8 @@ def carry_out(
     return Result(
         places.source_name,
         str(target.item_path),
-        conversion,
+        whole,
+        account,
         plan,
         transfers,
         time.monotonic() - started,

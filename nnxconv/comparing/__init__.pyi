@@ -20,5 +20,7 @@ from .report import Report as Report
 from .report import Side as Side
 from .report import ignored_lines as ignored_lines
 from .report import verdict as verdict
+from .sides import around as around
+from .sides import coupled as coupled
 from .values import compare_values as compare_values
 from .verification import verifier as verifier

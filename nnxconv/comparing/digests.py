@@ -10,7 +10,7 @@ import xxhash
 
 from nnxconv.comparing.checksums import LeafDigest
 from nnxconv.comparing.pairing import Pair, join_layers
-from nnxconv.layouts import Understood
+from nnxconv.layouts import Survey
 from nnxconv.planning import check_fits, in_windows, regions
 from nnxconv.running import Event, Watcher, check_memory, ignore, read_region
 from nnxconv.storage import run, together
@@ -35,7 +35,7 @@ INTEGER = "integer"
 
 
 def digest_leaves(
-    understood: Understood, item: Item, max_memory: int, watch: Watcher = ignore
+    survey: Survey, item: Item, max_memory: int, watch: Watcher = ignore
 ) -> dict[str, LeafDigest]:
     """The digest of every leaf of a checkpoint, by its canonical key as it is spelled.
 
@@ -43,14 +43,14 @@ def digest_leaves(
       DamagedCheckpoint: an array cannot be read.
       PlanError: one row of a stack of layers does not fit in `max_memory`.
     """
-    leaves = understood.state.leaves()
+    leaves = survey.leaves()
     digests = {
         spell(key): LeafDigest(leaf.kind, (), notation(leaf))
         for key, leaf in leaves.items()
         if isinstance(leaf, Literal)
     }
     views = [(k, leaf, leaf) for k, leaf in leaves.items() if not isinstance(leaf, Literal)]
-    joined = join_layers(views, understood.groups)
+    joined = join_layers(views, survey.groups())
     hashes = run(_digest(joined, item, max_memory, watch))
     for key, view, _ in views:
         is_integer = _is_integer_scalar(view)

@@ -10,7 +10,7 @@ from nnxconv.comparing.report import Finding
 from nnxconv.errors import LayerError
 from nnxconv.layouts import Understood
 from nnxconv.renaming import reread
-from nnxconv.state import RNGS, LayerGroup, TrainState
+from nnxconv.state import RNGS, LayerGroup, Tree
 from nnxconv.tree import (
     Key,
     Leaf,
@@ -51,11 +51,11 @@ class Pair:
     b: View
 
 
-def select(state: TrainState, selection: Selection) -> tuple[dict[Key, Leaf], Counter[str]]:
+def select(leaves: Tree, selection: Selection) -> tuple[dict[Key, Leaf], Counter[str]]:
     """The leaves to compare, and how many were left aside by which option."""
     chosen: dict[Key, Leaf] = {}
     ignored: Counter[str] = Counter()
-    for key, leaf in state.leaves().items():
+    for key, leaf in leaves.items():
         option = _ignoring_option(key, selection)
         if option is None:
             chosen[key] = leaf

@@ -4,39 +4,46 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nnxconv.comparing.difference import Tolerance
-from nnxconv.comparing.pairing import agree_on_layers, join_layers, line_up
+from nnxconv.comparing.pairing import Pair, agree_on_layers, join_layers, line_up
 from nnxconv.comparing.values import compare_pairs
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.layouts import RECORD, Conversion, Understood, understand
+from nnxconv.layouts import RECORD, Conversion, Part, Understood, Whole, understand
 from nnxconv.running.cluster import SINGLE_PROCESS, Team
+from nnxconv.state import Tree
 from nnxconv.storage.orbax import Item, Proof, Writer, Writers
-from nnxconv.tree import Key, View, cast, dtype_of, spell
+from nnxconv.tree import Key, Literal, View, cast, dtype_of, spell
 
 EXACT = Tolerance(0.0, 0.0, True)
 
 
 def verifier(
-    conversion: Conversion, items: Mapping[str, Item], max_memory: int, team: Team = SINGLE_PROCESS
+    whole: Whole, items: Mapping[str, Item], max_memory: int, team: Team = SINGLE_PROCESS
 ) -> Proof:
     """A check to run when all arrays are written, before the target is committed.
 
-    It decodes the new tree as if it were a foreign checkpoint, and compares it with the source,
-    key by key and value by value, as `compare` does. The processes of a team share the values.
+    It decodes each state of the new tree as if it were a foreign checkpoint, and compares it with
+    the source, key by key and value by value, as `compare` does; what stands around the states is
+    compared as it is. The processes of a team share the values.
     """
 
     async def verify(writer: Writer | Writers) -> None:
-        written = writer.read_back(conversion.tree)
-        source, target = agree_on_layers(
-            replace(conversion.source, state=conversion.state),
-            _understood(conversion, written),
-        )
-        findings, common = line_up(source.state.leaves(), target.state.leaves(), ignore_dtype=True)
-        if findings:
-            keys = [spell(finding.key) for finding in findings]
+        written = writer.read_back(whole.tree)
+        pairs: list[Pair] = []
+        missing: list[str] = []
+        for number, part in enumerate(whole.parts):
+            mine, lacking = _pairs(part, written, number)
+            pairs += mine
+            missing += lacking
+        pairs += [
+            Pair((("around", *key),), leaf, new)
+            for key in whole.kept
+            if not isinstance(leaf := whole.tree[key], Literal)
+            and not isinstance(new := written.tree[key], Literal)
+        ]
+        if missing:
             raise DamagedCheckpoint(
-                "the new checkpoint does not hold the same leaves", details=keys
+                "the new checkpoint does not hold the same leaves", details=missing
             )
-        pairs = join_layers([_as_target(*triple) for triple in common], source.groups)
         both = {**items, **written.stores}
         values = await compare_pairs(pairs, both, EXACT, max_memory, team)
         wrong = [spell(key) for key, found in values.statistics.items() if found.unequal]
@@ -49,9 +56,23 @@ def verifier(
     return verify
 
 
-def _understood(conversion: Conversion, written: Item) -> Understood:
+def _pairs(part: Part, written: Item, number: int) -> tuple[list[Pair], list[str]]:
+    """What is to be equal of one state, and what one side lacks; keys of the first are its own."""
+    conversion = part.conversion
+    tree = {key: written.tree[place] for key, place in part.places().items()}
+    source, target = agree_on_layers(
+        replace(conversion.source, state=conversion.state), _understood(conversion, tree)
+    )
+    findings, common = line_up(source.state.leaves(), target.state.leaves(), ignore_dtype=True)
+    pairs = join_layers([_as_target(*triple) for triple in common], source.groups)
+    head: Key = (f"state {number + 1}",) if number else ()
+    named = [replace(pair, keys=tuple((*head, *key) for key in pair.keys)) for pair in pairs]
+    return named, [spell((*head, *finding.key)) for finding in findings]
+
+
+def _understood(conversion: Conversion, tree: Tree) -> Understood:
     return understand(
-        written.tree,
+        tree,
         custom_metadata={RECORD: conversion.record.to_json()},
         is_scanned=conversion.scan_layers,
         layout=conversion.layout,

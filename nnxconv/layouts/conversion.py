@@ -1,10 +1,10 @@
 """From one checkpoint's tree to another's: decode, rearrange the layers, encode. Reads no array."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 
-from nnxconv.errors import BadInput, CannotHold, UnknownLayout
+from nnxconv.errors import BadInput, UnknownLayout
 from nnxconv.layouts.conforming import conform
 from nnxconv.layouts.form import Codec, Form, Record
 from nnxconv.layouts.parts import collections_to_record, is_rng_state, refuse_misfits
@@ -21,17 +21,7 @@ from nnxconv.state import (
     arrange,
     choose,
 )
-from nnxconv.tree import (
-    Key,
-    Leaf,
-    Literal,
-    Source,
-    cast,
-    dtype_of,
-    in_order,
-    sources_of,
-    spell,
-)
+from nnxconv.tree import Key, Leaf, Literal, cast, dtype_of, in_order, spell
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 """Types that `--dtype` casts between; float8 and int4 hold quantised weights."""
@@ -56,6 +46,10 @@ class Options:
     strict: bool = False
     params_only: bool = False
     dtype: str | None = None
+    at: str | None = None
+    drop: tuple[str, ...] = ()
+    params_from: str | None = None
+    replica: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,7 @@ class Conversion:
       source: the checkpoint as it was understood.
       layout: of the target.
       tree: of the target.
+      arranged: the state with its layers as the target has them.
       arrangements: how each layer group is arranged there.
       left_out: canonical keys that the target does not have, with the reason.
       taken: keys of the target's leaves that come from the checkpoint given as `--like`.
@@ -78,6 +73,7 @@ class Conversion:
     tree: Mapping[Key, Leaf]
     state: TrainState
     arrangements: Mapping[Key, Arrangement | None]
+    arranged: TrainState
     left_out: Mapping[Key, str] = field(default_factory=dict)
     taken: Sequence[Key] = ()
     assumed: Sequence[str] = ()
@@ -90,8 +86,13 @@ class Conversion:
         return any(kinds) if kinds else None
 
 
-def convert_tree(source: Understood, options: Options, like: Understood | None) -> Conversion:
-    """The tree of the target.
+def convert_tree(
+    source: Understood,
+    options: Options,
+    like: Understood | None,
+    arrangements: Mapping[Key, Arrangement | None] | None = None,
+) -> Conversion:
+    """The tree of the target; its layers as `arrangements` say, else as `like` has them.
 
     Raises:
       BadInput: direction, layout and `--like` contradict each other or the source.
@@ -113,6 +114,8 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
     if options.params_only and like is None:
         form = _params_only(form, codec.default_form(state))
     state, no_place = _fitting(codec, state, form, options.strict)
+    if arrangements is None and like is not None:
+        arrangements = {group.key: group.arrangement for group in like.groups}
     arrangements = choose(
         source.groups,
         scan_layers=scan_layers,
@@ -120,7 +123,7 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
         spelling=_spelling(codec, options),
         kept_spelling=source.codec.spelling == codec.spelling,
         spellings=form.spellings,
-        like=None if like is None else {group.key: group.arrangement for group in like.groups},
+        like=arrangements,
     )
     arranged = arrange(state, source.groups, arrangements)
     encoded = codec.encode(arranged, form)
@@ -139,6 +142,7 @@ def convert_tree(source: Understood, options: Options, like: Understood | None) 
         tree,
         state,
         arrangements,
+        arranged,
         {**left_out, **no_place},
         taken,
         () if like is not None else encoded.assumed,
@@ -202,7 +206,14 @@ def _form(codec: Codec, source: Understood, state: TrainState, like: Understood 
     is_export = state.opt_state is None and state.step is None
     if recorded is not None and is_export and recorded.opt_state not in NO_OPTIMIZER:
         return _params_only(recorded, codec.default_form(state))
-    return recorded or replace(codec.default_form(state), empties=_known_empties(source))
+    usual = replace(codec.default_form(state), empties=_known_empties(source))
+    if codec.family == source.codec.family == "linen":
+        usual = replace(
+            usual,
+            collections=source.form.collections,
+            inner_collections=source.form.inner_collections if usual.has_level else (),
+        )
+    return recorded or usual
 
 
 def _known_empties(source: Understood) -> tuple[tuple[Key, str], ...]:
@@ -293,29 +304,3 @@ def _fitting(
     aux = {key: leaf for key, leaf in state.aux.items() if ("aux", *key) not in reasons}
     step = None if ("step",) in reasons else state.step
     return replace(state, aux=aux, step=step), reasons
-
-
-def nothing_lost(conversion: Conversion) -> None:
-    """Checks that every array of the source is in the target or named as left out.
-
-    Raises:
-      CannotHold: an array went missing, which is a defect of nnxconv.
-    """
-    written = _sources(conversion.tree.values())
-    gone = _sources(
-        leaf for key, leaf in conversion.source.state.leaves().items() if key in conversion.left_out
-    )
-    known = written | gone
-    lost = [
-        spell(key)
-        for key, leaf in conversion.source.tree.items()
-        if isinstance(leaf, Source) and (leaf.store, leaf.name) not in known
-    ]
-    if lost:
-        raise CannotHold("these arrays would be lost", details=lost)
-
-
-def _sources(leaves: Iterable[Leaf]) -> set[tuple[str, str]]:
-    """Stores and names of all stored arrays that the leaves are made of."""
-    views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
-    return {(source.store, source.name) for view in views for source in sources_of(view)}

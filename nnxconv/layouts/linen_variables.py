@@ -16,8 +16,7 @@ from dataclasses import replace
 from nnxconv.layouts import linen_parts as parts
 from nnxconv.layouts.form import Decoded, Encoded, Family, Form, Reading, Record
 from nnxconv.layouts.parts import (
-    PARAMETER_NAMES,
-    arrays,
+    has_weights,
     is_wrapped,
     nnx_marks,
     refuse_misfits,
@@ -41,7 +40,7 @@ def recognise(tree: Tree) -> Reading:
         level = "/params" if parts.has_level(tree) else ""
         evidence = [f"weights under `params{level}`, no step and no optimizer state"]
         return Reading(tuple(evidence), tuple(objections))
-    if not any(key[-1] in PARAMETER_NAMES for key in arrays(tree) if key):
+    if not has_weights(tree):
         objections.append("no weights under `params`")
     if is_wrapped(tree):
         objections.append("the weights are wrapped in `value`")

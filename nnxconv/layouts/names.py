@@ -32,6 +32,9 @@ OWN = (
     "nnx-rl",
     "tunix",
 )
+ALONE = ("maxtext", "tunix", "nnx-rl")
+"""Layouts whose programs restore one state and nothing around it."""
+
 TUNIX_ITEMS = ("model_params", "optimizer_state")
 """The items of a step of Tunix, which together are one state; the second may be missing."""
 

@@ -12,8 +12,7 @@ Parameters only: `<path>` at the root, as Linen programs also save it (see `line
 from nnxconv.layouts import nnx_parts as parts
 from nnxconv.layouts.form import Decoded, Encoded, Family, Form, Reading, Record
 from nnxconv.layouts.parts import (
-    PARAMETER_NAMES,
-    arrays,
+    has_weights,
     is_linens,
     is_wrapped,
     nnx_marks,
@@ -35,7 +34,7 @@ def recognise(tree: Tree) -> Reading:
         objections.append("the weights are wrapped in `value`")
     elif parts.has_root(tree):
         evidence.append(f"bare weights {where}")
-    elif any(key[-1] in PARAMETER_NAMES for key in arrays(tree) if key):
+    elif has_weights(tree):
         evidence.append(f"bare parameters {where}")
         if is_linens(tree) and not nnx_marks(tree):
             objections.append("modules have the names that Linen gives")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from nnxconv.errors import CannotHold
 from nnxconv.layouts.form import PARAMETERS, Form, Record
+from nnxconv.layouts.vocabulary import is_weights
 from nnxconv.state import BATCH_STATS, RNGS, TrainState, Tree, parameter_trees, under, with_level
 from nnxconv.tree import (
     Key,
@@ -38,8 +39,9 @@ NAMED_COLLECTIONS = {
 """Names that flax gives to variables which are no parameters."""
 
 
-PARAMETER_NAMES = {"kernel", "bias", "scale", "embedding"}
-"""Names that flax gives to parameters."""
+def has_weights(tree: Tree) -> bool:
+    """True where an array has a name that libraries give to parameters, such as `kernel`."""
+    return any(is_weights(str(key[-1])) for key in arrays(tree) if key)
 
 
 def is_linens(tree: Tree) -> bool:

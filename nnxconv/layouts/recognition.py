@@ -78,14 +78,25 @@ def recognise(tree: Tree, where: str = "") -> tuple[Codec, Reading]:
             hint="`--from LAYOUT` says which it is",
         )
     roots = ", ".join(spell((root,)) for root in children(tree)[:8])
+    likeliest = sorted(readings, key=lambda name: len(readings[name].objections))[:2]
     raise UnknownLayout(
         "this is none of the layouts that nnxconv knows",
         where=where,
         details=[
             f"at the root: {roots}",
-            *(f"not {name}: {', '.join(r.objections)}" for name, r in readings.items()),
+            *(f"not {name}: {_few(readings[name].objections)}" for name in likeliest),
         ],
+        hint="`--at KEY` takes a subtree; `nnxconv inspect PATH --tree` lists the keys",
     )
+
+
+def _few(objections: Sequence[str]) -> str:
+    """The first objections, and how many more there are."""
+    told = ", ".join(objections[:_MOST])
+    return told if len(objections) <= _MOST else f"{told}, and {len(objections) - _MOST} more"
+
+
+_MOST = 4
 
 
 def _mean_the_same(tree: Tree, names: Sequence[str]) -> bool:

@@ -2,6 +2,8 @@ from .bare_optimizer import is_bare_optimizer as is_bare_optimizer
 from .bare_optimizer import surround as surround
 from .bare_optimizer import with_parameters_of as with_parameters_of
 from .fitting import fit as fit
+from .leniency import Lenient as Lenient
+from .leniency import Loaded as Loaded
 from .models import call as call
 from .models import is_python_name as is_python_name
 from .models import state_of as state_of
@@ -11,4 +13,8 @@ from .placement import is_abstract as is_abstract
 from .placement import place as place
 from .placement import refuse_wide as refuse_wide
 from .placement import regions_of as regions_of
+from .same_tree import same_leaves as same_leaves
+from .same_tree import texts as texts
+from .same_tree import views as views
+from .template import Template as Template
 from .template import template_of as template_of

@@ -6,11 +6,12 @@ is arranged and encoded as the other tree is. Reads no array.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nnxconv.comparing import agree_on_layers
 from nnxconv.errors import LayerError, Mismatch
 from nnxconv.layouts import ADAPTER, Understood, is_rng_state, leave_out, within
+from nnxconv.loading.leniency import Lenient, Loaded, leave_aside
 from nnxconv.loading.mismatch import refuse_differences
 from nnxconv.state import TrainState, Tree, arrange, choose
 from nnxconv.tree import (
@@ -27,6 +28,8 @@ from nnxconv.tree import (
     spell,
 )
 
+_STRICT = Lenient()
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -35,10 +38,12 @@ class Fit:
     Attributes:
       views: for each of its keys that is loaded, the view that becomes the leaf.
       notes: what is kept from `like`, and what of the checkpoint is left out.
+      loaded: the differences that were accepted.
     """
 
     views: Mapping[Key, View]
     notes: tuple[str, ...]
+    loaded: Loaded = field(default_factory=Loaded)
 
 
 def fit(
@@ -48,6 +53,7 @@ def fit(
     without: Sequence[str] = (),
     casts: bool = False,
     abstract: Collection[str] = (),
+    lenient: Lenient = _STRICT,
 ) -> Fit:
     """The views of a checkpoint that become the leaves of `like`.
 
@@ -57,6 +63,7 @@ def fit(
       without: parts that are not loaded: `like` keeps its own.
       casts: floats are wanted in the float types of `like`, and integers in its integer types.
       abstract: names of the arrays of `like` that have no values that could be kept.
+      lenient: which differences are accepted.
 
     Raises:
       Mismatch: leaves are missing, unexpected, or of another shape or type; all are listed.
@@ -68,12 +75,13 @@ def fit(
     state, _ = leave_out(rehomed(found.state, like.state), without)
     wanted, _ = leave_out(like.state, without)
     state, wanted, notes = _agreed(state, wanted, abstract)
+    state, wanted, loaded = leave_aside(state, wanted, lenient)
     refuse_differences(state, wanted, casts)
     expected = _laid_out(replace(like, state=wanted), like)
     filled = _laid_out(replace(found, state=state), like)
     views = {key: cast(filled[key], dtype_of(view)) for key, view in expected.items()}
     _nothing_forgotten(views, like, wanted)
-    return Fit(views, tuple(notes))
+    return Fit(views, (*notes, *loaded.render().splitlines()), loaded)
 
 
 def _agreed_on_layers(found: Understood, like: Understood) -> tuple[Understood, Understood]:

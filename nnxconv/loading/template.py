@@ -8,7 +8,7 @@ mappings of variables                   params/..., batch_stats/...
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,19 +31,30 @@ class Template:
     Attributes:
       tree: its arrays as sources, under the keys that Orbax would save them under.
       leaves: the very leaves, by the same keys; empty containers are leaves too.
+      strangers: keys and types of the leaves that are neither arrays nor numbers.
       rebuild: `like` again, with the leaves that are given.
     """
 
     tree: Tree
     leaves: Mapping[Key, Any]
     rebuild: Callable[[Mapping[Key, Any]], Any]
+    strangers: tuple[str, ...] = ()
+
+    def refuse_strangers(self) -> None:
+        """Refuses leaves that only a checkpoint of the very same tree could fill.
+
+        Raises:
+          BadInput: there are such leaves; all are listed.
+        """
+        if self.strangers:
+            raise BadInput("`like` has leaves that are no arrays", details=self.strangers)
 
 
 def template_of(like: Any) -> Template:
     """What a tree of live or abstract values asks for.
 
     Raises:
-      BadInput: some of its leaves are neither arrays, abstract arrays nor numbers.
+      BadInput: two of its leaves have one name.
     """
     import jax
     from flax import nnx
@@ -57,10 +68,12 @@ def template_of(like: Any) -> Template:
     leaves = {_key(path): leaf for path, leaf in paths}
     if len(leaves) < len(paths):
         raise BadInput("`like` has different leaves under one and the same name")
+    tree, strangers = _tree(leaves)
     return Template(
-        _tree(leaves),
+        tree,
         leaves,
         lambda filled: jax.tree_util.tree_unflatten(structure, [filled[key] for key in leaves]),
+        tuple(strangers),
     )
 
 
@@ -70,7 +83,7 @@ def is_empty(leaf: Any) -> bool:
 
 
 def _around(inner: Template, build: Callable[[Any], Any]) -> Template:
-    return Template(inner.tree, inner.leaves, lambda filled: build(inner.rebuild(filled)))
+    return replace(inner, rebuild=lambda filled: build(inner.rebuild(filled)))
 
 
 def _key(path: Any) -> Key:
@@ -91,12 +104,8 @@ def _parts(entry: Any) -> Key:
     return (str(entry),)
 
 
-def _tree(leaves: Mapping[Key, Any]) -> Tree:
-    """The leaves as a codec sees them.
-
-    Raises:
-      BadInput: some are no arrays or numbers; all are listed.
-    """
+def _tree(leaves: Mapping[Key, Any]) -> tuple[Tree, list[str]]:
+    """The leaves as a codec sees them, and which are no arrays or numbers."""
     tree: dict[Key, Leaf] = {}
     strangers: list[str] = []
     for key, leaf in leaves.items():
@@ -105,9 +114,7 @@ def _tree(leaves: Mapping[Key, Any]) -> Tree:
             strangers.append(f"{spell(key)}  {type(leaf).__name__}")
         else:
             tree[key] = described
-    if strangers:
-        raise BadInput("`like` has leaves that are no arrays", details=strangers)
-    return tree
+    return tree, strangers
 
 
 def _described(key: Key, leaf: Any) -> Leaf | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from nnxconv.errors import BadInput
 from nnxconv.renaming.pattern import Name, Pattern, part_is_open
-from nnxconv.renaming.steps import MAKE_ONE, MAKE_SEVERAL, Step
+from nnxconv.renaming.steps import MAKE_ONE, MAKE_SEVERAL, Step, why_not_undone
 from nnxconv.tree import Key
 
 
@@ -66,10 +66,8 @@ class Rule:
         undone = [step.inverse() for step in reversed(self.steps)]
         steps = tuple(step for step in undone if step is not None)
         if len(steps) < len(undone):
-            raise BadInput(
-                f"the rule `{self}` has no inverse: `merge` does not say which sizes it merges",
-                hint="as in `merge = { axis = 1, of = [4, 8] }`",
-            )
+            [(why, hint), *_] = [why_not_undone(s) for s in self.steps if s.inverse() is None]
+            raise BadInput(f"the rule `{self}` has no inverse: {why}", hint=hint)
         return Rule(self.targets, self.sources, steps, self.is_optional)
 
 

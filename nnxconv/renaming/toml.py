@@ -13,7 +13,8 @@ n = "decoder.dense_layers[{i}]"          # {n}: how many of these the checkpoint
 
 Keys are canonical, without the leading `params` (see `pattern`), and a rule holds for all that is
 below its key. Of several rules that fit a key the first one is applied, and only that one. A table
-says what else is done to the arrays, in the order in which it is written there (see `steps`).
+says what else is done to the arrays, in the order in which it is written there (see `steps`);
+where the same is done twice, it is a list: `steps = [{ transpose = [1, 0] }, ...]`.
 A rule that fits no key is an error, unless it says `optional = true`. A
 name followed by a layer in brackets, such as `layers` above, is that of a layer group, as if
 `--layer_group` had named it.
@@ -27,7 +28,8 @@ from typing import Any
 from nnxconv.errors import BadInput
 from nnxconv.renaming.pattern import Pattern, parse
 from nnxconv.renaming.rule import Rule, Rules
-from nnxconv.renaming.steps import Concat, Divide, Merge, Pile, Split, Step, Transpose, Unstack
+from nnxconv.renaming.step_toml import read_step, toml_value, written_step
+from nnxconv.renaming.steps import Step
 
 _QUOTED_OR_COMMA = re.compile(r'(?P<quoted>\["(?:[^"\\]|\\.)*"\])|,\s*')
 
@@ -85,9 +87,20 @@ def _rule(left: str, right: Any) -> Rule:
         return Rule(sources, _patterns(right))
     if "to" not in right:
         raise BadInput("the table has no `to`")
-    about = ("to", "optional")
-    steps = tuple(_step(name, value) for name, value in right.items() if name not in about)
+    written = [(name, value) for name, value in right.items() if name not in ("to", "optional")]
+    steps = tuple(step for name, value in written for step in _steps(name, value))
     return Rule(sources, _patterns(right["to"]), steps, bool(right.get("optional", False)))
+
+
+def _steps(name: str, value: Any) -> Iterator[Step]:
+    """One step, or those of a list, where one may stand more than once."""
+    if name != "steps":
+        yield read_step(name, value)
+        return
+    if not isinstance(value, list) or not all(isinstance(v, dict) and len(v) == 1 for v in value):
+        raise BadInput(f"`steps = {toml_value(value)}` is no list of steps")
+    for [(inner, its_value)] in (table.items() for table in value):
+        yield read_step(inner, its_value)
 
 
 def _patterns(value: Any) -> tuple[Pattern, ...]:
@@ -108,46 +121,6 @@ def _without_commas(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _step(name: str, value: Any) -> Step:
-    """A step as it is written.
-
-    Raises:
-      BadInput: there is no such step, or it is written otherwise.
-    """
-    try:
-        match name, value:
-            case "transpose", list() if sorted(value) == list(range(len(value))):
-                return Transpose(tuple(value))
-            case (("split" | "concat"), (int() | dict())):
-                axis, sizes = _axis_and(value, "sizes")
-                return (Split if name == "split" else Concat)(axis, sizes)
-            case (("stack" | "unstack"), int()):
-                return (Pile if name == "stack" else Unstack)(value)
-            case "divide", dict():
-                axis, into = _axis_and(value, "into")
-                if into is not None and len(into) == 2:
-                    return Divide(axis, (into[0], into[1]))
-            case "merge", (int() | dict()):
-                axis, of = _axis_and(value, "of")
-                if of is None or len(of) == 2:
-                    return Merge(axis, None if of is None else (of[0], of[1]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"`{name} = {_toml(value)}` cannot be read") from error
-    raise BadInput(f"`{name} = {_toml(value)}` is nothing that a rule can do")
-
-
-def _axis_and(value: Any, field: str) -> tuple[int, tuple[int, ...] | None]:
-    """The axis, and the sizes where they are given."""
-    if isinstance(value, int):
-        return value, None
-    if value.keys() - {"axis", field}:
-        raise KeyError(field)
-    sizes = value.get(field)
-    if sizes is not None and not (sizes and all(isinstance(s, int) and s > 0 for s in sizes)):
-        raise ValueError(field)
-    return int(value["axis"]), None if sizes is None else tuple(sizes)
-
-
 # --- as text ----------------------------------------------------------------------------------
 
 
@@ -155,53 +128,19 @@ def write_rules(rules: Rules) -> str:
     """The rule set as TOML; `parse_rules` is the inverse."""
     lines = []
     if rules.counts:
-        lines += ["[counts]", *(f"{n} = {_toml(str(p))}" for n, p in rules.counts.items()), ""]
+        lines += ["[counts]", *(f"{n} = {toml_value(str(p))}" for n, p in rules.counts.items()), ""]
     return "\n".join([*lines, "[rules]", *map(rule_line, rules)]) + "\n"
 
 
 def rule_line(rule: Rule) -> str:
     """One rule as a line of TOML."""
     targets = [str(target) for target in rule.targets]
-    right = _toml(targets[0] if len(targets) == 1 else targets)
-    written = [f"{name} = {value}" for name, value in map(_written, rule.steps)]
+    right = toml_value(targets[0] if len(targets) == 1 else targets)
+    steps = [written_step(step) for step in rule.steps]
+    written = [f"{name} = {value}" for name, value in steps]
+    if len({name for name, _ in steps}) < len(steps):
+        written = [f"steps = [{', '.join(f'{{ {step} }}' for step in written)}]"]
     written += ["optional = true"] if rule.is_optional else []
     if written:
         right = f"{{ to = {right}, {', '.join(written)} }}"
-    return f"{_toml(str(rule))} = {right}"
-
-
-def _written(step: Step) -> tuple[str, str]:
-    match step:
-        case Transpose(order):
-            return "transpose", _toml(list(order))
-        case Split(axis, sizes):
-            return "split", _with_sizes(axis, "sizes", sizes)
-        case Concat(axis, sizes):
-            return "concat", _with_sizes(axis, "sizes", sizes)
-        case Unstack(axis):
-            return "unstack", str(axis)
-        case Pile(axis):
-            return "stack", str(axis)
-        case Divide(axis, into):
-            return "divide", _with_sizes(axis, "into", into)
-        case Merge(axis, of):
-            return "merge", _with_sizes(axis, "of", of)
-
-
-def _with_sizes(axis: int, field: str, sizes: Sequence[int] | None) -> str:
-    if sizes is None:
-        return str(axis)
-    return f"{{ axis = {axis}, {field} = {_toml(list(sizes))} }}"
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML; texts with quotes in them between single ones."""
-    if isinstance(value, str):
-        if "'" not in value and ('"' in value or "\\" in value):
-            return f"'{value}'"
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{k} = {_toml(v)}' for k, v in value.items())} }}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{toml_value(str(rule))} = {right}"

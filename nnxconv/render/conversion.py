@@ -1,11 +1,12 @@
 """The result of `convert`, for people and for programs."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nnxconv.commands.result import Result
 from nnxconv.layouts import Conversion
+from nnxconv.layouts import Part as StatePart
 from nnxconv.state import Apart, Arrangement, Blocks, LayerGroup, Tree, parameter_trees
 from nnxconv.storage.transfer import Moved
 from nnxconv.tree import (
@@ -32,22 +33,25 @@ from nnxconv.tree import Moved as MovedView
 
 def conversion_json(result: Result) -> dict[str, Any]:
     """Everything about a conversion as JSON values."""
-    conversion, plan = result.conversion, result.plan
+    plan, account = result.plan, result.account
+    left_out = account.left_out or {}
     return {
-        "source": {
-            "path": result.source_path,
-            "layout": conversion.source.layout,
-            "evidence": list(conversion.source.evidence),
-            "decided": list(conversion.source.notes),
-        },
-        "rename": list(conversion.source.renamed),
-        "target": {"path": result.target_path, "layout": conversion.layout},
+        **_meaning_json(result),
         "dry_run": result.is_dry_run,
-        "layers": [_layers_json(conversion, group) for group in conversion.source.groups],
-        "moments": _moments(conversion),
-        "left_out": {spell(key): reason for key, reason in conversion.left_out.items()},
-        "taken_from_like": [spell(("aux", *key)) for key in conversion.taken],
-        "assumed": list(conversion.assumed),
+        "states": [
+            {
+                "at": spell(part.located.at),
+                "from": part.conversion.source.layout,
+                "to": part.conversion.layout,
+                "copy_of": None if part.located.copy_of is None else spell(part.located.copy_of),
+            }
+            for part in result.whole.parts
+        ],
+        "leaves": account.total,
+        "converted": len(account.converted),
+        "kept": [spell(key) for key in account.kept],
+        "left_out": [spell(key) for key in left_out],
+        "reasons": {spell(key): reason for key, reason in left_out.items()},
         "beside": list(result.extra_files),
         "arrays": len(plan.arrays),
         "renamed": len(plan.renamed),
@@ -67,6 +71,33 @@ def conversion_json(result: Result) -> dict[str, Any]:
     }
 
 
+def _meaning_json(result: Result) -> dict[str, Any]:
+    """What the source and its first state are; of a tree without a state, its container alone."""
+    conversion = result.whole.conversion
+    source = None if conversion is None else conversion.source
+    return {
+        "source": {
+            "path": result.source_path,
+            "layout": None if source is None else source.layout,
+            "evidence": [] if source is None else list(source.evidence),
+            "decided": [] if source is None else list(source.notes),
+        },
+        "rename": [] if source is None else list(source.renamed),
+        "target": {
+            "path": result.target_path,
+            "layout": None if conversion is None else conversion.layout,
+        },
+        "layers": []
+        if conversion is None
+        else [_layers_json(conversion, group) for group in conversion.source.groups],
+        "moments": [] if conversion is None else _moments(conversion),
+        "taken_from_like": []
+        if conversion is None
+        else [spell(("aux", *key)) for key in conversion.taken],
+        "assumed": [] if conversion is None else list(conversion.assumed),
+    }
+
+
 def _moved_json(moved: Moved) -> dict[str, Any]:
     return {
         "copied_files": moved.copied_files,
@@ -79,9 +110,8 @@ def _moved_json(moved: Moved) -> dict[str, Any]:
 
 def conversion_text(result: Result) -> str:
     """What was recognised and done, in a few lines; with a dry run, the plan array by array."""
-    conversion, plan = result.conversion, result.plan
-    verb = "would convert" if result.is_dry_run else "converted"
-    lines = [f"{verb} {conversion.source.layout} to {conversion.layout}"]
+    plan = result.plan
+    lines = [_headline(result)]
     lines += [f"  {name:<9} {text}" for name, text in _rows(result)]
     if result.is_dry_run:
         lines += ["", *_plan_rows(result), "", f"{_totals(result)}; {_predicted(result)}"]
@@ -92,6 +122,16 @@ def conversion_text(result: Result) -> str:
             f" peak memory {format_bytes(result.peak_memory_bytes)}"
         )
     return "\n".join(lines)
+
+
+def _headline(result: Result) -> str:
+    states = result.whole.states
+    if not states:
+        return "would write the tree as it is" if result.is_dry_run else "wrote the tree as it is"
+    verb = "would convert" if result.is_dry_run else "converted"
+    first = states[0].conversion
+    told = f"{verb} {first.source.layout} to {first.layout}"
+    return told if len(states) == 1 else f"{told}: {counted(len(states), 'state')}"
 
 
 def _by(result: Result) -> str:
@@ -124,9 +164,27 @@ def _predicted(result: Result) -> str:
 
 
 def _rows(result: Result) -> Iterator[tuple[str, str]]:
-    conversion = result.conversion
     yield "source", result.source_path
     yield "target", result.target_path
+    for part in result.whole.states:
+        if part.located.at or len(result.whole.states) > 1:
+            yield "state", spell(part.located.at) or "at the root"
+        yield from _state_rows(part.conversion)
+    for part in result.whole.parts:
+        if part.is_copy:
+            name = spell(part.located.at)
+            yield "copy", f"{name}: arranged as the parameters, its types as they were"
+    yield from _account_rows(result)
+    for name in result.extra_files:
+        yield "beside", name
+    if result.moved is not None:
+        yield from _moved(result.moved)
+    if result.is_verified:
+        yield "verified", "read back and compared with the source before it was committed"
+
+
+def _state_rows(conversion: Conversion) -> Iterator[tuple[str, str]]:
+    """What was recognised and done in one state."""
     yield "known by", "; ".join(conversion.source.evidence)
     for note in conversion.source.notes:
         yield "decided", note
@@ -146,12 +204,48 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
         yield "from like", f"{counted(len(conversion.taken), 'array')} of aux"
     for text in conversion.assumed:
         yield "assumed", text
-    for name in result.extra_files:
-        yield "beside", name
-    if result.moved is not None:
-        yield from _moved(result.moved)
-    if result.is_verified:
-        yield "verified", "read back and compared with the source before it was committed"
+
+
+_FEW = 6
+"""So many keys are named; of more, what they stand in."""
+
+
+def _account_rows(result: Result) -> Iterator[tuple[str, str]]:
+    """What is around the states: kept, or left out by name; and the sum of all leaves."""
+    account = result.account
+    inside = {spell_part for part in result.whole.states for spell_part in _of_state(part)}
+    if account.kept and result.whole.parts:
+        yield "kept", _named(account.kept)
+    gone = {k: why for k, why in (account.left_out or {}).items() if k not in inside}
+    for why in dict.fromkeys(gone.values()):
+        yield "left out", f"{_named([k for k, told in gone.items() if told == why])} ({why})"
+    yield "leaves", _sum(result)
+
+
+def _of_state(part: StatePart) -> Iterator[Key]:
+    """The keys that a state's own rows tell of."""
+    if part.conversion.left_out:
+        yield from part.located.stored.values()
+
+
+def _named(keys: Sequence[Key]) -> str:
+    """A few keys by name; of many, how many there are below each name at the root."""
+    if len(keys) <= _FEW:
+        return ", ".join(map(spell, keys))
+    below = Counter(spell(key[:1]) for key in keys)
+    return ", ".join(f"{counted(n, 'leaf', 'leaves')} of {name}" for name, n in below.items())
+
+
+def _sum(result: Result) -> str:
+    """`31 = 28 converted + 2 kept as they are + 1 left out`."""
+    account = result.account
+    parts = [
+        (len(account.converted), "converted"),
+        (len(account.kept), "kept as they are"),
+        (len(account.left_out or {}), "left out"),
+    ]
+    told = " + ".join(f"{count:,} {name}" for count, name in parts if count)
+    return f"{account.total:,} = {told}" if told else "none"
 
 
 def _moved(moved: Moved) -> Iterator[tuple[str, str]]:
@@ -208,7 +302,7 @@ def _step(conversion: Conversion) -> str:
         same = (
             key
             for key, leaf in tree.items()
-            if step and not isinstance(leaf, Literal) and first_source(leaf) == first_source(step)
+            if step and not isinstance(leaf, Literal) and _stored_as(leaf) == _stored_as(step)
         )
         key: Key = next(same, ("step",))
         return f"{'/'.join(map(str, key))} {notation(tree[key])}" if key in tree else None
@@ -216,6 +310,11 @@ def _step(conversion: Conversion) -> str:
     before = found(conversion.source.state.step, conversion.source.tree)
     after = found(conversion.state.step, conversion.tree)
     return "" if before == after else f"{before or 'none'} -> {after or 'none'}"
+
+
+def _stored_as(view: View) -> tuple[str, str]:
+    source = first_source(view)
+    return source.store, source.name
 
 
 def _left_out(conversion: Conversion) -> Iterator[str]:

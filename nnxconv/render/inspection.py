@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nnxconv.commands.inspection import ChainElement, Inspection
-from nnxconv.layouts import RECORD
+from nnxconv.layouts import RECORD, Located
 from nnxconv.render.conversion import arranged
 from nnxconv.storage.orbax import array_name
 from nnxconv.tree import (
@@ -37,7 +37,12 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
             "compressors": dict(found.compressors),
             "chunks": dict(found.chunks),
         },
-        "step": found.step,
+        "states": [_state_json(found, located) for located in found.survey.states],
+        "ledger": {
+            role: {"leaves": amount.leaves, "bytes": amount.nbytes}
+            for role, amount in found.ledger.items()
+        },
+        "step": found.step if not isinstance(found.step, tuple) else list(found.step),
         "layers": [] if understood is None else [_layers_json(g) for g in understood.groups],
         "parts": {
             name: {"arrays": part.arrays, "elements": part.elements, "bytes": part.nbytes}
@@ -55,6 +60,19 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
             | ({"chunks": list(leaf.chunks)} if isinstance(leaf, Source) else {})
             for key, leaf in found.item.tree.items()
         ],
+    }
+
+
+def _state_json(found: Inspection, located: Located) -> dict[str, Any]:
+    """One state: where it stands, what it is, and how many arrays of parameters it has."""
+    roles = found.survey.roles
+    stored = located.stored.values()
+    return {
+        "at": spell(located.at),
+        "layout": located.understood.layout,
+        "parameters": sum(roles[key] == "parameters" for key in stored),
+        "evidence": list(located.understood.evidence),
+        "copies": [spell(c.at) for c in found.survey.copies if c.copy_of == located.at],
     }
 
 
@@ -85,19 +103,44 @@ def inspection_text(
     return "\n".join(lines)
 
 
+def _ledger_rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    """Leaves and bytes of each role; their sum is what Orbax counts."""
+    told = [(str(role), a.leaves, a.nbytes) for role, a in found.ledger.items() if a.leaves]
+    told.append(("together", sum(row[1] for row in told), sum(row[2] for row in told)))
+    rows = [(name, counted(n, "leaf", "leaves"), format_bytes(size)) for name, n, size in told]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for place, (name, leaves, size) in enumerate(rows):
+        text = f"{name:<{widths[0]}}  {leaves:>{widths[1]}}  {size:>{widths[2]}}"
+        yield "" if place else "roles", text
+
+
 def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
     understood = found.understood
     if understood is None:
-        yield "layout", f"unknown: {found.problem}"
-    else:
+        yield from _unknown_rows(found)
+    elif found.is_one_at_the_root:
         yield "layout", f"{understood.codec.name}: {'; '.join(understood.evidence)}"
         for note in understood.notes:
             yield "", note
+    else:
+        for located in found.survey.states:
+            one = located.understood
+            at = spell(located.at) or "at the root"
+            yield "state", f"{at}: {one.codec.name}: {'; '.join(one.evidence)}"
+    for copy in found.survey.copies:
+        of = f" of `{spell(copy.copy_of)}`" if copy.copy_of else ""
+        yield "copy", f"{spell(copy.at)}: a second copy of the parameters{of}"
     yield "container", _container(found)
     yield "stored", f"{_counted(found.chunks)}; compressed by {_counted(found.compressors)}"
     if found.processes:
         yield "written by", ", ".join(found.processes)
-    if found.step is not None:
+    if isinstance(found.step, tuple):
+        yield (
+            "step",
+            ", ".join(f"{step:,}" for step in dict.fromkeys(found.step))
+            + (f" in {len(found.step)} replicas"),
+        )
+    elif found.step is not None:
         yield "step", f"{found.step:,}"
     for group in understood.groups if understood else ():
         count = f"{counted(len(group.indices), 'layer')}, " if group.indices else ""
@@ -111,12 +154,21 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
             yield name, f"{counted(part.arrays, 'array')}, {elements}, {size}"
     for element in found.chain:
         yield "optimizer", _element(element)
+    yield from _ledger_rows(found)
     yield "types", _counted(found.dtypes)
     for name, value in found.custom_metadata.items():
         if name == RECORD:
             yield "converted", f"by nnxconv, from {', '.join(value.get('forms', {}))}"
         else:
             yield "metadata", f"{name} = {_short(value)}"
+
+
+def _unknown_rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    """What the tree is not, and what stands at its root."""
+    yield "layout", f"unknown: {found.problem}"
+    problem = found.survey.problem
+    for detail in () if problem is None else problem.details:
+        yield "", detail
 
 
 def _container(found: Inspection) -> str:

@@ -32,6 +32,7 @@ from .piece import pieces as pieces
 from .reshaping import divided as divided
 from .reshaping import merged as merged
 from .reshaping import permuted as permuted
+from .reshaping import reshaped as reshaped
 from .shapes import Region as Region
 from .shapes import Shape as Shape
 from .sizes import counted as counted

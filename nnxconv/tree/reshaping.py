@@ -1,6 +1,7 @@
-"""Axes of a view in another order, one axis as two, and two as one."""
+"""Axes of a view in another order, one axis as two, two as one, and any other shape."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
 
@@ -63,3 +64,48 @@ def divided(view: View, axis: int, sizes: tuple[int, int]) -> View:
 def merged(view: View, axis: int) -> View:
     """The view with its axes `axis` and `axis + 1` as one, as `numpy.reshape` does."""
     return concat([slot(view, axis, i) for i in range(view.shape[axis])], axis)
+
+
+def reshaped(view: View, shape: Sequence[int]) -> View:
+    """The view with its elements, in their order, in another shape, as `numpy.reshape` does.
+
+    Both shapes must have as many elements. Axes that neither shape cuts across stay whole.
+
+    >>> from nnxconv.tree import Source
+    >>> w = Source("w", (1, 6, 4, 5), "float32", (1, 6, 4, 5))
+    >>> reshaped(w, (24, 5, 1)).shape, reshaped(reshaped(w, (24, 5, 1)), w.shape) == w
+    ((24, 5, 1), True)
+    """
+    for axis in reversed(range(len(view.shape))):
+        if view.shape[axis] == 1:
+            view = slot(view, axis, 0)
+    axis = 0
+    for old, new in _parts_of_equal_size(view.shape, [size for size in shape if size != 1]):
+        for _ in range(len(old) - 1 if old != new else 0):
+            view = merged(view, axis)
+        for place, size in enumerate(new[:-1] if old != new else ()):
+            view = divided(view, axis + place, (size, math.prod(new[place + 1 :])))
+        axis += len(new)
+    for axis, size in enumerate(shape):
+        if size == 1:
+            view = stack([view], axis)
+    return view
+
+
+def _parts_of_equal_size(
+    old: Sequence[int], new: Sequence[int]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Runs of axes, as short as can be, that have as many elements on both sides.
+
+    >>> list(_parts_of_equal_size((6, 4, 5), (24, 5)))
+    [([6, 4], [24]), ([5], [5])]
+    """
+    left, right = list(old), list(new)
+    while left or right:
+        a, b = [left.pop(0)], [right.pop(0)]
+        while math.prod(a) != math.prod(b):
+            if math.prod(a) < math.prod(b):
+                a.append(left.pop(0))
+            else:
+                b.append(right.pop(0))
+        yield a, b

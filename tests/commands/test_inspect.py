@@ -73,7 +73,8 @@ def test_a_conversion_shows_that_it_is_one(tmp_path):
     nnxconv.convert(str(source), str(tmp_path / "b"), to="nnx-pure", scan_layers=True)
     outcome = run("inspect", tmp_path / "b")
     assert outcome.exit_code == 0
-    assert "nnxconv" in outcome.stdout.splitlines()[-1]
+    [told] = [line for line in outcome.stdout.splitlines() if line.startswith("  metadata")]
+    assert "nnxconv" in told
 
 
 def test_the_command_is_a_function_of_the_library():
@@ -149,6 +150,23 @@ def test_json_holds_the_whole_tree_and_everything_that_the_text_says(stacked):
         "dtypes": {"int32": 3, "float32": 15},
         "custom_metadata": {},
         "shardings": {},
+        "states": [
+            {
+                "at": "",
+                "layout": "linen",
+                "parameters": 5,
+                "evidence": found["evidence"],
+                "copies": [],
+            }
+        ],
+        "ledger": {
+            "parameters": {"leaves": 5, "bytes": 16640},
+            "optimizer": {"leaves": 12, "bytes": 33288},
+            "step": {"leaves": 1, "bytes": 4},
+            "variables": {"leaves": 0, "bytes": 0},
+            "rng": {"leaves": 0, "bytes": 0},
+            "other": {"leaves": 0, "bytes": 0},
+        },
     }
 
 
@@ -178,15 +196,10 @@ def test_items_steps_and_roots_with_a_chosen_step_are_shown(tmp_path):
 def test_what_a_step_says_about_itself_is_shown(tmp_path):
     save_step(tmp_path / "7", checkpoints.linen(), custom_metadata={"scan_layers": False})
     outcome = run("inspect", tmp_path / "7")
-    assert outcome.stdout.splitlines()[-1] == "  metadata   scan_layers = false"
+    assert "  metadata   scan_layers = false" in outcome.stdout.splitlines()
 
 
 NO_CHECKPOINT = {
-    "root_of_steps": (
-        lambda path: save_root(path, {1: checkpoints.linen(1), 2: checkpoints.linen(1)}),
-        "`PATH` holds 2 steps: 1, 2",
-        "choose one with `--step N`",
-    ),
     "unfinished_saves_only": (
         lambda path: (path / "7.orbax-checkpoint-tmp-1700000000").mkdir(parents=True),
         "`PATH` is not an Orbax checkpoint",

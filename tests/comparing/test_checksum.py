@@ -466,7 +466,7 @@ def test_a_manifest_beside_a_step_leaves_the_root_to_the_manager(tmp_path):
     for step in (1, 2):
         assert run("checksum", "--check", root / str(step)).exit_code == 0
     outcome = run("inspect", root)
-    assert outcome.stderr.startswith(f"error: `{root}` holds 3 steps: 1, 2, 3\n")
+    assert outcome.stdout.splitlines()[0] == str(root / "3" / "default")
 
 
 def test_a_manager_that_keeps_few_steps_is_not_held_up_by_manifests(tmp_path):
@@ -480,7 +480,6 @@ def test_a_manager_that_keeps_few_steps_is_not_held_up_by_manifests(tmp_path):
 
 def test_steps_of_a_root_can_be_chosen(tmp_path):
     root = save_root(tmp_path / "root", {step: checkpoints.linen(1, step=step) for step in (1, 2)})
-    assert run("checksum", root).exit_code == 2
     assert run("checksum", root, "--step", "2").exit_code == 0
     assert run("checksum", "--check", root, "--step", "2").exit_code == 0
     outcome = run("checksum", "--check", root, "--step", "1")

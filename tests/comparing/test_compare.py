@@ -714,12 +714,11 @@ def test_a_step_whose_only_item_is_unfinished_cannot_be_compared(tmp_path):
     assert "unfinished" in outcome.stderr
 
 
-def test_a_root_of_several_steps_asks_for_one_in_a_way_that_compare_understands(tmp_path):
+def test_of_several_steps_of_a_root_the_newest_is_compared(tmp_path):
     root = save_root(tmp_path / "root", {1: weights_only(decoder(1)), 2: weights_only(decoder(1))})
     outcome = run("compare", root, root)
-    assert outcome.exit_code == 2
-    assert outcome.stderr.startswith(f"error: `{root}` holds 2 steps: 1, 2\n")
-    assert "--step" not in outcome.stderr  # compare has no such option
+    assert outcome.exit_code == 0
+    assert str(root / "2" / "items") in outcome.stdout
 
 
 def test_a_broken_side_is_found_whichever_side_it_is(tmp_path):

@@ -69,12 +69,13 @@ def test_globs_choose_keys(tmp_path):
     assert len(tree.filter("nothing")) == 0
 
 
-def test_a_root_of_steps_needs_the_number_of_one(tmp_path):
+def test_of_a_root_of_steps_the_newest_is_opened_unless_one_is_named(tmp_path):
     steps = {3: checkpoints.linen(step=3), 4: checkpoints.linen(step=4)}
     root = checkpoints.save_root(tmp_path / "root", steps)
     assert nnxconv.open(root, step=3).step == 3
-    with pytest.raises(nnxconv.NnxconvError, match="holds 2 steps: 3, 4"):
-        nnxconv.open(root)
+    assert nnxconv.open(root).step == 4
+    with pytest.raises(nnxconv.NnxconvError, match="has no step 5"):
+        nnxconv.open(root, step=5)
 
 
 # Indexing

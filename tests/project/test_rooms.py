@@ -31,7 +31,6 @@ ROOMS = [
 
 INNER = [
     "storage.names",
-    "storage.interrupts",
     "storage.tasks",
     "storage.gcs",
     "storage.files",

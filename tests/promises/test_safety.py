@@ -982,15 +982,6 @@ def _step_without_item(root: Path) -> Path:
     return root / "root"
 
 
-def _two_items(*names: str):
-    def build(root: Path) -> Path:
-        for name in names:
-            checkpoints.save_item(root / "root" / "5" / name, checkpoints.linen(1))
-        return root / "root"
-
-    return build
-
-
 EXPECTED = "hint: expected `_METADATA`, an item that has it, or numbered steps"
 
 # name: builder, --step, error
@@ -1042,11 +1033,6 @@ NOT_FOUND = {
         None,
         "error: step `$/root/5` has no item with arrays\n\nhint: it is empty",
     ),
-    "several steps": (
-        _steps(100, 20, 3),
-        None,
-        "error: `$/root` holds 3 steps: 3, 20, 100\n\nhint: choose one with `--step N`",
-    ),
     "another step": (
         _steps(100, 20),
         7,
@@ -1061,12 +1047,6 @@ NOT_FOUND = {
         lambda root: _steps(100)(root) / "100" / "items",
         100,
         "error: `$/root/100/items` is one item of a checkpoint, so `--step` has no meaning",
-    ),
-    "two items": (
-        _two_items("actor", "critic"),
-        None,
-        "error: `$/root/5` holds 2 items with arrays: actor, critic\n\n"
-        "hint: name one of them, for example `$/root/5/actor`",
     ),
 }
 

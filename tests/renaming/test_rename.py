@@ -153,6 +153,30 @@ STEPS = {
         '"w" = { to = "w", merge = { axis = 0, of = [3, 4] } }', {"w": (3, 4, 5)}, {"w": (12, 5)}
     ),
     "fused heads": (FUSED, HEADS, {"qkv": (24, 6)}),
+    "reshape": (
+        '"w" = { to = "w", reshape = { of = [2, 2, 3, 4], to = [12, 4] } }',
+        {"w": (2, 2, 3, 4)},
+        {"w": (12, 4)},
+    ),
+    "squeeze": (
+        '"w" = { to = "w", reshape = { of = [1, 1, 1, 6], to = [6] } }',
+        {"w": (1, 1, 1, 6)},
+        {"w": (6,)},
+    ),
+    "permute": (
+        '"w" = { to = "w", permute = { axis = 1, order = [2, 0, 1] } }',
+        {"w": (4, 6)},
+        {"w": (4, 6)},
+    ),
+    "halves": (
+        '"w" = { to = "w", halves = { axis = 0, heads = 2 } }', {"w": (8, 3)}, {"w": (8, 3)}
+    ),
+    "a step twice": (
+        '"w" = { to = "w", steps = [{ divide = { axis = 0, into = [2, 3] } },'
+        " { transpose = [1, 0, 2] }, { divide = { axis = 2, into = [2, 2] } }] }",
+        {"w": (6, 4)},
+        {"w": (3, 2, 2, 2)},
+    ),
 }  # fmt: skip
 
 

@@ -132,6 +132,12 @@ n = "decoder.dense_layers[{i}]"
 "ab" = { to = ["a", "b"], unstack = 0 }
 "w" = { to = "w", transpose = [1, 0], divide = { axis = -1, into = [4, 8] } }
 "v" = { to = "v", merge = 0, optional = true }
+"p" = { to = "p", reshape = { of = [4, 4, 3, 8], to = [48, 8] } }
+"s" = { to = "s", reshape = [8] }
+"g" = { to = "g", permute = { axis = -1, order = [0, 2, 1, 3] } }
+"q" = { to = "q", transpose = [1, 0], halves = { axis = 1, heads = 2 } }
+"r" = { to = "r", pairs = { axis = 1, heads = 2 } }
+"t" = { to = "t", steps = [{ merge = { axis = 0, of = [2, 4] } }, { merge = 0 }] }
 '["a.b"].c' = "c"
 """
 
@@ -279,6 +285,9 @@ STEPS = [
     "divide = { axis = 1, into = [2, 2] }",
     "merge = { axis = -2, of = [6, 2] }",
     "transpose = [1, 0, 2, 3], divide = { axis = -1, into = [2, 1] }",
+    "reshape = { of = [4, 4, 6, 2], to = [4, 24, 2] }",
+    "permute = { axis = 2, order = [1, 2, 0] }",
+    "pairs = { axis = -2, heads = 3 }, halves = { axis = 1, heads = 2 }",
 ]
 CUTS = [
     "split = 2",

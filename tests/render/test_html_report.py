@@ -42,6 +42,8 @@ SCRIPT = "<script>document.title='ran'</script>"
 LAYERS: Key = ("params", "decoder", "layers")
 BACK = "backgroundColor"
 WAIT_SECONDS = 20
+POLL_SECONDS = 0.02
+MOVE_MILLISECONDS = 20
 
 
 def source(shape: tuple[int, ...], dtype: str = "float32") -> Source:
@@ -195,7 +197,9 @@ class Browser:
         """Waits until a JavaScript claim is true."""
         from selenium.webdriver.support.ui import WebDriverWait
 
-        WebDriverWait(self.driver, WAIT_SECONDS).until(lambda _: self.run(f"return {claim}"))
+        WebDriverWait(self.driver, WAIT_SECONDS, POLL_SECONDS).until(
+            lambda _: self.run(f"return {claim}")
+        )
 
     def shows(self, read: Callable[[], Any], expected: Any) -> None:
         """The page comes to show it: what the system or the pointer does is drawn a frame later."""
@@ -203,7 +207,9 @@ class Browser:
         from selenium.webdriver.support.ui import WebDriverWait
 
         with contextlib.suppress(TimeoutException):
-            WebDriverWait(self.driver, WAIT_SECONDS).until(lambda _: read() == expected)
+            WebDriverWait(self.driver, WAIT_SECONDS, POLL_SECONDS).until(
+                lambda _: read() == expected
+            )
         assert read() == expected
 
     def pick(self, section: int, row: int, column: int) -> None:
@@ -225,7 +231,7 @@ class Browser:
         )
         x = area.size["width"] * ((column + 0.5) / columns - 0.5)
         y = area.size["height"] * ((row + 0.5) / rows - 0.5)
-        actions = ActionChains(self.driver)
+        actions = ActionChains(self.driver, duration=MOVE_MILLISECONDS)
         return actions.move_to_element_with_offset(area, round(x) - 2, round(y)).move_by_offset(
             2, 0
         )
@@ -384,7 +390,9 @@ def test_a_bar_shows_its_range_and_its_count_under_the_pointer(browser: Browser)
     browser.open(report_of({("params", "w"): (zeros, np.full(64, 1.5))}))
     [area] = browser.all("#histogram .nsewdrag")
     browser.run("arguments[0].scrollIntoView({block: 'center'})", area)
-    ActionChains(browser.driver).move_to_element(area).move_by_offset(1, 20).perform()
+    ActionChains(browser.driver, duration=MOVE_MILLISECONDS).move_to_element(area).move_by_offset(
+        1, 20
+    ).perform()
     browser.until("document.querySelector('#histogram .hovertext') !== null")
     assert browser.texts("#histogram .hovertext .line") == ["1 ≤ |a-b| < 2", "64 elements"]
 

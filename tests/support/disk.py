@@ -2,7 +2,8 @@
 
 import json
 
-from nnxconv.layouts.conversion import Options, convert_tree, nothing_lost
+from nnxconv.layouts.conversion import Options, convert_tree
+from nnxconv.layouts.joining import alone, nothing_lost
 from nnxconv.layouts.understanding import RECORD, understand
 from nnxconv.tree.views import Literal
 from tests.support import states
@@ -30,7 +31,7 @@ class Disk:
             layer_group=names,
         )
         conversion = convert_tree(source, Options(**options), None)
-        nothing_lost(conversion)
+        nothing_lost(alone(conversion))
         tree, stored = states.written(conversion.tree, self.stored)
         record = json.loads(json.dumps(conversion.record.to_json()))
         return Disk(tree, stored, {RECORD: record}), conversion

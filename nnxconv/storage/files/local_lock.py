@@ -4,13 +4,12 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 
 from etils import epath
 
 from nnxconv.errors import BadInput
-from nnxconv.storage import UNFINISHED, last_resort
+from nnxconv.storage import UNFINISHED
 
 
 @contextmanager
@@ -25,10 +24,10 @@ def locked(path: epath.Path) -> Iterator[None]:
     lock = path.parent / f"{path.name}{UNFINISHED}-lock"
     held = _take(os.fspath(lock), path)
     try:
-        with last_resort(partial(lock.unlink, missing_ok=True)):
-            yield
+        yield
     finally:
-        lock.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            lock.unlink()
         os.close(held)
 
 

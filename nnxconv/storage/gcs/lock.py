@@ -17,7 +17,6 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import BadInput, StorageError
-from nnxconv.storage import last_resort
 from nnxconv.storage.gcs.objects import object_at, remove_generation, write_generation
 from nnxconv.storage.gcs.retries import lease_seconds
 from nnxconv.tree import counted
@@ -70,8 +69,11 @@ class Lease:
           BadInput: another run has it, or was killed a moment ago.
         """
         renewing = threading.Thread(target=self._renew_always, daemon=True)
-
-        def leave() -> None:
+        try:
+            self._take()
+            renewing.start()
+            yield
+        finally:
             self._is_over.set()
             if renewing.is_alive():
                 renewing.join(_LEAVING_SECONDS)
@@ -79,14 +81,6 @@ class Lease:
                 with suppress(Exception):  # it will be stale in a minute
                     if self._look().run == self.run:
                         remove_generation(self._path, self._generation)
-
-        try:
-            with last_resort(leave):
-                self._take()
-                renewing.start()
-                yield
-        finally:
-            leave()
 
     def check(self, *, surely: bool = False) -> None:
         """Makes sure that this run still has the lock; asks the server if it has not of late.

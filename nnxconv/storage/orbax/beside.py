@@ -65,7 +65,7 @@ class ExtraFiles:
 def files_beside(location: Location, target: Target) -> ExtraFiles:
     """The files that travel with a checkpoint: each keeps its distance from the item."""
     folder = location.item.parent
-    if location.given_as == "item":
+    if location.given_as == "item" or location.is_bare_step:
         return ExtraFiles(beside=_found(folder, target.path.parent))
     inside = {new.name: old for new, old in _found(folder, target.path).items()}
     return ExtraFiles(inside, _found(folder.parent, target.path.parent))

@@ -9,7 +9,7 @@ from functools import partial
 from etils import epath
 
 from nnxconv.errors import BadInput, StorageError
-from nnxconv.storage import COMMITTED, UNFINISHED, last_resort
+from nnxconv.storage import COMMITTED, UNFINISHED
 from nnxconv.storage.files import (
     copy_tree,
     exchange,
@@ -51,8 +51,7 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
         _undo(path)  # what a killed run left
         refuse_replacing(path, may_replace)
         try:
-            with last_resort(partial(_undo, path)):
-                yield Place(_made(_temporary(path)), partial(_rename, path, may_replace))
+            yield Place(_made(_temporary(path)), partial(_rename, path, may_replace))
         except BaseException:
             _undo(path)
             raise
@@ -81,13 +80,13 @@ def _no_objects_left_on_failure(
     if left:
         remove_tree(beside)
     try:
-        with last_resort(partial(_remove_if_held, place, lease)):
-            yield place
+        yield place
     except LeaseLost:  # what is there may be the other run's
         raise
     except BaseException as error:
         try:
-            _remove_if_held(place, lease)
+            lease.confirm()
+            remove_objects(place)
         except LeaseLost:
             raise
         except Exception as trouble:
@@ -99,11 +98,6 @@ def _no_objects_left_on_failure(
         raise
     if place == beside:
         _replace(path, beside)
-
-
-def _remove_if_held(place: epath.Path, lease: Lease) -> None:
-    lease.confirm()
-    remove_objects(place)
 
 
 def _replace(old: epath.Path, new: epath.Path) -> None:

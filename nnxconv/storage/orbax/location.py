@@ -1,8 +1,8 @@
 """From the path a user gives to the directory that holds a checkpoint's arrays.
 
 ```
-root/                  numeric steps, as `CheckpointManager` writes them
-└── 100/               a step: its items, `_CHECKPOINT_METADATA`
+root/                  steps, called as `CheckpointManager` or flax.training.checkpoints does
+└── 100/               a step (`ckpt_00000100`, `checkpoint_0.5`), which may itself be the item
     ├── items/         an item: `_METADATA` and the arrays
     └── iter/          another item, not arrays
 ```
@@ -11,7 +11,7 @@ root/                  numeric steps, as `CheckpointManager` writes them
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from typing import Literal as OneOf
 
 from etils import epath
@@ -28,6 +28,9 @@ from nnxconv.storage.files import (
     refuse_strangers,
 )
 from nnxconv.storage.gcs import is_remote, prepare
+
+Step: TypeAlias = int | float | str
+"""How a step is named: by its number, or by what its directory is called."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Location:
         return self.folder.path
 
     @property
+    def is_bare_step(self) -> bool:
+        """True where the step of a root is itself the item."""
+        return self.given_as == "root" and self.item.name == self.step_name
+
+    @property
     def item_handlers(self) -> dict[str, str]:
         """What Orbax calls the handlers of a step's items; an item alone has one handler."""
         told = (self.step_metadata or {}).get("item_handlers")
@@ -72,12 +80,14 @@ class Location:
 
 def locate(
     path: str,
-    step: int | None = None,
+    step: Step | None = None,
     *,
     has_step: bool = True,
     allow_uncommitted: bool = False,
 ) -> Location:
     """The checkpoint that a path and `--step` name; some commands have no `--step`.
+
+    Of several steps the newest is taken, unless `step` is a number or name.
 
     Raises:
       NotACheckpoint: there is nothing there that Orbax could read.
@@ -85,7 +95,7 @@ def locate(
     """
     given = finished_directory(path)
     if TREE_METADATA in given.files:
-        if step is not None:
+        if step is not None and not _is_called(given.path.name, step):
             raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
         refuse_strangers(given.path, given.path)
         refuse_strangers(given.path.parent, given.path.parent / STEP_METADATA)
@@ -94,12 +104,16 @@ def locate(
         return Location(given, "item", step_metadata=metadata)
     items = _items(given)
     if items:
-        if step is not None and _step_number(given.path.name) != step:
+        if step is not None and not _is_called(given.path.name, step):
             raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
         refuse_strangers(given.path, given.path)
         return _in_step(given, items, "step", allow_uncommitted)
-    chosen = open_folder(choose_step(given, step, has_step, allow_uncommitted))
+    chosen = open_folder(choose_step(given, step, has_step, allow_uncommitted, takes_newest=True))
     refuse_strangers(given.path, chosen.path)
+    if TREE_METADATA in chosen.files:
+        _refuse_uncommitted(allow_uncommitted, chosen)
+        metadata = _read_step_metadata(chosen.path)
+        return Location(chosen, "root", chosen.path.name, step_metadata=metadata)
     return _in_step(chosen, _items(chosen), "root", allow_uncommitted)
 
 
@@ -150,7 +164,7 @@ def absolute(path: str) -> epath.Path:
 def _in_step(
     step: Folder, items: list[Folder], given_as: OneOf["step", "root"], allow_uncommitted: bool
 ) -> Location:
-    path, names = step.path, sorted(item.path.name for item in items)
+    path = step.path
     if not items:
         raise NotACheckpoint(f"step `{path}` has no item with arrays", hint=_looks_like(step))
     usual = [item for item in items if item.path.name in USUAL_ITEMS]
@@ -160,11 +174,8 @@ def _in_step(
     else:
         joined = []
     if len(items) > 1 and len(usual) != 1:
-        raise BadInput(
-            f"`{path}` holds {len(items)} items with arrays: {', '.join(names)}",
-            hint=f"name one of them, for example `{path / names[0]}`",
-        )
-    item = usual[0] if usual else items[0]
+        joined = items
+    item = joined[0] if joined else usual[0] if usual else items[0]
     own = joined or [item]
     others = {name for name in step.folders if UNFINISHED not in name}
     others -= {one.path.name for one in own}
@@ -180,19 +191,35 @@ def _items(step: Folder) -> list[Folder]:
     return [child for child in children if TREE_METADATA in child.files]
 
 
-def _step_number(name: str) -> int | None:
-    """The number in `100`, `checkpoint_100` or `step_100`; None for any other name."""
-    match = re.fullmatch(r"(?:[^.]*_)?([0-9]+)", name)
-    return int(match[1]) if match else None
+def _step_number(name: str) -> int | float | None:
+    """The number in `100`, `checkpoint_100`, `step-1.5` or `0007`; None for any other name."""
+    match = re.fullmatch(r"(?:[^.]*[_-])?([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)", name)
+    if match is None:
+        return None
+    return int(match[1]) if match[1].isdigit() else float(match[1])
 
 
-def steps_in(root: Folder) -> dict[int, epath.Path]:
+def _is_called(name: str, step: Step) -> bool:
+    """True for a directory that has this number, or is called so.
+
+    >>> _is_called("ckpt_00000100", 100), _is_called("ckpt_00000100", "100")
+    (True, True)
+    """
+    if name == str(step):
+        return True
+    try:
+        return _step_number(name) == float(step)
+    except ValueError:
+        return False
+
+
+def steps_in(root: Folder) -> dict[int | float, epath.Path]:
     """The steps under a root, by number; in a bucket also those that are being saved."""
     numbers = {_step_number(name): root.path / name for name in root.folders}
     return {number: numbers[number] for number in sorted(n for n in numbers if n is not None)}
 
 
-def _finished(steps: dict[int, epath.Path]) -> dict[int, epath.Path]:
+def _finished(steps: dict[int | float, epath.Path]) -> dict[int | float, epath.Path]:
     """The steps without those that are being saved, which outside of buckets have other names."""
     return {
         number: path
@@ -202,9 +229,14 @@ def _finished(steps: dict[int, epath.Path]) -> dict[int, epath.Path]:
 
 
 def choose_step(
-    root: Folder, step: int | None, has_step: bool = True, allow_uncommitted: bool = False
+    root: Folder,
+    step: Step | None,
+    has_step: bool = True,
+    allow_uncommitted: bool = False,
+    *,
+    takes_newest: bool = False,
 ) -> epath.Path:
-    """The step that `--step` names, or the only one.
+    """The step that `--step` names, or the only one, or with `takes_newest` the newest.
 
     Raises:
       NotACheckpoint: there are no steps.
@@ -216,13 +248,16 @@ def choose_step(
     if step is None and len(steps) > 1 and not allow_uncommitted:
         steps = _finished(steps) or steps
     listed = ", ".join(map(str, steps))
-    if step is None and len(steps) > 1:
+    if step is None and len(steps) > 1 and not takes_newest:
         name_it = f"name one of them, for example `{steps[max(steps)]}`"
         hint = "choose one with `--step N`" if has_step else name_it
         raise BadInput(f"`{path}` holds {len(steps)} steps: {listed}", hint=hint)
-    if step is not None and step not in steps:
+    if step is None:
+        return steps[max(steps)]
+    called = [there for there in steps.values() if _is_called(there.name, step)]
+    if not called:
         raise BadInput(f"`{path}` has no step {step}", hint=f"it has {listed}")
-    return steps[next(iter(steps)) if step is None else step]
+    return called[0]
 
 
 def _looks_like(folder: Folder) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from nnxconv.storage import COMMITTED, STEP_METADATA, run, to_the_end
+from nnxconv.storage import COMMITTED, STEP_METADATA, run
 from nnxconv.storage.files import copy_files, files_below, write_files
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax.commit import nothing_left_on_failure
@@ -71,12 +71,17 @@ def target_for(
     step = source.item.parent
     return Target(
         path,
-        "" if is_split else _USUAL_ITEM if source.joined else source.item.name,
+        "" if is_split or source.is_bare_step else _item_name(source),
         {name: step / name for name in source.other_items},
         source.item_handlers,
         custom_metadata,
         is_split=is_split,
     )
+
+
+def _item_name(source: Location) -> str:
+    """What the item is called in its step."""
+    return _USUAL_ITEM if source.joined else source.item.name
 
 
 _USUAL_ITEM = "default"
@@ -126,8 +131,7 @@ def save(
                 refuse_unread(place.directory / item.name, item.arrays, item.literals)
         _complete(place.directory, target, items, begun)
         check()
-        with to_the_end():
-            place.commit()
+        place.commit()
 
 
 async def _fill(

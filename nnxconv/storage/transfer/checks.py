@@ -66,8 +66,9 @@ def check_places(
     old = there
     if target.path != destination:
         old = _folder_or_none(target_path, target.path)
-    if old is not None and not _is_replaceable(old, location.given_as):
-        what = "an item" if location.given_as == "item" else "a step"
+    kind = "item" if location.is_bare_step else location.given_as
+    if old is not None and not _is_replaceable(old, kind):
+        what = "an item" if kind == "item" else "a step"
         raise BadInput(
             f"`{target.path}` exists and is not {what} of a checkpoint, so it is not replaced",
             hint=_removal(target.path),

@@ -1,0 +1,115 @@
+"""A found state in the form of a known layout: as it stands, as Linen's, or as an NNX program's."""
+
+from collections.abc import Iterator
+
+from nnxconv.layouts.finding import Place
+from nnxconv.layouts.outline import Node
+from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER
+from nnxconv.layouts.placement import Placement
+from nnxconv.state import BATCH_STATS, LEVEL, RNGS
+from nnxconv.tree import Key, is_digits
+
+_Moves = dict[Key, Key]
+_MODEL: Key = ("model",)
+
+
+def parts_of(place: Place, root: Node) -> set[Key]:
+    """The subtrees of a state, without its copies and the PRNG keys that stand beside it."""
+    parts = {place.params, *place.optimizers, *place.variables, *place.rest}
+    parts |= {key for key in place.rngs if root.at(key).value() is None}
+    return parts if place.step is None else {*parts, place.step}
+
+
+def placements(place: Place, root: Node) -> Iterator[Placement]:
+    """The ways to bring a state into a known layout, the likeliest first."""
+    stands = (place.params, *place.optimizers, *place.variables, *place.rest)
+    if all(key[: len(place.at)] == place.at for key in stands) and not place.rest:
+        moves: _Moves = {place.at: ()}
+        yield Placement(tuple((moves | _levels(place, root, moves, _level(place))).items()))
+    if not place.rest:
+        yield Placement(tuple(_as_linen(place, root).items()))
+    yield _as_nnx(place, root)
+
+
+def _as_linen(place: Place, root: Node) -> _Moves:
+    level = _level(place)
+    moves: _Moves = {place.params: ("params", *level)}
+    for key in (*place.variables, *place.rngs):
+        is_inner = bool(level) and len(key) > len(place.at) + 1
+        moves[key] = ("params", str(key[-1])) if is_inner else (str(key[-1]),)
+    if place.step is not None:
+        moves[place.step] = ("step",)
+    for key, target in _named(place.optimizers, ("opt_state",)).items():
+        if _is_whole(key, root):
+            moves |= {(*key, "opt_state"): target, (*key, "step"): ("step",)}
+        else:
+            moves[key] = target
+    return moves | _levels(place, root, moves, level)
+
+
+def _level(place: Place) -> Key:
+    """The level between `params` and the parameters, where there is one."""
+    inner = place.params[len(place.at) :]
+    return (LEVEL,) if len(inner) > 1 and inner[-1] == LEVEL else ()
+
+
+def _as_nnx(place: Place, root: Node) -> Placement:
+    moves: _Moves = {place.params: _MODEL}
+    apart = [
+        (name, key)
+        for key in (*place.variables, *place.rest)
+        for name in sorted(_collections(root.at(key)))
+    ]
+    chain: Key = ("optimizer", "opt_state")
+    for key, target in _named(place.optimizers, chain).items():
+        moves[key] = ("optimizer",) if _is_whole(key, root) and target == chain else target
+    if place.step is not None:
+        is_wrapped = any(leaf.key[-1] == WRAPPER for leaf in root.at(place.params).leaves())
+        end = (WRAPPER,) if is_wrapped and root.at(place.step).leaf is not None else ()
+        moves[place.step] = ("optimizer", "step", *end)
+    moves |= _levels(place, root, moves, ())
+    return Placement(tuple(moves.items()), tuple(apart))
+
+
+def _collections(node: Node) -> set[str]:
+    """What the variables of a subtree are that stands apart from the parameters."""
+    names = {_bare(leaf.key)[-1] for leaf in node.leaves()}
+    found = {NAMED_COLLECTIONS[str(name)] for name in names if name in NAMED_COLLECTIONS}
+    return found | ({RNGS} if names & {"count", "key"} else set()) or {BATCH_STATS}
+
+
+def _bare(key: Key) -> Key:
+    return key[:-1] if key[-1:] == (WRAPPER,) else key
+
+
+def _named(optimizers: tuple[Key, ...], root: Key) -> _Moves:
+    """Where optimizer states go: to the root, or where there are several, below it by name."""
+    if len(optimizers) == 1:
+        return {optimizers[0]: root}
+    return {key: (*root, str(key[-1])) for key in optimizers}
+
+
+def _is_whole(key: Key, root: Node) -> bool:
+    """True for the state of an `nnx.Optimizer`, which counts its steps."""
+    return set(root.at(key).kids) == {"opt_state", "step"}
+
+
+def _levels(place: Place, root: Node, moves: _Moves, level: Key) -> _Moves:
+    """Moves that give moments the level, and the part of the model, that their parameters have."""
+    found: _Moves = {}
+    for moments, part in place.parts.items():
+        if level and any(is_digits(name) for name in moments):
+            continue  # MaxText keeps nested chains as NNX programs do, without the level
+        stored = root.at(moments).core().key
+        usual = _under(moments, moves)
+        wanted = (*usual, *level, *part[len(place.params) :])
+        if _under(stored, moves) != wanted:
+            found[stored] = wanted
+    return found
+
+
+def _under(key: Key, moves: _Moves) -> Key:
+    for size in range(len(key), -1, -1):
+        if key[:size] in moves:
+            return (*moves[key[:size]], *key[size:])
+    return key

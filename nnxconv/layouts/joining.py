@@ -1,0 +1,417 @@
+"""The target's whole tree: each converted state where it stands, and around it what was there."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nnxconv.errors import BadInput, CannotHold
+from nnxconv.layouts.conversion import Conversion, Options, is_excluded
+from nnxconv.layouts.names import ALONE
+from nnxconv.layouts.parts import WRAPPER
+from nnxconv.layouts.placement import Placement, at_key
+from nnxconv.layouts.surveying import STATES, Located, Survey
+from nnxconv.state import Tree, is_stored
+from nnxconv.tree import Key, Leaf, Literal, Source, counted, in_order, notation, sources_of, spell
+
+
+@dataclass(frozen=True)
+class Part:
+    """A state, or a second copy of parameters, that is converted, and where it goes."""
+
+    located: Located
+    conversion: Conversion
+    placement: Placement
+
+    @property
+    def is_copy(self) -> bool:
+        """True for a second copy of another state's parameters."""
+        return self.located.copy_of is not None
+
+    def places(self) -> dict[Key, Key]:
+        """For each key of the converted tree, where it stands in the target."""
+        tree, placement = self.conversion.tree, self.placement
+        if not placement.apart:
+            return placement.spread(tree, {})
+        by_path: dict[Key, str] = {
+            key[1:]: str(key[0]) for key in self.conversion.arranged.aux if len(key) > 1
+        }
+        collections = {key: by_path[path] for key in tree if (path := _path(key)) in by_path}
+        return placement.spread(tree, collections)
+
+    def spread(self) -> dict[Key, Leaf]:
+        """The converted tree as it stands in the target."""
+        return {place: self.conversion.tree[key] for key, place in self.places().items()}
+
+
+def _path(key: Key) -> Key:
+    """A key below `model` as a path in the model."""
+    return key[1:-1] if key[-1] == WRAPPER else key[1:]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a conversion makes of a whole tree.
+
+    Attributes:
+      parts: its states first, then their copies; none where only storage changes.
+      tree: of the target.
+      kept: keys of the target that are as in the source.
+      left_out: keys of the source that the target does not have, with the reason.
+      converted: keys of the source whose leaves the states of the target are made of.
+      record: what goes into the target's metadata for the way back; None for nothing.
+      source: the source's tree.
+    """
+
+    parts: tuple[Part, ...]
+    tree: Mapping[Key, Leaf]
+    kept: tuple[Key, ...] = ()
+    left_out: Mapping[Key, str] = field(default_factory=dict)
+    converted: tuple[Key, ...] = ()
+    record: Mapping[str, Any] | None = None
+    source: Tree = field(default_factory=dict)
+
+    @property
+    def states(self) -> tuple[Part, ...]:
+        """The parts that are no copies."""
+        return tuple(part for part in self.parts if not part.is_copy)
+
+    @property
+    def conversion(self) -> Conversion | None:
+        """The conversion of its first state, in most trees the only one."""
+        return self.parts[0].conversion if self.parts else None
+
+    @property
+    def layout(self) -> str:
+        """Of the target; that of its first state."""
+        return self.parts[0].conversion.layout if self.parts else "unknown"
+
+    @property
+    def scan_layers(self) -> bool | None:
+        """True when the target stacks its layers; None when it has none, or differs within."""
+        told = {part.conversion.scan_layers for part in self.states} - {None}
+        return told.pop() if len(told) == 1 else None
+
+
+def alone(conversion: Conversion) -> Whole:
+    """A conversion whose source is one state, in whatever format."""
+    located = Located((), Placement(), conversion.source, {k: k for k in conversion.source.tree})
+    part = Part(located, conversion, Placement())
+    used = _sources(conversion.tree.values())
+    converted = tuple(k for k, leaf in conversion.source.tree.items() if _is_in(leaf, used))
+    return Whole(
+        (part,),
+        conversion.tree,
+        converted=converted,
+        left_out=_left_out_of(part, used),
+        record=conversion.record.to_json(),
+        source=conversion.source.tree,
+    )
+
+
+def join(
+    survey: Survey,
+    conversions: Sequence[tuple[Located, Conversion]],
+    options: Options,
+    like: Located | None = None,
+) -> Whole:
+    """The target's whole tree.
+
+    Args:
+      survey: the source.
+      conversions: of each of its states and copies that is converted.
+      options: how.
+      like: where the state stands whose conventions are followed.
+
+    Raises:
+      CannotHold: the target's program has no place for what is around, or keys are taken twice.
+    """
+    layouts = {c.layout for located, c in conversions if located.copy_of is None}
+    is_alone = bool(layouts & set(ALONE))
+    parts = [
+        Part(located, c, _target_placement(located, c, options, is_alone, like))
+        for located, c in conversions
+    ]
+    left_aside = {one.at for one in survey.states} - {located.at for located, _ in conversions}
+    around, left_out = _around(survey, options, next(iter(layouts), ""), is_alone)
+    tree: dict[Key, Leaf] = {}
+    _add(tree, around)
+    for part in parts:
+        _add(tree, part.spread())
+    _refuse_mixed(tree, around)
+    used = _sources(leaf for part in parts for leaf in part.conversion.tree.values())
+    for part in parts:
+        left_out |= _left_out_of(part, used)
+    for one in survey.states:
+        if one.at in left_aside:
+            left_out |= dict.fromkeys(one.stored.values(), "--params_only")
+    converted = tuple(
+        part.located.stored[key]
+        for part in parts
+        for key, leaf in part.located.understood.tree.items()
+        if part.located.stored[key] not in left_out
+    )
+    return Whole(
+        tuple(parts),
+        tree,
+        tuple(around),
+        {key: left_out[key] for key in survey.tree if key in left_out},
+        converted,
+        _record(parts, around),
+        survey.tree,
+    )
+
+
+def unchanged(survey: Survey, source: Tree | None = None) -> Whole:
+    """A tree that is written as it is, or under new names: in another container, or in part."""
+    source = survey.tree if source is None else source
+    return Whole((), survey.tree, tuple(survey.tree), source=source)
+
+
+_COPIES = {
+    **dict.fromkeys(("linen", "linen-variables", "maxtext"), "linen-variables"),
+    "nnx-pure": "nnx-pure",
+}
+
+
+def layout_of_copies(layout: str) -> str:
+    """The layout of second copies beside a state: that of parameters alone."""
+    return _COPIES.get(layout, "nnx")
+
+
+def _target_placement(
+    located: Located,
+    conversion: Conversion,
+    options: Options,
+    is_alone: bool,
+    like: Located | None,
+) -> Placement:
+    """Where a converted state goes: where it stood, or where it stood in that layout before."""
+    if like is not None and located.copy_of is None:
+        return like.placement
+    if options.params_only:
+        return Placement()
+    if conversion.layout == located.understood.codec.name:
+        return located.placement
+    known = located.placements.get(conversion.layout)
+    return known or (Placement() if is_alone else at_key(located.at))
+
+
+def _around(
+    survey: Survey, options: Options, layout: str, is_alone: bool
+) -> tuple[dict[Key, Leaf], dict[Key, str]]:
+    """What stays around the states, and what is left out of it.
+
+    Raises:
+      CannotHold: the target's program has no place for it.
+    """
+    copies = {
+        stored: survey.tree[stored] for copy in survey.copies for stored in copy.stored.values()
+    }
+    if options.params_only:
+        return {}, dict.fromkeys((*survey.around, *copies), "--params_only")
+    excluded = _excluded_copies(survey, options)
+    if not is_alone:
+        return dict(survey.around), excluded
+    reason = f"the {layout} layout keeps none"
+    keeps = {key: leaf for key, leaf in {**survey.around, **copies}.items() if key not in excluded}
+    rngs = [key for key in survey.around if survey.roles[key] == "rng" and not options.strict]
+    empty = [key for key, leaf in keeps.items() if not is_stored(leaf)]
+    expendable = {*rngs, *empty}
+    refuse_around(layout, {k: leaf for k, leaf in keeps.items() if k not in expendable}, survey)
+    return {}, {**excluded, **dict.fromkeys(in_order(expendable), reason)}
+
+
+def _excluded_copies(survey: Survey, options: Options) -> dict[Key, str]:
+    """The leaves of copies that `--without` leaves out: `aux`, or `aux.ema_params`."""
+    gone: dict[Key, str] = {}
+    for copy in survey.copies:
+        if is_excluded(copy.at, options.without):
+            name = next(n for n in options.without if is_excluded(copy.at, (n,)))
+            gone |= dict.fromkeys(copy.stored.values(), f"--without {name}")
+    return gone
+
+
+def refuse_around(layout: str, around: Tree, survey: Survey) -> None:
+    """Refuses what stands around a state where the target's program has one state alone.
+
+    Raises:
+      CannotHold: there is something; the hint is the narrowest option that goes on.
+    """
+    states = survey.states
+    if len(states) > 1:
+        ats = [spell(one.at) for one in states if one.at]
+        raise CannotHold(
+            f"the {layout} layout holds one state, and there are {len(states)}",
+            details=[spell(one.at) or "(the root)" for one in states],
+            hint=f"`--at {ats[0]}` takes that one alone",
+        )
+    state = next(iter(states))
+    at = state.at
+    if at and state.placement == at_key(at):
+        raise CannotHold(
+            f"the {layout} layout has no place for a state below `{spell(at)}`",
+            details=[f"{spell(key)}  {notation(leaf)}" for key, leaf in around.items()],
+            hint=f"`--at {spell(at)}` takes it alone",
+        )
+    if not around:
+        return
+    width = max(len(spell(key)) for key in around)
+    roots = dict.fromkeys(spell(_root_of(key, at)) for key in around)
+    raise CannotHold(
+        f"the {layout} layout has no place for {counted(len(around), 'leaf', 'leaves')}"
+        " beside the state",
+        details=[f"{spell(key):<{width}}  {notation(leaf)}" for key, leaf in around.items()],
+        hint=" ".join(f"`--drop '{root}'`" for root in roots) + " leaves out what is in the way",
+    )
+
+
+def _root_of(key: Key, at: Key) -> Key:
+    """The part of a key that says which thing beside the state it belongs to."""
+    return key[: len(at) + 1] if key[: len(at)] == at else key[:1]
+
+
+def _add(tree: dict[Key, Leaf], more: Mapping[Key, Leaf]) -> None:
+    """Puts leaves into a tree.
+
+    Raises:
+      CannotHold: a key is there already, or stands within another leaf.
+    """
+    clash = tree.keys() & more.keys()
+    if clash:
+        first = min(spell(key) for key in clash)
+        raise CannotHold(
+            f"{counted(len(clash), 'key')} of the target would be there twice",
+            where=first,
+            hint=f"`--drop '{first}'` leaves out what stands there now",
+        )
+    tree.update(more)
+
+
+def _refuse_mixed(tree: Tree, around: Tree) -> None:
+    """Refuses a tree where names and indices, or a leaf and a subtree, stand in one place.
+
+    Raises:
+      CannotHold: it is such a tree; what is around is named.
+    """
+    kinds: dict[Key, type] = {}
+    wrong: set[Key] = set()
+    for key in tree:
+        for size in range(len(key)):
+            above = key[:size]
+            if above in tree or kinds.setdefault(above, type(key[size])) is not type(key[size]):
+                wrong.add(above)
+    if not wrong:
+        return
+    place = in_order(wrong)[0]
+    beside = [key for key in around if key[: len(place)] == place] or list(around)
+    roots = dict.fromkeys(spell(key[: len(place) + 1]) for key in beside)
+    raise CannotHold(
+        f"the converted state and what stands beside it cannot share `{spell(place) or '.'}`",
+        details=[f"{spell(key)}  {notation(tree[key])}" for key in beside],
+        hint=" ".join(f"`--drop '{root}'`" for root in roots) + " leaves out what is in the way",
+    )
+
+
+def _record(parts: Sequence[Part], around: Tree) -> dict[str, Any]:
+    """What is recorded of states and their places; of one state alone, as ever."""
+    if len(parts) == 1 and not around and parts[0].placement.is_plain:
+        return _record_of(parts[0])
+    return {
+        STATES: [
+            {
+                "at": list(part.located.at),
+                "placement": part.placement.to_json(),
+                "copy_of": None if part.located.copy_of is None else list(part.located.copy_of),
+                "record": _record_of(part),
+            }
+            for part in parts
+        ],
+        "kept": [list(key) for key in _outermost(around, parts)],
+    }
+
+
+def _record_of(part: Part) -> dict[str, Any]:
+    """The record of a state, with the places where it has stood in other layouts."""
+    located, conversion = part.located, part.conversion
+    known = {**located.placements, located.understood.codec.name: located.placement}
+    odd = {name: place.to_json() for name, place in known.items() if place != at_key(located.at)}
+    record = conversion.record.to_json()
+    return record | ({"placements": odd} if odd else {})
+
+
+def _outermost(around: Tree, parts: Sequence[Part]) -> list[Key]:
+    """The shortest keys that have what is around below them, and nothing of a state."""
+    taken: Counter[Key] = Counter()
+    for part in parts:
+        for key in part.spread():
+            taken.update(key[:size] for size in range(len(key) + 1))
+    return list(
+        dict.fromkeys(
+            next((key[:n] for n in range(1, len(key)) if not taken[key[:n]]), key) for key in around
+        )
+    )
+
+
+def _sources(leaves: Iterable[Leaf]) -> set[tuple[str, str]]:
+    """Stores and names of all stored arrays that the leaves are made of."""
+    views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
+    return {(source.store, source.name) for view in views for source in sources_of(view)}
+
+
+def _is_in(leaf: Leaf, used: Collection[tuple[str, str]]) -> bool:
+    return not isinstance(leaf, Source) or (leaf.store, leaf.name) in used
+
+
+def _left_out_of(part: Part, used: Collection[tuple[str, str]]) -> dict[Key, str]:
+    """The stored leaves of a state that the target does not have, with the reasons."""
+    located, conversion = part.located, part.conversion
+    reasons: dict[tuple[str, str], str] = {}
+    for key, leaf in conversion.source.state.leaves().items():
+        if key in conversion.left_out:
+            for source in _sources([leaf]):
+                reasons.setdefault(source, conversion.left_out[key])
+    return {
+        located.stored[key]: reasons[(leaf.store, leaf.name)]
+        for key, leaf in located.understood.tree.items()
+        if isinstance(leaf, Source)
+        and (leaf.store, leaf.name) not in used
+        and (leaf.store, leaf.name) in reasons
+    }
+
+
+def nothing_lost(whole: Whole) -> None:
+    """Checks that every array of the source is in the target or named as left out.
+
+    Raises:
+      CannotHold: an array went missing, which is a defect of nnxconv.
+    """
+    written = _sources(whole.tree.values())
+    lost = [
+        spell(key)
+        for key, leaf in whole.source.items()
+        if not _is_in(leaf, written) and key not in whole.left_out
+    ]
+    if lost:
+        raise CannotHold("these arrays would be lost", details=lost)
+
+
+def one_state(survey: Survey, purpose: str, option: str = "--at") -> Located:
+    """The only state of a tree, for what needs exactly one.
+
+    Raises:
+      BadInput: there are several; the hint says how to choose.
+      UnknownLayout: there is none.
+    """
+    if not survey.states:
+        assert survey.problem is not None
+        raise survey.problem
+    main = [one for one in survey.states if not one.at]
+    if len(survey.states) > 1 and len(main) != 1:
+        ats = [spell(one.at) for one in survey.states]
+        raise BadInput(
+            f"there are {len(ats)} states, and {purpose} needs one",
+            details=ats,
+            hint=" or ".join(f"`{option} {at}`" for at in ats[:4]),
+        )
+    return next(iter([*main, *survey.states]))

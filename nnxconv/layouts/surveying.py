@@ -1,0 +1,397 @@
+"""What a whole tree is: its states, each in a known layout, and everything else with its role."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, UnknownLayout
+from nnxconv.layouts.finding import Found, Place, find
+from nnxconv.layouts.form import key_of, mapping
+from nnxconv.layouts.gathering import parts_of, placements
+from nnxconv.layouts.parts import is_rng_state
+from nnxconv.layouts.placement import Placement, at_key
+from nnxconv.layouts.understanding import RECORD, Understood, understand
+from nnxconv.state import LayerGroup, Role, Tree, children, under
+from nnxconv.tree import Key, Leaf, Literal, first_source, spell
+
+STATES = "states"
+"""Where a record of several states, or of one among other things, has them."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A state in a tree.
+
+    Attributes:
+      at: where it stands; the key of its parameters where others stand there too.
+      placement: which of the tree's keys are which keys of its layout.
+      understood: its meaning.
+      stored: for each of its keys in the layout, the key in the tree.
+      placements: where it stood in other layouts, by name.
+      copy_of: for a second copy of parameters, where the state stands that it is a copy of.
+    """
+
+    at: Key
+    placement: Placement
+    understood: Understood
+    stored: Mapping[Key, Key]
+    copy_of: Key | None = None
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A tree with its meaning.
+
+    Attributes:
+      tree: the whole tree.
+      states: its states, in order.
+      copies: second copies of their parameters.
+      around: what belongs to none of them, by key of the tree.
+      roles: of every leaf.
+      problem: where there is no state, why not.
+      readings: what the tree could be, and what speaks against it.
+    """
+
+    tree: Tree
+    states: tuple[Located, ...]
+    copies: tuple[Located, ...] = ()
+    around: Tree = field(default_factory=dict)
+    roles: Mapping[Key, Role] = field(default_factory=dict)
+    problem: UnknownLayout | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """True where the whole tree is one state in a known layout."""
+        return (
+            len(self.states) == 1
+            and not self.around
+            and not self.copies
+            and self.states[0].placement.is_plain
+        )
+
+    def head(self, located: Located) -> Key:
+        """What the canonical keys of a state begin with, where there are several."""
+        if located.copy_of is not None:
+            return ("aux", *located.at)
+        return located.at if len(self.states) > 1 else ()
+
+    def leaves(self) -> dict[Key, Leaf]:
+        """Every leaf under its canonical key; where there is no state, under its own."""
+        if not self.states:
+            return dict(self.tree)
+        found: dict[Key, Leaf] = {}
+        for located in self.states:
+            found |= under(self.head(located), located.understood.state.leaves())
+        for copy in self.copies:
+            found |= copy_leaves(copy)
+        return found | under(OTHER, self.around)
+
+    def groups(self) -> list[LayerGroup]:
+        """The layer groups of all states, by the keys that their leaves have."""
+        return [
+            replace(group, key=(*self.head(located), *group.key))
+            for located in (*self.states, *self.copies)
+            for group in located.understood.groups
+        ]
+
+
+OTHER: Key = ("other",)
+"""What the keys begin with of leaves that belong to no state."""
+
+
+def copy_leaves(copy: Located) -> dict[Key, Leaf]:
+    """The leaves of a second copy as variables: `aux.ema_params.Dense_0.kernel`."""
+    state = copy.understood.state
+    aux = {("aux", *copy.at, *key[1:]): leaf for key, leaf in state.aux.items()}
+    return {**under(("aux", *copy.at), state.params), **aux}
+
+
+@dataclass(frozen=True)
+class SurveyOptions:
+    """How a tree shall be read: what `understand` takes besides the tree."""
+
+    custom_metadata: Mapping[str, Any] = field(default_factory=dict)
+    is_scanned: bool | None = None
+    layout: str | None = None
+    layer_axis: int | None = None
+    layer_group: Sequence[str] = ()
+    where: str = ""
+    items: tuple[str, ...] = ()
+
+    def of(self, tree: Tree, record: Mapping[str, Any] | None = None) -> Understood:
+        """A tree with its meaning; `record` takes the place of what the metadata say."""
+        custom = self.custom_metadata if record is None else {RECORD: record}
+        return understand(
+            tree,
+            custom_metadata=custom,
+            is_scanned=self.is_scanned,
+            layout=self.layout,
+            layer_axis=self.layer_axis,
+            layer_group=self.layer_group,
+            where=self.where,
+        )
+
+
+def survey(tree: Tree, how: SurveyOptions) -> Survey:
+    """What a tree is.
+
+    A tree without a state that can be understood is no error here: `problem` says what it is not.
+
+    Raises:
+      BadInput: the tree is not of the layout that is stated, or has no group of a stated name.
+      DamagedCheckpoint: its record is none.
+    """
+    record = how.custom_metadata.get(RECORD) or {}
+    if isinstance(record, dict) and STATES in record:
+        written = _as_written(tree, how, record)
+        if written is not None:
+            return written
+        how = replace(how, custom_metadata={})
+    elif how.layout is not None or (isinstance(record, dict) and record.get("layout")):
+        stated = _as_stated(tree, how)
+        if stated is not None:
+            return stated
+    return _as_found(tree, how)
+
+
+def _as_stated(tree: Tree, how: SurveyOptions) -> Survey | None:
+    """The tree as one state in the layout that is stated, or that it was written in."""
+    try:
+        understood = how.of(tree)
+    except (UnknownLayout, BadInput):
+        if how.layout is not None and not find(tree).places:
+            raise
+        return None
+    if understood.evidence in (("stated by `--from`",), ("written by nnxconv",)):
+        record = how.custom_metadata.get(RECORD) or {}
+        known = _placements(record, how.where)
+        same = {key: key for key in tree}
+        itself = Located((), Placement(), understood, same, placements=known)
+        return _whole(tree, [itself], [], {})
+    return None
+
+
+def _as_written(tree: Tree, how: SurveyOptions, record: Mapping[str, Any]) -> Survey | None:
+    """The states of a tree that nnxconv wrote; None where the tree has been changed since."""
+    try:
+        entries = [_entry(mapping(STATES, one)) for one in record[STATES]]
+        kept = {key_of("kept", key) for key in record.get("kept", [])}
+    except (ValueError, TypeError) as error:
+        raise DamagedCheckpoint(
+            f"`custom_metadata.{RECORD}` is not the record of a conversion: {error}",
+            where=how.where,
+        ) from error
+    regions: dict[int, list[Key]] = {number: [] for number in range(len(entries))}
+    around: list[Key] = []
+    for key in tree:
+        number = _owner(key, entries, kept)
+        (around if number is None else regions[number]).append(key)
+    states: list[Located] = []
+    copies: list[Located] = []
+    for number, (at, placement, copy_of, inner) in enumerate(entries):
+        stored = placement.gathered(regions[number])
+        if not stored:
+            return None
+        try:
+            understood = how.of({new: tree[old] for new, old in stored.items()}, inner)
+        except (UnknownLayout, BadInput):
+            return None
+        known = _placements(inner, how.where)
+        located = Located(at, placement, understood, stored, copy_of, known)
+        (states if copy_of is None else copies).append(located)
+    return _whole(tree, states, copies, find(tree).roles, around)
+
+
+def _placements(record: Mapping[str, Any], where: str) -> dict[str, Placement]:
+    """Where a state stood in other layouts, as a record has it."""
+    try:
+        found = mapping("placements", record.get("placements", {}))
+        return {name: Placement.from_json(one) for name, one in found.items()}
+    except ValueError as error:
+        raise DamagedCheckpoint(
+            f"`custom_metadata.{RECORD}` is not the record of a conversion: {error}", where=where
+        ) from error
+
+
+_Entry = tuple[Key, Placement, Key | None, Mapping[str, Any]]
+
+
+def _entry(one: Mapping[str, Any]) -> _Entry:
+    copy_of = one.get("copy_of")
+    return (
+        key_of("at", one.get("at")),
+        Placement.from_json(one.get("placement")),
+        None if copy_of is None else key_of("copy_of", copy_of),
+        mapping("record", one.get("record")),
+    )
+
+
+def _owner(key: Key, entries: Sequence[_Entry], kept: set[Key]) -> int | None:
+    """Which state a leaf belongs to: that with the longest prefix of its key, if any."""
+    best: tuple[int, int] | None = None
+    for number, (_, placement, _, _) in enumerate(entries):
+        prefixes = [old for old, _ in placement.moves] + [old for _, old in placement.apart]
+        for old in prefixes:
+            if key[: len(old)] == old and (best is None or len(old) > best[0]):
+                best = (len(old), number)
+    is_kept = any(key[:size] in kept for size in range(best[0] if best else 0, len(key) + 1))
+    return None if best is None or is_kept else best[1]
+
+
+def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
+    """The states that the tree's structure shows."""
+    found = find(tree, how.items)
+    states: list[Located] = []
+    copies: list[Located] = []
+    problems: list[UnknownLayout] = []
+    claims = {place.at: parts_of(place, found.root) for place in found.places}
+    for place in found.places:
+        try:
+            located = _located(place, found, claims[place.at], tree, how)
+        except UnknownLayout as error:
+            problems.append(error)
+            continue
+        states.append(located)
+        copies += [
+            copy
+            for key in place.copies
+            if (copy := _copy(key, place, found, tree, located, how)) is not None
+        ]
+    if not states:
+        problem = problems[0] if problems else _no_state(tree, how)
+        return Survey(tree, (), (), dict(tree), found.roles, problem)
+    order = {key: number for number, key in enumerate(tree)}
+    states.sort(key=lambda one: min(order[k] for k in one.stored.values()))
+    return _whole(tree, states, copies, found.roles)
+
+
+def _no_state(tree: Tree, how: SurveyOptions) -> UnknownLayout:
+    """Why a tree that shows no state is of no layout."""
+    try:
+        how.of(tree)
+    except UnknownLayout as error:
+        return error
+    roots = ", ".join(spell((root,)) for root in children(tree)[:8])
+    return UnknownLayout(
+        "this is none of the layouts that nnxconv knows",
+        where=how.where,
+        details=[
+            f"at the root: {roots}",
+            "no parameters: no optimizer state repeats a subtree, and no name and type tell one",
+        ],
+        hint="`--at KEY` takes a subtree; `nnxconv inspect PATH --tree` lists the keys",
+    )
+
+
+def _located(
+    place: Place, found: Found, parts: set[Key], tree: Tree, how: SurveyOptions
+) -> Located:
+    """A found state in a known layout.
+
+    Raises:
+      UnknownLayout: it is in none.
+    """
+    keys = [key for key in tree if any(key[:size] in parts for size in range(len(key) + 1))]
+    first: UnknownLayout | None = None
+    for placement in placements(place, found.root):
+        stored = placement.gathered(keys)
+        if stored is None:
+            continue
+        gathered = {new: tree[old] for new, old in stored.items()}
+        try:
+            understood = how.of(gathered, {} if not placement.is_plain else None)
+        except UnknownLayout as error:
+            first = first or error
+            continue
+        located = Located(place.at, placement, understood, stored)
+        if _is_sound(located, found.roles):
+            return located
+    raise first or UnknownLayout("this is none of the layouts that nnxconv knows", where=how.where)
+
+
+_MAY_BE: Mapping[Role, tuple[Role, ...]] = {
+    "parameters": ("parameters", "variables", "rng"),
+    "variables": ("variables", "rng"),
+    "rng": ("rng", "variables"),
+    "optimizer": ("optimizer",),
+    "step": ("step",),
+    "other": ("other",),
+}
+"""What a layout may take a leaf for that is something by the tree's structure."""
+
+
+def _is_sound(located: Located, roles: Mapping[Key, Role]) -> bool:
+    """True when a reading takes no leaf for what it is not by the tree's structure."""
+    return all(role in _MAY_BE[roles[key]] for key, role in _roles_of(located).items())
+
+
+def _copy(
+    key: Key, place: Place, found: Found, tree: Tree, located: Located, how: SurveyOptions
+) -> Located | None:
+    """A second copy of parameters, as parameters alone; None where it cannot be read so."""
+    inner = replace(how, layout=None, custom_metadata={})
+    core = found.root.at(key).core().key
+    for placement in (at_key(key), Placement(((core, ("params",)),))):
+        keys = [k for k in tree if k[: len(key)] == key]
+        stored = placement.gathered(keys)
+        if stored is None:
+            continue
+        try:
+            understood = inner.of({new: tree[old] for new, old in stored.items()})
+        except NnxconvError:
+            continue
+        if understood.state.opt_state is None:
+            return Located(key, placement, understood, stored, place.at)
+    return None
+
+
+def _whole(
+    tree: Tree,
+    states: Sequence[Located],
+    copies: Sequence[Located],
+    roles: Mapping[Key, Role],
+    around: Iterable[Key] | None = None,
+) -> Survey:
+    """The survey of a tree with these states: roles are those of the states' meaning."""
+    roles = dict(roles)
+    claimed: set[Key] = set()
+    for located in (*states, *copies):
+        for key, role in _roles_of(located).items():
+            roles[key] = role if located.copy_of is None or role == "rng" else "variables"
+        claimed.update(located.stored.values())
+    rest = [key for key in tree if key not in claimed] if around is None else list(around)
+    for key in tree:
+        roles.setdefault(key, "other")
+    for key in rest:
+        if roles[key] == "parameters":
+            roles[key] = "other"
+    return Survey(tree, tuple(states), tuple(copies), {k: tree[k] for k in rest}, roles)
+
+
+def _roles_of(located: Located) -> dict[Key, Role]:
+    """The role of each of a state's leaves, by key of the tree."""
+    understood = located.understood
+    decoded = understood.codec.decode(understood.tree, understood.record).state
+    by_name: dict[str, Role] = {
+        first_source(leaf).name: _canonical_role(key, leaf)
+        for key, leaf in decoded.leaves().items()
+        if not isinstance(leaf, Literal)
+    }
+    return {
+        stored: by_name.get(first_source(leaf).name, "other")
+        for key, stored in located.stored.items()
+        if not isinstance(leaf := understood.tree[key], Literal)
+    }
+
+
+def _canonical_role(key: Key, leaf: Leaf) -> Role:
+    """The role of a leaf by its canonical key."""
+    match key[0]:
+        case "params":
+            return "parameters"
+        case "opt_state":
+            return "optimizer"
+        case "step":
+            return "step"
+    return "rng" if is_rng_state(key[1:], leaf) else "variables"

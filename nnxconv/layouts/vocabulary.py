@@ -1,0 +1,88 @@
+"""The words by which programs call the parts of what they save; structure is asked first."""
+
+import re
+from collections.abc import Iterable
+
+from nnxconv.tree import Key
+
+PARAMETERS = ("params", "model", "weights", "parameters", "model_params", "variables", "net")
+"""What a subtree of parameters is usually called."""
+
+STEPS = ("step", "global_step", "train_step")
+"""What the number of steps done is called."""
+
+COUNTS = ("count", "mini_step", "notfinite_count", "step_count", "steps_since_sync")
+"""Counters in optimizer states (optax)."""
+
+UNMISTAKABLE = frozenset(
+    (
+        *("mu", "nu", "trace", "v_row", "v_col", "sum_of_squares", "nu_max", "exp_avg"),
+        *("exp_avg_sq", "acc_grads", "diff_params_memory", "diff_updates_memory"),
+    )
+)
+"""Parameter-shaped trees in optimizer states (optax) whose names no module has; `mu` alone may."""
+
+MOMENTS = UNMISTAKABLE | {
+    *("v", "m", "velocity", "momentum", "momentums", "mu_hat", "nu_hat", "weights_memory"),
+    *("updates", "e_g", "e_x", "prev_grads", "prev_updates", "step_sizes", "ema", "z"),
+    *("params0", "grad_sum", "grad_sq_sum"),
+}
+"""All such trees, those of optimizers written by hand too."""
+
+INNER = ("inner_state", "inner_states", "inner_opt_state", "base_optimizer_state", "fast_state")
+"""States within the states of optax's wrappers."""
+
+COLLECTIONS = (
+    *("batch_stats", "cache", "intermediates", "spectral_norm", "fp8_metas", "aqt"),
+    *("_overwrite_with_gradient", "constants", "buffers", "net_state", "model_state"),
+)
+"""Collections of variables that belong to a model, and are not trained."""
+
+_OPTIMIZER = {"opt", "opts", "optim", "optims", "optimizer", "optimizers", "optimiser", "optax"}
+_COPY = {"ema", "target", "best", "avg", "average", "averaged", "old", "prev", "previous"} | {
+    *("copy", "slow", "teacher", "swa", "polyak", "frozen", "initial", "init", "backup", "shadow")
+}
+_RNG = {"rng", "rngs", "key", "keys", "prng", "prngs", "seed", "random"}
+WEIGHTS = frozenset(
+    (
+        *("kernel", "bias", "scale", "embedding", "weight", "weights", "w", "b", "offset"),
+        *("lora_a", "lora_b", "embed", "pos_embed", "cls_token", "embedder"),
+        *("qkv", "table", "logits"),
+    )
+)
+"""Names that parameters have in many libraries."""
+
+
+def tokens(name: str) -> set[str]:
+    """The words and numbers in a name.
+
+    >>> sorted(tokens("disc_opt2"))
+    ['2', 'disc', 'opt']
+    """
+    return set(re.findall(r"[a-z]+|[0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()))
+
+
+def words(key: Iterable[str | int]) -> set[str]:
+    """The words and numbers in a key."""
+    return set().union(*(tokens(str(part)) for part in key))
+
+
+def is_optimizers(name: str) -> bool:
+    """True for what an optimizer's state is called: `opt_state`, `gen_opt`, `optimizer`."""
+    return bool(tokens(name) & _OPTIMIZER)
+
+
+def is_copys(key: Key) -> bool:
+    """True for what second copies of parameters are called: `ema_params`, `target`."""
+    return bool(words(key) & _COPY)
+
+
+def is_rngs(name: str) -> bool:
+    """True for what keys are called: `rng`, `dropout_rng`, `key`."""
+    return bool(tokens(name) & _RNG)
+
+
+def is_weights(name: str) -> bool:
+    """True for what parameters are called, also within names with dots: `block.0.weight`."""
+    last = name.replace("/", ".").rpartition(".")[2]
+    return last in WEIGHTS or bool(tokens(last) & WEIGHTS)
