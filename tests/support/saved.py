@@ -27,7 +27,7 @@ def keep_in(folder: Path) -> None:
 def once(path: Path, content: Any, save: Callable[[Path], None]) -> Path:
     """The path, where now lies what `save` writes there; `content` is all that it depends on."""
     kept = _place(content)
-    if kept is None or path.exists():
+    if kept is None or str(path).startswith("gs:") or path.exists():
         save(path)
         return path
     if not kept.exists():
