@@ -1,10 +1,8 @@
 """The command group, and the one place where an error becomes an exit code."""
 
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
 
 import click
 
@@ -20,7 +18,7 @@ from nnxconv.cli.output import say
 from nnxconv.cli.qk_clip import qk_clip
 from nnxconv.errors import NnxconvError, with_notes
 from nnxconv.running import check_program
-from nnxconv.storage import Terminated
+from nnxconv.storage import Terminated, ignore_signals, leave_to_main
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -52,13 +50,14 @@ nnxconv.add_command(qk_clip)
 nnxconv.add_command(gpt3_from_paxml)
 
 
-def main() -> None:
+def run() -> None:
     """Runs the command; every deliberate error ends in one message and exit code 2."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         check_program()
-        sys.exit(nnxconv.main(standalone_mode=False))
+        code = nnxconv.main(standalone_mode=False)
+        ignore_signals()
+        sys.exit(code)
     except NnxconvError as error:
         _fail(with_notes(error.render(), error), error.exit_code)
     except click.ClickException as error:
@@ -76,10 +75,7 @@ def main() -> None:
         _fail("error: this is a defect of nnxconv; nothing was committed", 70)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def _fail(message: str, code: int) -> None:
+    leave_to_main()
     say(message, err=True)
     sys.exit(code)

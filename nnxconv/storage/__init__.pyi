@@ -1,3 +1,11 @@
+from .interrupts import Terminated as Terminated
+from .interrupts import answer_signals as answer_signals
+from .interrupts import deferred_interrupts as deferred_interrupts
+from .interrupts import ignore_signals as ignore_signals
+from .interrupts import interrupt as interrupt
+from .interrupts import last_resort as last_resort
+from .interrupts import leave_to_main as leave_to_main
+from .interrupts import to_the_end as to_the_end
 from .names import COMMITTED as COMMITTED
 from .names import STEP_METADATA as STEP_METADATA
 from .names import STRINGS as STRINGS
@@ -6,7 +14,5 @@ from .names import UNFINISHED as UNFINISHED
 from .names import USUAL_ITEMS as USUAL_ITEMS
 from .pax import PaxCheckpoint as PaxCheckpoint
 from .pax import open_pax as open_pax
-from .tasks import Terminated as Terminated
-from .tasks import deferred_interrupts as deferred_interrupts
 from .tasks import run as run
 from .tasks import together as together

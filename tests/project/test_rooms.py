@@ -31,6 +31,7 @@ ROOMS = [
 
 INNER = [
     "storage.names",
+    "storage.interrupts",
     "storage.tasks",
     "storage.gcs",
     "storage.files",

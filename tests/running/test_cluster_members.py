@@ -12,7 +12,7 @@ from nnxconv.running.cluster import member as crews
 from nnxconv.running.cluster.failure import Failure, failure_of, lost
 from nnxconv.running.cluster.member import Member
 from nnxconv.running.events import Event, ignore
-from nnxconv.storage.tasks import Terminated
+from nnxconv.storage.interrupts import Terminated
 
 
 class Memory:

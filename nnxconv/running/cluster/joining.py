@@ -8,6 +8,7 @@ from nnxconv.errors import BadInput, TeamError
 from nnxconv.running.cluster.coordinator import Address, service
 from nnxconv.running.cluster.member import Member
 from nnxconv.running.cluster.team import SINGLE_PROCESS, Team
+from nnxconv.storage import interrupt, last_resort
 from nnxconv.storage.gcs import told_plainly
 
 
@@ -40,9 +41,10 @@ def joined(
     found.runs += 1
     member = Member(found.number, found.count, found.store(str(found.runs)))
     try:
-        member.gather("here")
-        with told_plainly():
-            yield member
+        with last_resort(lambda: member.fail(interrupt())):
+            member.gather("here")
+            with told_plainly():
+                yield member
     except BaseException as error:
         member.fail(error)
         first = member.first_failure(error)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from etils import epath
 
+from nnxconv.storage import last_resort
 from nnxconv.storage.files.operations import remove_tree
 
 
@@ -15,12 +16,17 @@ def parents_made(path: epath.Path) -> Iterator[None]:
     """Makes the directory that a path lies in, and removes it again unless all goes well."""
     made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
+
+    def remove() -> None:
         for parent in made:
             with suppress(OSError):  # somebody else uses it by now
                 Path(parent).rmdir()
+
+    try:
+        with last_resort(remove):
+            yield
+    except BaseException:
+        remove()
         raise
 
 

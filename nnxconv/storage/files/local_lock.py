@@ -4,12 +4,13 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
 
 from etils import epath
 
 from nnxconv.errors import BadInput
-from nnxconv.storage import UNFINISHED
+from nnxconv.storage import UNFINISHED, last_resort
 
 
 @contextmanager
@@ -24,10 +25,10 @@ def locked(path: epath.Path) -> Iterator[None]:
     lock = path.parent / f"{path.name}{UNFINISHED}-lock"
     held = _take(os.fspath(lock), path)
     try:
-        yield
+        with last_resort(partial(lock.unlink, missing_ok=True)):
+            yield
     finally:
-        with suppress(FileNotFoundError):
-            lock.unlink()
+        lock.unlink(missing_ok=True)
         os.close(held)
 
 

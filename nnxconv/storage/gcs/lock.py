@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import BadInput, StorageError
+from nnxconv.storage import last_resort
 from nnxconv.storage.gcs.objects import object_at, remove_generation, write_generation
 from nnxconv.storage.gcs.retries import lease_seconds
 from nnxconv.tree import counted
@@ -69,11 +70,8 @@ class Lease:
           BadInput: another run has it, or was killed a moment ago.
         """
         renewing = threading.Thread(target=self._renew_always, daemon=True)
-        try:
-            self._take()
-            renewing.start()
-            yield
-        finally:
+
+        def leave() -> None:
             self._is_over.set()
             if renewing.is_alive():
                 renewing.join(_LEAVING_SECONDS)
@@ -81,6 +79,14 @@ class Lease:
                 with suppress(Exception):  # it will be stale in a minute
                     if self._look().run == self.run:
                         remove_generation(self._path, self._generation)
+
+        try:
+            with last_resort(leave):
+                self._take()
+                renewing.start()
+                yield
+        finally:
+            leave()
 
     def check(self, *, surely: bool = False) -> None:
         """Makes sure that this run still has the lock; asks the server if it has not of late.

@@ -4,6 +4,4 @@ from .contents import Contents as Contents
 from .contents import read_contents as read_contents
 from .values import Columns as Columns
 from .values import Values as Values
-from .writing import MAX_DECODED_BYTES as MAX_DECODED_BYTES
-from .writing import MAX_INLINE_BYTES as MAX_INLINE_BYTES
 from .writing import new_database as new_database

@@ -17,13 +17,10 @@ import zstandard
 
 from nnxconv.storage.ocdbt.nodes import MANIFEST_MAGIC, NODE_MAGIC
 from nnxconv.storage.ocdbt.values import Values
+from nnxconv.storage.zarr import OCDBT_CONFIG
 
 NODE_BYTES = 2**18
 """About how large a node is, decoded; who looks up one key decodes one of each height."""
-
-MAX_INLINE_BYTES = 1024
-MAX_DECODED_BYTES = 100_000_000
-"""What Orbax gives its merged databases; it refuses to merge into one that has other values."""
 
 _ARITY_LOG2 = 4
 _ZSTD_LEVEL = 0
@@ -172,7 +169,7 @@ def _manifest(root: _Subtree, height: int, file: bytes) -> bytes:
     config = [
         uuid.uuid4().bytes,
         b"\0",
-        varints([MAX_INLINE_BYTES, MAX_DECODED_BYTES]),
+        varints([OCDBT_CONFIG["max_inline_value_bytes"], OCDBT_CONFIG["max_decoded_node_bytes"]]),
         bytes([_ARITY_LOG2]),
         varints([1]),
         struct.pack("<i", _ZSTD_LEVEL),

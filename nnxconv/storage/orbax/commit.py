@@ -9,7 +9,7 @@ from functools import partial
 from etils import epath
 
 from nnxconv.errors import BadInput, StorageError
-from nnxconv.storage import COMMITTED, UNFINISHED
+from nnxconv.storage import COMMITTED, UNFINISHED, last_resort
 from nnxconv.storage.files import (
     copy_tree,
     exchange,
@@ -51,7 +51,8 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
         _undo(path)  # what a killed run left
         refuse_replacing(path, may_replace)
         try:
-            yield Place(_made(_temporary(path)), partial(_rename, path, may_replace))
+            with last_resort(partial(_undo, path)):
+                yield Place(_made(_temporary(path)), partial(_rename, path, may_replace))
         except BaseException:
             _undo(path)
             raise
@@ -80,13 +81,13 @@ def _no_objects_left_on_failure(
     if left:
         remove_tree(beside)
     try:
-        yield place
+        with last_resort(partial(_remove_if_held, place, lease)):
+            yield place
     except LeaseLost:  # what is there may be the other run's
         raise
     except BaseException as error:
         try:
-            lease.confirm()
-            remove_objects(place)
+            _remove_if_held(place, lease)
         except LeaseLost:
             raise
         except Exception as trouble:
@@ -98,6 +99,11 @@ def _no_objects_left_on_failure(
         raise
     if place == beside:
         _replace(path, beside)
+
+
+def _remove_if_held(place: epath.Path, lease: Lease) -> None:
+    lease.confirm()
+    remove_objects(place)
 
 
 def _replace(old: epath.Path, new: epath.Path) -> None:

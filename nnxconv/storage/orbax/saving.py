@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from nnxconv.storage import COMMITTED, STEP_METADATA, run
+from nnxconv.storage import COMMITTED, STEP_METADATA, run, to_the_end
 from nnxconv.storage.files import copy_files, files_below, write_files
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax.commit import nothing_left_on_failure
@@ -131,7 +131,8 @@ def save(
                 refuse_unread(place.directory / item.name, item.arrays, item.literals)
         _complete(place.directory, target, items, begun)
         check()
-        place.commit()
+        with to_the_end():
+            place.commit()
 
 
 async def _fill(

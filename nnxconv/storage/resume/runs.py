@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from etils import epath
 
 from nnxconv.errors import BadInput
-from nnxconv.storage import UNFINISHED
+from nnxconv.storage import UNFINISHED, last_resort
 from nnxconv.storage.files import stamps_below
 from nnxconv.storage.gcs import LeaseLost, is_remote
 from nnxconv.storage.resume.in_bucket import BucketResumeStore
@@ -179,17 +179,23 @@ def resumable_work(
         _begin(keep, target, asked)
         keep.start(may_replace=may_replace)
         journals: dict[str, Journal] = {}
+
+        def stop() -> str | None:
+            is_empty = all(journal.is_empty for journal in journals.values())
+            keep.stop(is_empty=is_empty and len(journals) == len(items))
+            return None if is_empty else _kept_note(keep)
+
         try:
-            for number, name in enumerate(items):
-                journals[name] = Journal(keep.folder(number))
-            yield journals
+            with last_resort(stop):
+                for number, name in enumerate(items):
+                    journals[name] = Journal(keep.folder(number))
+                yield journals
         except LeaseLost:  # another run goes on with it already
             raise
         except BaseException as error:
-            is_empty = all(journal.is_empty for journal in journals.values())
-            keep.stop(is_empty=is_empty and len(journals) == len(items))
-            if not is_empty:
-                error.add_note(_kept_note(keep))
+            note = stop()
+            if note is not None:
+                error.add_note(note)
             raise
         keep.remove()
 
