@@ -41,9 +41,10 @@ def sources(tmp_path_factory) -> Path:
 
 
 BECOME_NOBODY = f"""
-import os, unicodedata, rich.console, rich.progress
-import nnxconv.cli, nnxconv.commands.convert, nnxconv.running.execution
-import nnxconv.comparing.verification, nnxconv.render.conversion
+import importlib, os, pkgutil, unicodedata, rich.console, rich.progress
+import nnxconv
+for module in pkgutil.walk_packages(nnxconv.__path__, "nnxconv."):
+    importlib.import_module(module.name)
 if os.getuid() == 0:
     os.setgid({NOBODY})
     os.setuid({NOBODY})
