@@ -181,7 +181,7 @@ def _copied(copy: Located, main: Conversion, rules: Rules | None) -> Conversion:
             tuple(replace(rule, is_optional=True) for rule in rules.rules), name=rules.name
         )
         source = renamed(source, optional, options)
-    return convert_tree(source, options, None, main.arrangements)
+    return convert_tree(source, options, None, main.arrangements, is_copy=True)
 
 
 def _as_it_is(

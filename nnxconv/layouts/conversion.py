@@ -91,8 +91,12 @@ def convert_tree(
     options: Options,
     like: Understood | None,
     arrangements: Mapping[Key, Arrangement | None] | None = None,
+    *,
+    is_copy: bool = False,
 ) -> Conversion:
     """The tree of the target; its layers as `arrangements` say, else as `like` has them.
+
+    A second copy of parameters, `is_copy`, has no root of its own: it stands under its key.
 
     Raises:
       BadInput: direction, layout and `--like` contradict each other or the source.
@@ -110,7 +114,7 @@ def convert_tree(
             if key not in state.aux and not is_excluded(key, options.without)
         ]
         state = state.with_aux({**state.aux, **{key: like.state.aux[key] for key in taken}})
-    form = _form(codec, source, state, like)
+    form = _form(codec, source, state, like, is_copy=is_copy)
     if options.params_only and like is None:
         form = _params_only(form, codec.default_form(state))
     state, no_place = _fitting(codec, state, form, options.strict)
@@ -197,7 +201,14 @@ def _spelling(codec: Codec, options: Options) -> Spelling:
     return "suffix" if options.params_only and codec.name == "nnx" else codec.spelling
 
 
-def _form(codec: Codec, source: Understood, state: TrainState, like: Understood | None) -> Form:
+def _form(
+    codec: Codec,
+    source: Understood,
+    state: TrainState,
+    like: Understood | None,
+    *,
+    is_copy: bool = False,
+) -> Form:
     if like is not None:
         return like.form
     if codec.name == source.codec.name:
@@ -207,6 +218,8 @@ def _form(codec: Codec, source: Understood, state: TrainState, like: Understood 
     if recorded is not None and is_export and recorded.opt_state not in NO_OPTIMIZER:
         return _params_only(recorded, codec.default_form(state))
     usual = replace(codec.default_form(state), empties=_known_empties(source))
+    if is_copy:
+        usual = replace(usual, has_root=False)
     if codec.family == source.codec.family == "linen":
         usual = replace(
             usual,

@@ -154,6 +154,7 @@ class _Finder:
     def _partner(self, moments: Node, top: Node, taken: Collection[Key]) -> _Partner | None:
         twins = [n for n in self.repeats.get(moments.paths, ()) if n.key not in self.in_tops]
         found = twins or self._holding(moments)
+        found = [node for node in found if top.key[: len(node.key)] != node.key]
         if not found:
             return None
         same = [node for node in found if node.shapes == moments.shapes] or found
@@ -278,7 +279,7 @@ class _Finder:
             return
         free = [k for k in node.kids.values() if k.key not in claimed and k.leaf is None]
         called = [k for k in free if k.name in PARAMETERS and k.trainable and not node.is_sequence]
-        called = [k for k in called if _is_plausible(k, self.tree)]
+        called = [k for k in called if _is_plausible(k) and not _is_module(k, free)]
         if called and not any(place.at == node.key for place in known):
             kid = min(called, key=lambda k: PARAMETERS.index(k.name))
             below = kid.kids.get(LEVEL)
@@ -289,24 +290,28 @@ class _Finder:
                 yield Place(at, _core_of(kid).key)
             others = [k for k in free if k is not kid]
         else:
-            if not known and not node.key and _is_bare(node, self.tree):
-                yield Place(node.key, node.key)
-                return
-            rest = _rest_of(node, self.tree)
+            rest = _rest_of(node)
             if rest is not None:
                 yield Place(node.key, rest[0].key, rest=tuple(k.key for k in rest[1:]))
                 return
             others = free
-        for kid in others:
-            if kid.key not in claimed:
-                yield from self._by_names(kid, claimed, known)
+        below = [
+            place
+            for kid in others
+            if kid.key not in claimed
+            for place in self._by_names(kid, claimed, known)
+        ]
+        if called or below or known or node.key or not _is_bare(node, self.tree):
+            yield from below
+        else:
+            yield Place(node.key, node.key)
 
     def _by_item(self, item: Node, claimed: set[Key], known: Sequence[Place]) -> Iterator[Place]:
         """The parameters in one item of a step, which may be all of it."""
         if item.key in claimed:
             return
         found = list(self._by_names(item, claimed, known))
-        if not found and _is_plausible(item, self.tree) and _is_bare(item, self.tree):
+        if not found and _is_plausible(item) and _is_bare(item, self.tree):
             found = [Place(item.key, item.key)]
         yield from found
 
@@ -377,7 +382,8 @@ class _Finder:
     def _is_optimizers_step(self, key: Key) -> bool:
         """True for the step that an `nnx.Optimizer` counts."""
         return key[-1] == "step" and any(
-            key[:-1] == top.key and "opt_state" in top.kids for top in self.tops.nodes
+            key[:-1] == top.key and ("opt_state" in top.kids or len(top.kids) == 1)
+            for top in self.tops.nodes
         )
 
 
@@ -529,7 +535,21 @@ def _within(name: str, names: Collection[str]) -> bool:
     return any("/".join(parts[:size]) in names for size in range(1, len(parts) + 1))
 
 
-def _is_plausible(node: Node, tree: Tree) -> bool:
+def _is_module(node: Node, others: Sequence[Node]) -> bool:
+    """True for a module called `model`, which has modules of the same model beside it."""
+    if node.name == LEVEL:
+        return False
+    beside = (kid for kid in others if kid is not node and not is_copys(kid.key[-1:]))
+    return any(
+        kid.trainable
+        and kid.name not in PARAMETERS
+        and not _is_copy(kid, node.core())
+        and any(leaf.trainable and is_weights(_bare_name(leaf)) for leaf in kid.leaves())
+        for kid in beside
+    )
+
+
+def _is_plausible(node: Node) -> bool:
     """True when a subtree holds arrays of floats, and no settings or texts."""
     floats = strangers = 0
     for leaf in node.leaves():
@@ -544,7 +564,7 @@ def _is_plausible(node: Node, tree: Tree) -> bool:
 
 def _is_bare(root: Node, tree: Tree) -> bool:
     """True for parameters alone at the root, by their names and types."""
-    if any(isinstance(name, int) for name in root.kids) or not _is_plausible(root, tree):
+    if any(isinstance(name, int) for name in root.kids) or not _is_plausible(root):
         return False
     named = 0
     for leaf in root.leaves():
@@ -567,12 +587,12 @@ def _is_models(leaf: Node, tree: Tree) -> bool:
     )
 
 
-def _rest_of(node: Node, tree: Tree) -> list[Node] | None:
+def _rest_of(node: Node) -> list[Node] | None:
     """The elements of a sequence that are one model, as `nnx.split` takes it apart by type."""
     if not node.kids or not all(isinstance(name, int) for name in node.kids):
         return None
     first, *others = node.kids.values()
-    if not others or not first.trees() or not _is_plausible(first, tree):
+    if not others or not first.trees() or not _is_plausible(first):
         return None
     if any(kid.leaf is not None or kid.trainable or not kid.kids for kid in others):
         return None

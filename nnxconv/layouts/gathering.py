@@ -26,9 +26,17 @@ def placements(place: Place, root: Node) -> Iterator[Placement]:
     if all(key[: len(place.at)] == place.at for key in stands) and not place.rest:
         moves: _Moves = {place.at: ()}
         yield Placement(tuple((moves | _levels(place, root, moves, _level(place))).items()))
-    if not place.rest:
-        yield Placement(tuple(_as_linen(place, root).items()))
-    yield _as_nnx(place, root)
+    linens = [] if place.rest else [Placement(tuple(_as_linen(place, root).items()))]
+    nnxs = [_as_nnx(place, root)]
+    yield from (*nnxs, *linens) if _is_nnxs(place, root) else (*linens, *nnxs)
+
+
+def _is_nnxs(place: Place, root: Node) -> bool:
+    """True for the state of an `nnx.Optimizer`, and for modules keyed by digits."""
+    if any(_is_whole(key, root) for key in place.optimizers):
+        return True
+    names = (name for leaf in root.at(place.params).leaves() for name in leaf.key[:-1])
+    return any(is_digits(name) for name in names)
 
 
 def _as_linen(place: Place, root: Node) -> _Moves:

@@ -59,7 +59,7 @@ def walk(node: Node) -> Iterator[Node]:
 def find_optimizers(root: Node, repeats: Repeats) -> Tops:
     """The optimizer states of a tree."""
     parents = {kid.key: node for node in walk(root) for kid in node.kids.values()}
-    elements = {node.key: node for node in _elements(root, repeats)}
+    elements = {node.key: node for node in _elements(root, repeats, is_one_of_many=False)}
     named = [node for node in walk(root) if _is_named_so(node)]
     tops: dict[Key, Node] = {}
     inside = {key[:size] for key in elements for size in range(len(key) + 1)}
@@ -75,17 +75,21 @@ def find_optimizers(root: Node, repeats: Repeats) -> Tops:
     return Tops(tuple(sorted(outermost, key=lambda node: order[node.key])), elements)
 
 
-def _elements(node: Node, repeats: Repeats) -> Iterator[Node]:
-    """The outermost nodes that hold moments: each an element of a chain, such as Adam's state."""
-    if _is_element(node, repeats):
+def _elements(node: Node, repeats: Repeats, *, is_one_of_many: bool) -> Iterator[Node]:
+    """The outermost nodes that hold moments: each an element of a chain, such as Adam's state.
+
+    In a list of layers many are alike; the elements of a chain differ.
+    """
+    if _is_element(node, repeats, is_one_of_many=is_one_of_many):
         yield node
         return
+    many = Counter(kid.paths for kid in node.kids.values()) if node.is_sequence else Counter[int]()
     for kid in node.kids.values():
         if kid.trainable and kid.leaf is None:
-            yield from _elements(kid, repeats)
+            yield from _elements(kid, repeats, is_one_of_many=many[kid.paths] > 1)
 
 
-def _is_element(node: Node, repeats: Repeats) -> bool:
+def _is_element(node: Node, repeats: Repeats, *, is_one_of_many: bool) -> bool:
     trees = [kid for kid in node.trees() if kid.trainable]
     names = {kid.name for kid in trees}
     if not trees or node.is_sequence:
@@ -101,7 +105,7 @@ def _is_element(node: Node, repeats: Repeats) -> bool:
     is_placed = _is_placed(node.key)
     if is_placed and names <= MOMENTS and names & UNMISTAKABLE:
         return _are_alike(trees) or _are_unexplained(trees, node, repeats)
-    if not _are_unexplained(trees, node, repeats):
+    if is_one_of_many or not _are_unexplained(trees, node, repeats):
         return False
     if is_counted or is_placed:
         return not any(is_floating(other.value()) for other in others)
@@ -110,14 +114,12 @@ def _is_element(node: Node, repeats: Repeats) -> bool:
 
 def _is_placed(key: Key) -> bool:
     """True where optimizer states stand: in a chain, or under a name that says so."""
-    if key and (isinstance(key[-1], int) or is_digits(key[-1])):
-        return True
     for part in reversed(key):
         if part in PARAMETERS:
             return False
         if is_optimizers(str(part)) or part in INNER:
             return True
-    return False
+    return bool(key) and (isinstance(key[-1], int) or is_digits(key[-1]))
 
 
 def _are_alike(trees: list[Node]) -> bool:
