@@ -116,7 +116,6 @@ def test_the_example_is_short():
     assert len(code) <= 32
 
 
-@pytest.mark.full
 def test_a_checkpoint_goes_to_a_layout_of_another_package_and_back(site, tmp_path):
     source = save_item(tmp_path / "a", linen())
     there = nnxconv_beside(
@@ -139,7 +138,6 @@ def test_a_checkpoint_goes_to_a_layout_of_another_package_and_back(site, tmp_pat
     assert all(same_bits(before[path], after[path]) for path in before if path[0] == "params")
 
 
-@pytest.mark.full
 def test_a_foreign_checkpoint_of_that_layout_is_recognised(site, tmp_path):
     source = linen()
     tree = {"weights": source["params"]["params"], "iteration": source["step"]}

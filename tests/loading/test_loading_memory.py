@@ -84,7 +84,7 @@ def shapes(source: Path, is_stacked: bool) -> dict[str, Any]:
     return {"params": {"params": found}}
 
 
-@pytest.mark.full
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("is_stacked", [False, True], ids=["to apart", "to stacked"])
 def test_loading_stays_within_the_memory_that_it_is_given(is_stacked, source):

@@ -77,7 +77,6 @@ def opened_to_all(path: Path) -> Path:
     return path
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -101,7 +100,6 @@ def test_64_open_files_are_enough(name, options, sources, tmp_path):
     assert same.is_match
 
 
-@pytest.mark.full
 def test_too_few_open_files_are_one_message_and_leave_nothing(sources, tmp_path):
     before = snapshot(sources)
     done = command(
@@ -119,7 +117,6 @@ def test_too_few_open_files_are_one_message_and_leave_nothing(sources, tmp_path)
     assert snapshot(sources) == before
 
 
-@pytest.mark.full
 def test_a_limit_of_addresses_is_told_with_numbers_before_anything_is_written(sources, tmp_path):
     done = command(
         "convert",
@@ -247,7 +244,6 @@ def test_files_of_an_owner_without_a_name_are_converted(source, tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.full
 def test_a_person_without_a_name_converts(source, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new").chmod(0o777)

@@ -573,7 +573,6 @@ def test_after_a_kill_the_same_command_succeeds(kind, tmp_path):
     assert _leftovers(tmp_path) == []
 
 
-@pytest.mark.full
 def test_a_kill_while_the_old_target_is_removed_is_no_obstacle_to_the_next_run(
     source, old, tmp_path
 ):
@@ -586,7 +585,6 @@ def test_a_kill_while_the_old_target_is_removed_is_no_obstacle_to_the_next_run(
     assert _leftovers(tmp_path) == []
 
 
-@pytest.mark.full
 def test_an_interrupt_does_not_hinder_the_next_run_of_the_same_program(source, old, monkeypatch):
     for number in range(6):
         with monkeypatch.context() as patch:
@@ -616,7 +614,6 @@ def test_an_interrupt_does_not_wait_for_all_files_to_be_copied(tmp_path, monkeyp
     assert not (tmp_path / "linen").exists()
 
 
-@pytest.mark.full
 def test_orbax_takes_nothing_that_a_kill_left_for_a_step(tmp_path):
     root = checkpoints.save_root(tmp_path / "in", {5: checkpoints.linen()})
     process = child(root, tmp_path / "out", "watch", "SIGKILL")

@@ -344,7 +344,7 @@ SECRETS = {
 }
 
 
-@pytest.mark.full
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("given", ["good", "damaged", "gs://user:password@bucket/a"])
 def test_no_credentials_are_told(given, saved, item, tmp_path):
     """In none of the commands' output, reports and files, nor in those of the new checkpoint."""

@@ -20,7 +20,7 @@ from tests.support.trees import entries, same_bits, values
 
 STEP = 7
 UNFINISHED = ".orbax-checkpoint-tmp"
-COUNTS = [2, 4]
+COUNTS = [2, pytest.param(4, marks=pytest.mark.full)]
 
 # case: source, function, options
 CASES = {
@@ -99,7 +99,6 @@ def items(target: Path) -> list[Path]:
     return sorted(file.parent for file in target.rglob("_METADATA"))
 
 
-@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", CASES)
 def test_several_processes_write_what_one_writes(case, by_one, by_many):
     [expected], [found] = items(by_one / case), items(by_many[0] / case)
@@ -127,7 +126,6 @@ def test_two_items_of_a_step_are_written_by_several_processes(tmp_path):
     assert [item.name for item in items(target)] == ["model_params", "optimizer_state"]
 
 
-@pytest.mark.sample(1)
 def test_other_items_and_files_of_a_step_travel_once(by_many):
     step = by_many[0] / "renamed" / str(STEP)
     assert (step / "iter" / "metadata").read_text() == '{"at": 3}'
@@ -172,8 +170,7 @@ def lost(process):
     )
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_when_one_is_killed_all_others_end_within_a_minute_and_nothing_is_there(
     process, large, tmp_path
 ):

@@ -107,7 +107,6 @@ def test_the_old_target_is_there_until_the_new_one_is_complete(storage, sources,
     assert {path.split("/")[0] for path in storage.names("out")} == {"x"}
 
 
-@pytest.mark.full
 def test_whatever_fails_while_overwriting_a_whole_checkpoint_stays(storage, sources, local):
     def is_data(request: Request) -> bool:
         """A lock that cannot be removed at the end is no failure."""
@@ -321,7 +320,7 @@ def test_a_step_that_is_being_saved_is_not_one_of_the_steps(storage, local):
 # Processes of their own
 
 
-@pytest.mark.full
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_process_that_is_stopped_leaves_no_checkpoint(sent, code, storage, sources, monkeypatch):
     monkeypatch.setenv("NNXCONV_GCS_LEASE", "1")

@@ -177,7 +177,6 @@ def wait_until_stale(storage, name: str) -> None:
     assert storage.listed(name.rpartition("/")[0])["lock"]["generation"] == before
 
 
-@pytest.mark.full
 def test_the_old_target_stays_until_the_new_one_is_complete(storage, source, old, tmp_path, twins):
     before = storage.digests("out/x")
     fail(storage, source, 4, overwrite=True)

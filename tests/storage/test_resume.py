@@ -189,7 +189,6 @@ def test_without_hard_links_the_work_is_moved(source, interrupted, template, mon
     check_same(interrupted, template / "ocdbt wanted")
 
 
-@pytest.mark.full
 def test_the_old_target_stays_until_the_new_one_is_complete(
     source, template, tmp_path, monkeypatch
 ):
