@@ -11,8 +11,8 @@ import pytest
 
 import nnxconv
 from nnxconv.errors import BadInput, DamagedCheckpoint
-from tests.promises.test_safety import UNFINISHED, refusal, snapshot
 from tests.support import checkpoints
+from tests.support.safety import UNFINISHED, refusal, snapshot
 
 pytestmark = pytest.mark.trust
 

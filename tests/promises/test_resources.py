@@ -16,8 +16,8 @@ import pytest
 import nnxconv
 from nnxconv.errors import PlanError
 from nnxconv.running import memory as limits
-from tests.promises.test_safety import snapshot
 from tests.support import checkpoints
+from tests.support.safety import snapshot
 
 pytestmark = pytest.mark.trust
 

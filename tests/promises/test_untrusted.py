@@ -18,9 +18,9 @@ import tensorstore as ts
 
 import nnxconv
 from nnxconv.errors import NnxconvError
-from tests.promises.test_safety import refusal
 from tests.support import checkpoints
 from tests.support.campaign import Watched, snapshot
+from tests.support.safety import refusal
 
 pytestmark = pytest.mark.trust
 

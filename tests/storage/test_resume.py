@@ -19,9 +19,9 @@ from nnxconv.storage.orbax.reading import Reader
 from nnxconv.storage.resume.runs import FORMAT
 from nnxconv.storage.transfer import checks as places
 from tests.promises.test_resume_kill import check_same
-from tests.promises.test_safety import contents, refusal, snapshot
 from tests.support import checkpoints, pax
 from tests.support.command import run
+from tests.support.safety import contents, refusal, snapshot
 
 OPTIONS = {"to": "nnx-pure", "params_only": True, "dtype": "bfloat16", "max_memory": "3MiB"}
 KERNELS = 12
