@@ -1,0 +1,82 @@
+"""What is said of a tree that has no layout, the wrong one, or another tree than it should have."""
+
+import pytest
+
+from nnxconv.errors import BadInput, Mismatch, UnknownLayout
+from nnxconv.layouts.conforming import conform
+from nnxconv.layouts.recognition import recognise
+from tests.support.disk import on_disk
+from tests.support.layouts import STEP_DTYPES, TRAINING, default_tree, source_tree
+from tests.support.states import tiny
+
+
+def test_a_tree_of_no_layout_is_refused_with_the_evidence():
+    with pytest.raises(UnknownLayout) as refused:
+        recognise(source_tree("alpha f32[3]\nbeta/gamma f32[3]"), where="here")
+    assert refused.value.render() == (
+        "error: this is none of the layouts that nnxconv knows\n"
+        "  at here\n"
+        "  at the root: alpha, beta\n"
+        "  not linen: no weights under `params`, no `step` and no `opt_state` at the root\n"
+        "  not linen-variables: no weights under `params`\n"
+        "  not maxtext: no `nnx_aux` at the root, no weights under `params/params`,"
+        " `alpha` at the root, `beta` at the root\n"
+        "  not nnx: weights at the root are not wrapped in `value`\n"
+        "  not nnx-state: no `model` at the root\n"
+        "  not nnx-pure: no `model`, and no kernel, bias, scale or embedding at the root\n"
+        "  not nnx-optimizer: no `model` at the root, `alpha` at the root, `beta` at the root\n"
+        "  not nnx-rl: no `base` at the root, `alpha` at the root, `beta` at the root\n"
+        "  not tunix: no item `model_params`, `alpha` at the root, `beta` at the root"
+    )
+
+
+# direction, source layout, the whole message
+DIRECTIONS = [
+    (
+        "linen_to_nnx",
+        "nnx-pure",
+        "error: `--direction linen_to_nnx` needs a linen source, but this is a nnx-pure"
+        " checkpoint\n"
+        "  bare weights under `model`\n"
+        "\n"
+        "hint: leave `--direction` out, or name the layout that you want with `--to`",
+    ),
+    (
+        "nnx_to_linen",
+        "linen",
+        "error: `--direction nnx_to_linen` needs a nnx source, but this is a linen checkpoint\n"
+        "  weights under `params/params`\n"
+        "  `opt_state` at the root, its chains are sequences\n"
+        "\n"
+        "hint: leave `--direction` out, or name the layout that you want with `--to`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("direction", "layout", "message"), DIRECTIONS)
+def test_a_source_of_the_other_family_is_refused(direction, layout, message):
+    disk = on_disk(default_tree(layout, tiny("adamw", STEP_DTYPES[layout])))
+    with pytest.raises(BadInput) as refused:
+        disk.converted(direction=direction)
+    assert refused.value.render() == message
+
+
+@pytest.mark.parametrize("layout", TRAINING)
+def test_auto_goes_to_the_other_family(layout):
+    tree = default_tree(layout, tiny("muon", STEP_DTYPES[layout]))
+    _, conversion = on_disk(tree).converted()
+    assert conversion.layout == ("nnx" if layout == "linen" else "linen")
+
+
+def test_a_tree_that_is_not_like_the_other_lists_every_difference():
+    ours = source_tree("a f32[2]\nb f32[3]\nc None\ne f32[]")
+    theirs = source_tree("a bf16[2]\nb f32[4]\nc {}\nd f32[1]")
+    with pytest.raises(Mismatch) as refused:
+        conform(ours, theirs)
+    assert refused.value.render() == (
+        "error: 4 leaves do not match `--like`\n"
+        "  b  f32[3], but f32[4] in `--like`\n"
+        "  c  None, but {} in `--like`\n"
+        "  d  f32[1]  only in `--like`\n"
+        "  e  f32[]  not in `--like`"
+    )
