@@ -219,7 +219,7 @@ def _form(
         return _params_only(recorded, codec.default_form(state))
     usual = replace(codec.default_form(state), empties=_known_empties(source))
     if is_copy:
-        usual = replace(usual, has_root=False)
+        usual = replace(usual, has_root=codec.family == "linen" and bool(state.aux))
     if codec.family == source.codec.family == "linen":
         usual = replace(
             usual,

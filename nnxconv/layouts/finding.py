@@ -18,6 +18,7 @@ from nnxconv.layouts.vocabulary import (
     PARAMETERS,
     STEPS,
     UNMISTAKABLE,
+    WEAK,
     is_copys,
     is_optimizers,
     is_rngs,
@@ -571,7 +572,8 @@ def _is_bare(root: Node, tree: Tree) -> bool:
         if isinstance(leaf.leaf, Literal):
             continue
         if leaf.trainable:
-            named += is_weights(_bare_name(leaf))
+            name = _bare_name(leaf)
+            named += is_weights(name) and (name not in WEAK or len(leaf.leaf.shape) > 1)
         elif is_integer(leaf.leaf) and not _is_models(leaf, tree):
             return False
     return named > 0

@@ -52,6 +52,9 @@ WEIGHTS = frozenset(
 )
 """Names that parameters have in many libraries."""
 
+WEAK = frozenset(("w", "b", "offset", "weights", "table", "logits"))
+"""Those of them that other things have as well: told by them are matrices alone."""
+
 
 def tokens(name: str) -> set[str]:
     """The words and numbers in a name.

@@ -310,7 +310,9 @@ def _step(conversion: Conversion) -> str:
 
     before = found(conversion.source.state.step, conversion.source.tree)
     after = found(conversion.state.step, conversion.tree)
-    return "" if before == after else f"{before or 'none'} -> {after or 'none'}"
+    if after is None or before == after:
+        return ""
+    return f"{before or 'none'} -> {after}"
 
 
 def _stored_as(view: View) -> tuple[str, str]:

@@ -7,6 +7,8 @@ from .interrupts import last_resort as last_resort
 from .interrupts import leave_to_main as leave_to_main
 from .interrupts import to_the_end as to_the_end
 from .names import COMMITTED as COMMITTED
+from .names import DELETION as DELETION
+from .names import MARKER as MARKER
 from .names import STEP_METADATA as STEP_METADATA
 from .names import STRINGS as STRINGS
 from .names import TREE_METADATA as TREE_METADATA

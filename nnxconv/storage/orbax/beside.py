@@ -8,16 +8,21 @@ adapter/adapter_config.json    beside the steps
 adapter/0/adapter_config.json  beside the item
 adapter/0/items/
 ```
+
+The marker of a step that Orbax v1 wrote stays in the step.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from etils import epath
 
 from nnxconv.errors import BadInput
+from nnxconv.storage import MARKER, STEP_METADATA
 from nnxconv.storage.files import read_if_there, refuse_strangers
-from nnxconv.storage.orbax.location import Location
+from nnxconv.storage.orbax.documents import PYTREE_HANDLER, step_metadata
+from nnxconv.storage.orbax.location import Location, is_step
 from nnxconv.storage.orbax.saving import Target
 
 NAMES = ("adapter_config.json",)
@@ -30,10 +35,13 @@ class ExtraFiles:
     Attributes:
       inside: names of files that go into the new step, before it is committed.
       beside: paths outside the target, which are written when it is committed.
+      step: what the metadata of the step say in which the target is an item, by their path; they
+        are written where there are none, so that a program that asks for the step finds the item.
     """
 
     inside: Mapping[str, epath.Path] = field(default_factory=dict)
     beside: Mapping[epath.Path, epath.Path] = field(default_factory=dict)
+    step: Mapping[epath.Path, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -60,20 +68,39 @@ class ExtraFiles:
             text = read_if_there(old)
             if text is not None and text != read_if_there(new):
                 new.write_bytes(text)
+        for new, told in self.step.items():
+            if read_if_there(new) is None:
+                new.write_text(told)
 
 
 def files_beside(location: Location, target: Target) -> ExtraFiles:
     """The files that travel with a checkpoint: each keeps its distance from the item."""
     folder = location.item.parent
     if location.given_as == "item" or location.is_bare_step:
-        return ExtraFiles(beside=_found(folder, target.path.parent))
-    inside = {new.name: old for new, old in _found(folder, target.path).items()}
+        beside = _found(folder, target.path.parent)
+        return ExtraFiles(beside=beside, step=_step_metadata(location, target))
+    inside = {new.name: old for new, old in _found(folder, target.path, MARKER).items()}
     return ExtraFiles(inside, _found(folder.parent, target.path.parent))
 
 
-def _found(folder: epath.Path, target: epath.Path) -> dict[epath.Path, epath.Path]:
+def _step_metadata(location: Location, target: Target) -> dict[epath.Path, str]:
+    """The metadata of the new step, where an item of a step becomes an item of another one."""
+    step = target.path.parent
+    is_in_step = read_if_there(location.item.parent / STEP_METADATA) is not None
+    if target.is_split or not is_in_step or step == location.item.parent or not is_step(step.name):
+        return {}
+    now = time.time_ns()
+    handlers = {target.path.name: PYTREE_HANDLER}
+    told = step_metadata(handlers, target.custom_metadata, begun=now, committed=now)
+    return {step / STEP_METADATA: told}
+
+
+def _found(
+    folder: epath.Path, target: epath.Path, *further: str
+) -> dict[epath.Path, epath.Path]:
     """The files in a folder, by their new paths."""
-    refuse_strangers(folder, *(folder / name for name in NAMES))
+    names = (*NAMES, *further)
+    refuse_strangers(folder, *(folder / name for name in names))
     return {
-        target / name: folder / name for name in NAMES if read_if_there(folder / name) is not None
+        target / name: folder / name for name in names if read_if_there(folder / name) is not None
     }

@@ -97,7 +97,7 @@ _ON_DEVICE_0 = json.dumps(
 
 
 def _base64(name: str) -> str:
-    return base64.b64encode(name.encode()).decode()
+    return base64.urlsafe_b64encode(name.encode()).decode()
 
 
 def pointed_at(values: Mapping[str, Any]) -> dict[str, Any]:

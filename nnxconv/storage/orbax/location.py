@@ -18,7 +18,14 @@ from etils import epath
 
 from nnxconv.errors import BadInput, NotACheckpoint
 from nnxconv.layouts import TUNIX_ITEMS
-from nnxconv.storage import COMMITTED, STEP_METADATA, TREE_METADATA, UNFINISHED, USUAL_ITEMS
+from nnxconv.storage import (
+    COMMITTED,
+    DELETION,
+    STEP_METADATA,
+    TREE_METADATA,
+    UNFINISHED,
+    USUAL_ITEMS,
+)
 from nnxconv.storage.files import (
     Folder,
     free_metadata,
@@ -28,6 +35,7 @@ from nnxconv.storage.files import (
     refuse_strangers,
 )
 from nnxconv.storage.gcs import is_remote, prepare
+from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
 
 Step: TypeAlias = int | float | str
 """How a step is named: by its number, or by what its directory is called."""
@@ -106,6 +114,7 @@ def locate(
             raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
         refuse_strangers(given.path, given.path)
         refuse_strangers(given.path.parent, given.path.parent / STEP_METADATA)
+        _refuse_if_deleted(given)
         metadata = _read_step_metadata(given.path, given.path.parent)
         _refuse_uncommitted(allow_uncommitted, given)
         return Location(given, "item", step_metadata=metadata)
@@ -115,6 +124,7 @@ def locate(
             raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
         refuse_strangers(given.path, given.path)
         return _in_step(given, items, "step", allow_uncommitted)
+    given = _holding_steps(given)
     chosen = open_folder(choose_step(given, step, has_step, allow_uncommitted, takes_newest=True))
     refuse_strangers(given.path, chosen.path)
     if TREE_METADATA in chosen.files:
@@ -124,6 +134,20 @@ def locate(
     else:
         location = _in_step(chosen, _items(chosen), "root", allow_uncommitted)
     return replace(location, newest_of=0 if step is not None else len(steps_in(given)))
+
+
+_RUN_FOLDERS = ("checkpoints", "checkpoint", "ckpts", "ckpt")
+"""What programs call the root of steps within the folder of a run."""
+
+
+def _holding_steps(given: Folder) -> Folder:
+    """The root of steps: the folder itself, or the one in the folder of a run."""
+    if steps_in(given):
+        return given
+    names = [name for name in _RUN_FOLDERS if name in given.folders]
+    inner = [open_folder(given.path / name) for name in names]
+    roots = [folder for folder in inner if steps_in(folder)]
+    return roots[0] if len(roots) == 1 else given
 
 
 def _refuse_uncommitted(is_allowed: bool, *folders: Folder) -> None:
@@ -162,8 +186,23 @@ def finished_directory(path: str) -> Folder:
     return folder
 
 
+_COPIED_BY = {"s3": "aws s3 cp --recursive", "hf": "hf download", "az": "azcopy copy --recursive"}
+"""What brings a folder from there to a local disk."""
+
+
 def absolute(path: str) -> epath.Path:
-    """The path that a user gives, absolute and without symbolic links, or as a gs:// path."""
+    """The path that a user gives, absolute and without symbolic links, or as a gs:// path.
+
+    Raises:
+      BadInput: it names a place that is neither a local disk nor a bucket of GCS.
+    """
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", path)
+    if scheme is not None and not is_remote(path):
+        by = _COPIED_BY.get(scheme[1])
+        raise BadInput(
+            f"`{path}`: nnxconv reads and writes local disks and gs:// buckets, not {scheme[1]}://",
+            hint=f"copy it to a local disk first{f', with `{by}`' if by else ''}",
+        )
     if is_remote(path):
         prepare()
         return epath.Path(path.rstrip("/"))
@@ -187,7 +226,7 @@ def _in_step(
     item = joined[0] if joined else usual[0] if usual else items[0]
     own = joined or [item]
     others = {name for name in step.folders if UNFINISHED not in name}
-    others -= {one.path.name for one in own}
+    others -= {one.path.name for one in own} | {deleted_item(step) or ""}
     _refuse_uncommitted(allow_uncommitted, *own, step)
     metadata = _read_step_metadata(path)
     return Location(item, given_as, path.name, tuple(sorted(others)), metadata, tuple(joined))
@@ -197,7 +236,18 @@ def _items(step: Folder) -> list[Folder]:
     """The directories under a step that hold a tree of arrays."""
     names = [n for n in step.folders if _step_number(n) is None and UNFINISHED not in n]
     children = [open_folder(step.path / name) for name in names]
-    return [child for child in children if TREE_METADATA in child.files]
+    found = [child for child in children if TREE_METADATA in child.files]
+    gone = deleted_item(step)
+    left = [child for child in found if child.path.name != gone]
+    if gone is not None and not left:
+        refuse_deleted(step, gone)
+    return left
+
+
+def _refuse_if_deleted(item: Folder) -> None:
+    """Refuses an item, given by its own path, that is being deleted from its step."""
+    if read_if_there(item.path.parent / DELETION) is not None:
+        refuse_deleted(open_folder(item.path.parent), item.path.name)
 
 
 def _step_number(name: str) -> int | float | None:
@@ -206,6 +256,11 @@ def _step_number(name: str) -> int | float | None:
     if match is None:
         return None
     return int(match[1]) if match[1].isdigit() else float(match[1])
+
+
+def is_step(name: str) -> bool:
+    """True for what programs call the directory of a step: `100`, `checkpoint_100`."""
+    return _step_number(name) is not None
 
 
 def _is_called(name: str, step: Step) -> bool:

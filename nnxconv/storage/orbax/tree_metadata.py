@@ -6,7 +6,7 @@ from typing import Any
 from nnxconv.tree import Key, spell
 
 _SEQUENCE = 1
-_LONGEST_NAME = 200
+_LONGEST_NAME = 2**16
 
 
 def tree_entries(metadata: Mapping[str, Any]) -> list[tuple[Key, str]]:
@@ -58,6 +58,8 @@ def _entry(entry: Mapping[str, Any]) -> tuple[Key, str]:
 
 def _part(name: Any, kind: int) -> str | int:
     """A part of a key; JSON may hold anything."""
-    if type(name) not in (str, int) or len(str(name)) > _LONGEST_NAME:
+    if type(name) not in (str, int):
         raise ValueError(f"a key has a part that is neither a name nor a number: {str(name)[:40]}")
+    if len(str(name)) > _LONGEST_NAME:
+        raise ValueError(f"a key has a part of {len(str(name)):,} characters: {str(name)[:40]}")
     return int(name) if kind == _SEQUENCE else str(name)
