@@ -18,7 +18,7 @@ from nnxconv.cli.output import say
 from nnxconv.cli.qk_clip import qk_clip
 from nnxconv.errors import NnxconvError, with_notes
 from nnxconv.running import check_program
-from nnxconv.storage import Terminated, ignore_signals, leave_to_main
+from nnxconv.storage import Terminated, ignore_signals
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -76,6 +76,6 @@ def run() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    leave_to_main()
+    ignore_signals()
     say(message, err=True)
     sys.exit(code)

@@ -20,6 +20,7 @@ from nnxconv.state import (
     TrainState,
     arrange,
     choose,
+    refuse_unfollowed,
 )
 from nnxconv.tree import Key, Leaf, Literal, cast, dtype_of, in_order, spell
 
@@ -130,6 +131,7 @@ def convert_tree(
         like=arrangements,
     )
     arranged = arrange(state, source.groups, arrangements)
+    refuse_unfollowed(state, arranged, source.groups, arrangements)
     encoded = codec.encode(arranged, form)
     tree = encoded.tree if like is None else conform(encoded.tree, like.tree)
     record = Record(

@@ -573,7 +573,8 @@ def _is_bare(root: Node, tree: Tree) -> bool:
             continue
         if leaf.trainable:
             name = _bare_name(leaf)
-            named += is_weights(name) and (name not in WEAK or len(leaf.leaf.shape) > 1)
+            is_matrix = len(leaf.leaf.shape) > 1 if leaf.leaf is not None else False
+            named += is_weights(name) and (name not in WEAK or is_matrix)
         elif is_integer(leaf.leaf) and not _is_models(leaf, tree):
             return False
     return named > 0

@@ -39,8 +39,7 @@ def beside(template: Template, own: Collection[Key], stored: Tree, lenient: Leni
         if key in own or not is_stored(leaf):
             continue
         there = stored.get(key)
-        is_array = there is not None and not isinstance(there, Literal)
-        if is_array and notation(there) == notation(leaf):
+        if not isinstance(there, Literal | None) and notation(there) == notation(leaf):
             done.views[key] = there
         elif is_rng_state(key, leaf) and there is None and not is_abstract(template.leaves[key]):
             done.notes.append(f"kept from `like`: 1 array of `{spell(('aux', *key))}`")

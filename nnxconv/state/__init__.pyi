@@ -1,5 +1,6 @@
 from .arranging import arrange as arrange
 from .arranging import choose as choose
+from .following import refuse_unfollowed as refuse_unfollowed
 from .layer_groups import DEFAULT_AXIS as DEFAULT_AXIS
 from .layer_groups import DEFAULT_NAMES as DEFAULT_NAMES
 from .layer_groups import PARAMS as PARAMS

@@ -203,11 +203,12 @@ class Browser:
 
     def shows(self, read: Callable[[], Any], expected: Any) -> None:
         """The page comes to show it: what the system or the pointer does is drawn a frame later."""
-        from selenium.common.exceptions import TimeoutException
+        from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
         from selenium.webdriver.support.ui import WebDriverWait
 
+        redrawn = [StaleElementReferenceException]
         with contextlib.suppress(TimeoutException):
-            WebDriverWait(self.driver, WAIT_SECONDS, POLL_SECONDS).until(
+            WebDriverWait(self.driver, WAIT_SECONDS, POLL_SECONDS, redrawn).until(
                 lambda _: read() == expected
             )
         assert read() == expected
@@ -390,8 +391,9 @@ def test_a_bar_shows_its_range_and_its_count_under_the_pointer(browser: Browser)
     ActionChains(browser.driver, duration=MOVE_MILLISECONDS).move_to_element(area).move_by_offset(
         1, 20
     ).perform()
-    browser.until("document.querySelector('#histogram .hovertext') !== null")
-    assert browser.texts("#histogram .hovertext .line") == ["1 ≤ |a-b| < 2", "64 elements"]
+    browser.shows(
+        lambda: browser.texts("#histogram .hovertext .line"), ["1 ≤ |a-b| < 2", "64 elements"]
+    )
 
 
 @pytest.mark.full

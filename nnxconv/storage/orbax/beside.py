@@ -95,9 +95,7 @@ def _step_metadata(location: Location, target: Target) -> dict[epath.Path, str]:
     return {step / STEP_METADATA: told}
 
 
-def _found(
-    folder: epath.Path, target: epath.Path, *further: str
-) -> dict[epath.Path, epath.Path]:
+def _found(folder: epath.Path, target: epath.Path, *further: str) -> dict[epath.Path, epath.Path]:
     """The files in a folder, by their new paths."""
     names = (*NAMES, *further)
     refuse_strangers(folder, *(folder / name for name in names))

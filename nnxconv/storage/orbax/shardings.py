@@ -19,7 +19,10 @@ def read_shardings(item: Folder) -> dict[str, dict[str, Any]]:
     file = item.path / "_sharding"
     try:
         stored = parse_json(read_if_there(file) or "")
-        return {base64.urlsafe_b64decode(name).decode(): parse_json(text) for name, text in stored.items()}
+        return {
+            base64.urlsafe_b64decode(name).decode(): parse_json(text)
+            for name, text in stored.items()
+        }
     except (ValueError, TypeError, AttributeError, binascii.Error) as error:
         raise DamagedCheckpoint(f"`{file}` is not what Orbax writes: {error}") from error
 
