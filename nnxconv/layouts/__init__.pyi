@@ -34,6 +34,8 @@ from .parts import refuse_misfits as refuse_misfits
 from .parts import within as within
 from .recognition import CODECS as CODECS
 from .recognition import ITEMS as ITEMS
+from .restore_lines import restoring as restoring
+from .restore_lines import restoring_converted as restoring_converted
 from .surveying import OTHER as OTHER
 from .surveying import Located as Located
 from .surveying import Survey as Survey

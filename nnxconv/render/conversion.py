@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nnxconv.commands.result import Result
-from nnxconv.layouts import Conversion
+from nnxconv.layouts import Conversion, restoring_converted
 from nnxconv.layouts import Part as StatePart
 from nnxconv.state import Apart, Arrangement, Blocks, LayerGroup, Tree, parameter_trees
 from nnxconv.storage.transfer import Moved
@@ -86,6 +86,7 @@ def _meaning_json(result: Result) -> dict[str, Any]:
         "target": {
             "path": result.target_path,
             "layout": None if conversion is None else conversion.layout,
+            "restore": restoring_converted(result.whole, result.target_path) or None,
         },
         "layers": []
         if conversion is None
@@ -121,6 +122,8 @@ def conversion_text(result: Result) -> str:
             f"{format_bytes(plan.total_bytes)} in {result.seconds:.2f} s{_by(result)};"
             f" peak memory {format_bytes(result.peak_memory_bytes)}"
         )
+        line = restoring_converted(result.whole, result.target_path)
+        lines += ["", f"restore with: {line}"] if line else []
     return "\n".join(lines)
 
 

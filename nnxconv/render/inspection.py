@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nnxconv.commands.inspection import ChainElement, Inspection
-from nnxconv.layouts import RECORD, Located
+from nnxconv.layouts import RECORD, Located, restoring
 from nnxconv.render.conversion import arranged
 from nnxconv.storage.orbax import array_name
 from nnxconv.tree import (
@@ -42,6 +42,7 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
             role: {"leaves": amount.leaves, "bytes": amount.nbytes}
             for role, amount in found.ledger.items()
         },
+        "restore": restoring(found.survey, str(found.item.path)) or None,
         "step": found.step if not isinstance(found.step, tuple) else list(found.step),
         "layers": [] if understood is None else [_layers_json(g) for g in understood.groups],
         "parts": {
@@ -161,6 +162,9 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
             yield "converted", f"by nnxconv, from {', '.join(value.get('forms', {}))}"
         else:
             yield "metadata", f"{name} = {_short(value)}"
+    line = restoring(found.survey, str(found.item.path))
+    if line:
+        yield "restore", line
 
 
 def _unknown_rows(found: Inspection) -> Iterator[tuple[str, str]]:

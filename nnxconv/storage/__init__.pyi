@@ -4,7 +4,6 @@ from .interrupts import deferred_interrupts as deferred_interrupts
 from .interrupts import ignore_signals as ignore_signals
 from .interrupts import interrupt as interrupt
 from .interrupts import last_resort as last_resort
-from .interrupts import leave_to_main as leave_to_main
 from .interrupts import to_the_end as to_the_end
 from .names import COMMITTED as COMMITTED
 from .names import DELETION as DELETION

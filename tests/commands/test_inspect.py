@@ -129,6 +129,7 @@ def test_json_holds_the_whole_tree_and_everything_that_the_text_says(stacked):
             "compressors": {"zstd level 1": 18},
             "chunks": {"whole": 18},
         },
+        "restore": f'ocp.StandardCheckpointer().restore("{stacked}", train_state)',
         "step": 7,
         "layers": [
             {

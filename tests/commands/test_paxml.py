@@ -439,7 +439,7 @@ def test_the_command_does_what_the_function_does(source, tmp_path):
     assert outcome.exit_code == 0
     told = json.loads(outcome.stdout)
     item = tmp_path / "out" / str(STEP) / "items"
-    assert told["target"] == {"path": str(item), "layout": "nnx-pure"}
+    assert (told["target"]["path"], told["target"]["layout"]) == (str(item), "nnx-pure")
     assert told["verified"] is True
     options = {"to": "nnx-pure", "fused_qkv": False, "scan_layers": False, "optimizer": "adamw"}
     check(restore(item), expected(**options), is_close)
