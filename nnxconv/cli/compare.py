@@ -20,7 +20,17 @@ from nnxconv.cli.output import say
 @click.option("--ckpt_path_2", help="The same as B.", metavar="B")
 @options(
     "compare",
-    *("rename", "rename_back", "at", "at_b", "compare_only", "filter", "exclude", "ignore_rngs"),
+    *(
+        "rename",
+        "rename_back",
+        "layer_group",
+        "at",
+        "at_b",
+        "compare_only",
+        "filter",
+        "exclude",
+        "ignore_rngs",
+    ),
     *("compare_values", "atol", "rtol", "equal_nan", "ignore_dtype", "max_memory"),
     *("allow_uncommitted", *DISTRIBUTED),
 )

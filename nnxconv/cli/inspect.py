@@ -14,7 +14,7 @@ from nnxconv.cli.output import say
     short_help="Shows what a checkpoint is.",
 )
 @click.argument("path", metavar="PATH")
-@options("inspect", "step", "at", "allow_uncommitted")
+@options("inspect", "step", "at", "layer_group", "allow_uncommitted")
 @click.option("--tree", is_flag=True, help="List every leaf.")
 @click.option("--depth", type=click.IntRange(1), help="List the tree down to this depth.")
 @click.option("--filter", "filters", multiple=True, metavar="GLOB", help="List these keys only.")
@@ -24,6 +24,7 @@ def inspect(
     path: str,
     step: str | None,
     at: str | None,
+    layer_group: tuple[str, ...],
     tree: bool,
     depth: int | None,
     filters: tuple[str, ...],
@@ -42,7 +43,9 @@ def inspect(
     from nnxconv.commands.inspect import inspect as run
     from nnxconv.render import inspection_json, inspection_text
 
-    found = run(path, step=step, at=at, allow_uncommitted=allow_uncommitted)
+    found = run(
+        path, step=step, at=at, layer_group=layer_group, allow_uncommitted=allow_uncommitted
+    )
     if as_json:
         say(json.dumps(inspection_json(found), indent=2))
     else:

@@ -48,6 +48,7 @@ def compare(
     ignore_dtype: bool = False,
     filter: Iterable[str] = (),  # noqa: A002
     exclude: Iterable[str] = (),
+    layer_group: Iterable[str] = (),
     at: str | None = None,
     at_b: str | None = None,
     max_memory: int | str = "2GiB",
@@ -82,8 +83,10 @@ def compare(
             allow_uncommitted=allow_uncommitted,
             is_read=compare_values,
         )
-        opened_a = open_side(ckpt_path_1, options=Options(at=at))
-        opened_b = open_side(ckpt_path_2, options=Options(at=at_b if at_b is not None else at))
+        names = tuple(layer_group)
+        opened_a = open_side(ckpt_path_1, options=Options(at=at, layer_group=names))
+        at_b = at if at_b is None else at_b
+        opened_b = open_side(ckpt_path_2, options=Options(at=at_b, layer_group=names))
         item_a, item_b = opened_a.item, opened_b.item
         selection = Selection(
             compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude)

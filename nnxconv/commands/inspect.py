@@ -1,5 +1,6 @@
 """`inspect`: what a checkpoint is."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from nnxconv.commands.boundary import plainly
@@ -28,6 +29,7 @@ def inspect(
     *,
     step: str | float | None = None,
     at: str | None = None,
+    layer_group: Iterable[str] = (),
     allow_uncommitted: bool = False,
 ) -> Inspection:
     """Says what a checkpoint is, from its metadata alone, besides its step.
@@ -45,7 +47,7 @@ def inspect(
 
     location = locate(path, step, allow_uncommitted=allow_uncommitted)
     item = open_item(location)
-    survey = meaning(location, item, Options(at=at)).survey
+    survey = meaning(location, item, Options(at=at, layer_group=tuple(layer_group))).survey
     understood = main_state(survey)
     state = None if understood is None else understood.state
     return Inspection(

@@ -14,7 +14,6 @@ _LIKE_STORED = {
 """What Orbax restores a whole tree of a layout into, by the names that programs use."""
 
 
-
 def restoring(survey: Survey, path: str) -> str:
     """One line that loads a checkpoint into the program whose layout it has.
 
@@ -49,9 +48,7 @@ def restoring_converted(whole: Whole, path: str) -> str:
     )
 
 
-def _line(
-    path: str, layout: str, *, has_optimizer: bool, roots: set[str | int], at: Key
-) -> str:
+def _line(path: str, layout: str, *, has_optimizer: bool, roots: set[str | int], at: Key) -> str:
     """The line; `roots` are those of the tree where the state is all of it."""
     place = json.dumps(path, ensure_ascii=False)
     below = f", at={json.dumps(spell(at), ensure_ascii=False)}" if at else ""

@@ -214,12 +214,15 @@ NO_CHECKPOINT = {
     "safetensors": (
         lambda path: write(path / "model-00001-of-00002.safetensors"),
         "`PATH` is not an Orbax checkpoint",
-        "it holds safetensors files, which are not Orbax checkpoints",
+        "it looks like a safetensors file: read it with `safetensors.numpy.load_file(FILE)`, then"
+        " `ocp.StandardCheckpointer().save(NEW, tree)`",
     ),
     "flax_msgpack": (
         lambda path: write(path / "checkpoint"),
         "`PATH` is not an Orbax checkpoint",
-        "it looks like a checkpoint of flax.training.checkpoints; save it with Orbax first",
+        "it looks like a checkpoint of flax.training.checkpoints from before 2024: read it with"
+        " `flax.training.checkpoints.restore_checkpoint(PATH, None)`, then"
+        " `ocp.StandardCheckpointer().save(NEW, tree)`",
     ),
     "empty": (
         lambda path: path.mkdir(),

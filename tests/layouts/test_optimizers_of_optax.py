@@ -24,10 +24,24 @@ LAYERS = 3
 KERNELS = {"kernel": (6, 4), "bias": (4,), "scale": (6,)}
 
 _ARGUMENTS: dict[str, Any] = {
-    **{"learning_rate": 1e-3, "decay": 0.9, "weight_decay": 0.1, "b1": 0.9, "eta": 0.1},
-    **{"max_delta": 1.0, "max_norm": 1.0, "clipping": 0.1, "l2_norm_clip": 1.0, "step_size": 1.0},
-    **{"gamma": 0.1, "noise_multiplier": 0.1, "seed": 0, "k": 2, "k_steps": 2},
-    **{"every_k_schedule": 2, "max_consecutive_errors": 2, "step_size_fn": lambda count: 1.0},
+    "learning_rate": 1e-3,
+    "decay": 0.9,
+    "weight_decay": 0.1,
+    "b1": 0.9,
+    "eta": 0.1,
+    "max_delta": 1.0,
+    "max_norm": 1.0,
+    "clipping": 0.1,
+    "l2_norm_clip": 1.0,
+    "step_size": 1.0,
+    "gamma": 0.1,
+    "noise_multiplier": 0.1,
+    "seed": 0,
+    "k": 2,
+    "k_steps": 2,
+    "every_k_schedule": 2,
+    "max_consecutive_errors": 2,
+    "step_size_fn": lambda count: 1.0,
     **dict.fromkeys(
         ("inner", "opt", "inner_opt", "optimizer", "base_optimizer", "transform"), optax.adam(1e-3)
     ),

@@ -101,7 +101,8 @@ NOT_FOUND = {
         _safetensors,
         None,
         "error: `$/empty` is not an Orbax checkpoint\n\n"
-        "hint: it holds safetensors files, which are not Orbax checkpoints",
+        "hint: it looks like a safetensors file: read it with `safetensors.numpy.load_file(FILE)`,"
+        " then `ocp.StandardCheckpointer().save(NEW, tree)`",
     ),
     "a step without an item": (
         _step_without_item,

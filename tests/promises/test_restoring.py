@@ -60,7 +60,11 @@ def executed(line: str) -> Any:
     """What a line gives in a program that has a fresh model, optimizer and training state."""
     model = NnxNet()
     scope = {
-        "nnx": nnx, "ocp": ocp, "nnxconv": nnxconv, "model": model, "state": nnx.state(model),
+        "nnx": nnx,
+        "ocp": ocp,
+        "nnxconv": nnxconv,
+        "model": model,
+        "state": nnx.state(model),
         "optimizer": nnx.Optimizer(model, TX, wrt=nnx.Param),
         "train_state": linen_state(1),
         "variables": {"params": linen_state(1).params["params"]},

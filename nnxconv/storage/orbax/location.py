@@ -36,6 +36,7 @@ from nnxconv.storage.files import (
 )
 from nnxconv.storage.gcs import is_remote, prepare
 from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
+from nnxconv.storage.orbax.foreign import seems_to_be
 
 Step: TypeAlias = int | float | str
 """How a step is named: by its number, or by what its directory is called."""
@@ -177,7 +178,11 @@ def finished_directory(path: str) -> Folder:
     except FileNotFoundError as error:
         raise NotACheckpoint(f"`{path}` does not exist") from error
     except NotADirectoryError as error:
-        raise NotACheckpoint(f"`{path}` is a file, not a checkpoint directory") from error
+        known = seems_to_be(given.name)
+        raise NotACheckpoint(
+            f"`{path}` is a file, not a checkpoint directory",
+            hint="" if known is None else known.hint,
+        ) from error
     if UNFINISHED in given.name:
         raise NotACheckpoint(
             f"`{path}` is an unfinished save",
@@ -331,12 +336,11 @@ def _looks_like(folder: Folder) -> str:
         return "it holds only unfinished saves, which were interrupted before they were committed"
     if "metadata" in names and "state" in names:
         return "it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3"
-    if any(name.endswith(".safetensors") for name in names):
-        return "it holds safetensors files, which are not Orbax checkpoints"
-    if "checkpoint" in names:
-        return "it looks like a checkpoint of flax.training.checkpoints; save it with Orbax first"
     if not names:
         return "it is empty"
+    known = seems_to_be(folder.path.name, names)
+    if known is not None:
+        return known.hint
     return "expected `_METADATA`, an item that has it, or numbered steps"
 
 
