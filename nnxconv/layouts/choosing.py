@@ -52,7 +52,7 @@ def choose_part(
     """
     chosen = Chosen(Survey(tree, ()), {key: key for key in tree})
     globs = list(drop)
-    chosen = _at(chosen, at, how) if at is not None else chosen
+    chosen = _at(chosen, at, how) if at else chosen
     if globs:
         chosen, globs = _without_stored(chosen, globs)
     if replica is not None:
@@ -67,7 +67,7 @@ def choose_part(
 
 def _how(how: SurveyOptions, at: str | None) -> SurveyOptions:
     """How a part is read: what is recorded of the whole does not hold for it."""
-    return how if at is None else replace(how, custom_metadata={}, items=())
+    return replace(how, custom_metadata={}, items=()) if at else how
 
 
 # --- a subtree -----------------------------------------------------------------------------------

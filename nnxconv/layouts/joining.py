@@ -1,7 +1,7 @@
 """The target's whole tree: each converted state where it stands, and around it what was there."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from nnxconv.layouts.parts import WRAPPER
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.surveying import STATES, Located, Survey
 from nnxconv.state import Tree, is_stored
-from nnxconv.tree import Key, Leaf, Literal, Source, counted, in_order, notation, sources_of, spell
+from nnxconv.tree import Key, Leaf, Literal, counted, in_order, notation, sources_of, spell
 
 
 @dataclass(frozen=True)
@@ -359,11 +359,12 @@ def _sources(leaves: Iterable[Leaf]) -> set[tuple[str, str]]:
     return {(source.store, source.name) for view in views for source in sources_of(view)}
 
 
-def _is_in(leaf: Leaf, used: Collection[tuple[str, str]]) -> bool:
-    return not isinstance(leaf, Source) or (leaf.store, leaf.name) in used
+def _is_in(leaf: Leaf, used: set[tuple[str, str]]) -> bool:
+    """True where nothing that a leaf is made of is missing; a literal is made of nothing."""
+    return _sources([leaf]) <= used
 
 
-def _left_out_of(part: Part, used: Collection[tuple[str, str]]) -> dict[Key, str]:
+def _left_out_of(part: Part, used: set[tuple[str, str]]) -> dict[Key, str]:
     """The stored leaves of a state that the target does not have, with the reasons."""
     located, conversion = part.located, part.conversion
     reasons: dict[tuple[str, str], str] = {}
@@ -371,13 +372,11 @@ def _left_out_of(part: Part, used: Collection[tuple[str, str]]) -> dict[Key, str
         if key in conversion.left_out:
             for source in _sources([leaf]):
                 reasons.setdefault(source, conversion.left_out[key])
-    return {
-        located.stored[key]: reasons[(leaf.store, leaf.name)]
+    unused = {
+        located.stored[key]: next(iter(_sources([leaf]) - used), None)
         for key, leaf in located.understood.tree.items()
-        if isinstance(leaf, Source)
-        and (leaf.store, leaf.name) not in used
-        and (leaf.store, leaf.name) in reasons
     }
+    return {key: reasons[source] for key, source in unused.items() if source in reasons}
 
 
 def nothing_lost(whole: Whole) -> None:

@@ -50,8 +50,28 @@ def latent_attention():
     return {"step": np.int32(1), "params": {"params": {"decoder": layers}}, "opt_state": {}}
 
 
+def replicated():
+    """What `flax.jax_utils.replicate` makes of a small state, on eight devices."""
+    kernel = np.zeros((8, 2, 3), np.float32)
+    return {
+        "step": np.full(8, 9, np.int32),
+        "params": {"dense": {"kernel": kernel}},
+        "opt_state": [{"trace": {"dense": {"kernel": kernel}}}, None],
+    }
+
+
 Trees = Mapping[str, Callable[[], Any]]
 CHECKPOINTS: Mapping[str, Trees] = {
+    "any-tree.md": {
+        "bundle/10": lambda: {"state": checkpoints.linen(), "config": {"width": 16}, "epoch": 3},
+        "ema/10": lambda: (tree := checkpoints.linen()) | {"ema_params": tree["params"]},
+        "gan/10": lambda: {
+            "generator": checkpoints.linen(),
+            "discriminator": checkpoints.linen(2),
+        },
+        "replicas/10": replicated,
+        "data/10": lambda: {"images": {"mean": np.zeros(3)}, "labels": np.arange(10)},
+    },
     "arithmetic.md": {
         **dict.fromkeys(("run_a/1000", "run_a/2000", "run_b/1000"), checkpoints.linen),
         "deepseek/1000": latent_attention,
@@ -105,7 +125,7 @@ def test_every_page_with_commands_is_tried():
     assert with_commands == CHECKPOINTS.keys()
 
 
-@of("checksum.md", "compare.md", "convert.md", "resume.md")
+@of("any-tree.md", "checksum.md", "compare.md", "convert.md", "resume.md")
 def test_commands_do_what_they_say(here):
     check_each_is_done(here)
 
@@ -197,8 +217,45 @@ def test_loading_runs_as_shown(tmp_path, monkeypatch):
     assert names["tree"]["params.decoder.layers[3].mlp.wi.kernel"].shape == (16, 32)
 
 
+def test_a_part_of_a_model_is_loaded_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Lora(nnx.Module):
+        def __init__(self) -> None:
+            self.a = nnx.Param(np.ones((2, 1), np.float32))
+
+    class Encoder(nnx.Module):
+        def __init__(self) -> None:
+            self.kernel = nnx.Param(np.zeros((2, 3), np.float32))
+            self.lora = Lora()
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.encoder = Encoder()
+            self.head = nnx.Linear(3, 5, rngs=nnx.Rngs(0))
+
+    kernel = np.ones((2, 3), np.float32)
+    params = {
+        "encoder": {"kernel": kernel},
+        "decoder": {"kernel": kernel},
+        "head": {"kernel": np.ones((3, 4), np.float32), "bias": np.ones(4, np.float32)},
+    }
+    models.save(tmp_path / "pretrained", {"params": params})
+    [program] = programs(REPOSITORY / "docs/any-tree.md")
+    model = Model()
+    names: dict[str, Any] = {"nnxconv": nnxconv, "model": model}
+    exec(program, names)
+    assert np.array_equal(model.encoder.kernel[...], kernel)
+    done = names["done"]
+    assert (done.missing, done.unexpected) == (
+        ("params.encoder.lora.a",),
+        ("params.decoder.kernel",),
+    )
+    assert done.mismatched == ("params.head.bias", "params.head.kernel")
+
+
 def test_every_program_is_tried():
-    assert [page.name for page in [*DOCS, README] if programs(page)] == ["python.md"]
+    assert [page.name for page in [*DOCS, README] if programs(page)] == ["any-tree.md", "python.md"]
 
 
 # What is named
