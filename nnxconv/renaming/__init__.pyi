@@ -11,6 +11,7 @@ from .pattern import literal as literal
 from .rule import Rule as Rule
 from .rule import Rules as Rules
 from .states import rename as rename
+from .step_toml import step_line as step_line
 from .steps import Concat as Concat
 from .steps import Divide as Divide
 from .steps import Halves as Halves
