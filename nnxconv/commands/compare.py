@@ -117,6 +117,11 @@ def compare(
             layer_groups=tuple(dict.fromkeys(group.key for group in both.groups)),
             statistics={} if values is None else values.statistics,
             ignored=ignored_a | ignored_b,
+            notes=[
+                f"{side}: {one.item.path}, {one.location.choice}"
+                for side, one in (("a", opened_a), ("b", opened_b))
+                if one.location.choice
+            ],
             read_bytes=0 if values is None else values.read_bytes,
             equal_chunk_bytes=0 if values is None else values.equal_chunk_bytes,
             seconds=time.monotonic() - started,

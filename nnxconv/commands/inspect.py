@@ -61,6 +61,7 @@ def inspect(
         [] if location.joined else writing_processes(location.folder),
         {} if location.joined else read_shardings(location.folder),
         {**location.custom_metadata, **item.custom_metadata},
+        location.choice,
     )
 
 

@@ -58,6 +58,7 @@ class Inspection:
       processes: names of the databases that the writing processes left.
       shardings: partition spec and mesh by array name, as the writer saved them.
       custom_metadata: of the step and of the item.
+      choice: how the step was chosen, where there were several.
     """
 
     item: "Item"
@@ -72,6 +73,7 @@ class Inspection:
     processes: Sequence[str]
     shardings: Mapping[str, Mapping[str, Any]]
     custom_metadata: Mapping[str, Any]
+    choice: str = ""
 
     @property
     def ledger(self) -> Mapping[Role, Amount]:

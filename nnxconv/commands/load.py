@@ -3,18 +3,18 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnxconv.commands.boundary import as_arguments, in_python
 from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
-from nnxconv.errors import Mismatch
 from nnxconv.layouts import Options, Survey, SurveyOptions, Understood, one_state, survey
 from nnxconv.loading import (
     Lenient,
     Loaded,
     Template,
+    beside,
     fit,
     is_abstract,
     is_bare_optimizer,
@@ -33,9 +33,9 @@ from nnxconv.loading import (
 from nnxconv.planning import Wanted
 from nnxconv.renaming import Rules, asked_rules, renamed, towards
 from nnxconv.running import Watcher, fetch, ignore, share_one_heap
-from nnxconv.state import Tree, is_stored
+from nnxconv.state import Tree
 from nnxconv.storage.orbax import refuse_changed
-from nnxconv.tree import Key, Literal, Source, View, counted, notation, parse_bytes, spell
+from nnxconv.tree import Key, Source, View, parse_bytes, spell
 
 if TYPE_CHECKING:
     from flax import nnx  # noqa: TID251  for the type checker alone
@@ -176,34 +176,11 @@ def _fitted(
         lenient=way.lenient,
     )
     by_key = {own[key]: view for key, view in fitted.views.items() if key in own}
-    beside = _beside(template.tree, own.values(), there)
+    rest = beside(template, set(own.values()), there.tree, way.lenient)
     told = found.renamed if rules is None else ()
-    return by_key | beside, (*told, *fitted.notes), fitted.loaded
-
-
-def _beside(tree: Tree, own: Iterable[Key], there: Survey) -> dict[Key, View]:
-    """What `like` has beside its state, from the same keys of the checkpoint.
-
-    Raises:
-      Mismatch: the checkpoint has not got it, or in another shape or type.
-    """
-    mine = set(own)
-    wanted = {k: leaf for k, leaf in tree.items() if k not in mine and is_stored(leaf)}
-    found: dict[Key, View] = {}
-    lacking: list[str] = []
-    for key, leaf in wanted.items():
-        stored = there.tree.get(key)
-        if stored is None or isinstance(stored, Literal) or notation(stored) != notation(leaf):
-            lacking.append(f"{spell(key)}  {notation(leaf)}  only in `like`")
-        else:
-            found[key] = stored
-    if lacking:
-        raise Mismatch(
-            f"{counted(len(lacking), 'leaf', 'leaves')} of `like` beside its state"
-            " are not in the checkpoint",
-            details=lacking,
-        )
-    return found
+    missing = (*fitted.loaded.missing, *map(spell, rest.missing))
+    loaded = replace(fitted.loaded, missing=missing)
+    return by_key | rest.views, (*told, *fitted.notes, *rest.notes), loaded
 
 
 def _sides(

@@ -40,6 +40,7 @@ class Result:
       extra_files: names of files beside the source that travel with it.
       process: which of the processes that did it this one is.
       processes: how many there were.
+      source_choice: how the source's step was chosen, where there were several.
     """
 
     source_path: str
@@ -56,6 +57,7 @@ class Result:
     extra_files: tuple[str, ...] = ()
     process: int = 0
     processes: int = 1
+    source_choice: str = ""
 
     @property
     def conversion(self) -> Conversion:
@@ -226,6 +228,7 @@ def carry_out(
         tuple(beside.names),
         way.team.number,
         way.team.count,
+        places.location.choice,
     )
 
 

@@ -8,8 +8,10 @@ from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, UnknownLay
 from nnxconv.layouts.finding import Found, Place, find
 from nnxconv.layouts.form import key_of, mapping
 from nnxconv.layouts.gathering import parts_of, placements
+from nnxconv.layouts.names import announced
 from nnxconv.layouts.parts import is_rng_state
 from nnxconv.layouts.placement import Placement, at_key
+from nnxconv.layouts.recognition import CODECS
 from nnxconv.layouts.understanding import RECORD, Understood, understand
 from nnxconv.state import LayerGroup, Role, Tree, children, under
 from nnxconv.tree import Key, Leaf, Literal, first_source, spell
@@ -152,7 +154,17 @@ def survey(tree: Tree, how: SurveyOptions) -> Survey:
         stated = _as_stated(tree, how)
         if stated is not None:
             return stated
-    return _as_found(tree, how)
+    return _as_plugged_in(tree, how) or _as_found(tree, how)
+
+
+def _as_plugged_in(tree: Tree, how: SurveyOptions) -> Survey | None:
+    """The tree as one state in a layout of another package, which alone knows what it means."""
+    fitting = [name for name in announced() if not CODECS[name].recognise(tree).objections]
+    if len(fitting) != 1:
+        return None
+    understood = replace(how, layout=fitting[0]).of(tree)
+    itself = Located((), Placement(), understood, {key: key for key in tree})
+    return _whole(tree, [itself], [], {})
 
 
 def _as_stated(tree: Tree, how: SurveyOptions) -> Survey | None:

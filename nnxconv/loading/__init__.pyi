@@ -1,6 +1,7 @@
 from .bare_optimizer import is_bare_optimizer as is_bare_optimizer
 from .bare_optimizer import surround as surround
 from .bare_optimizer import with_parameters_of as with_parameters_of
+from .beside_state import beside as beside
 from .fitting import fit as fit
 from .leniency import Lenient as Lenient
 from .leniency import Loaded as Loaded

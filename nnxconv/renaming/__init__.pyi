@@ -12,13 +12,8 @@ from .rule import Rule as Rule
 from .rule import Rules as Rules
 from .states import rename as rename
 from .step_toml import step_line as step_line
-from .steps import Concat as Concat
 from .steps import Divide as Divide
-from .steps import Halves as Halves
 from .steps import Merge as Merge
-from .steps import Pairs as Pairs
-from .steps import Permute as Permute
-from .steps import Pile as Pile
 from .steps import Reshape as Reshape
 from .steps import Split as Split
 from .steps import Step as Step

@@ -164,7 +164,8 @@ def _predicted(result: Result) -> str:
 
 
 def _rows(result: Result) -> Iterator[tuple[str, str]]:
-    yield "source", result.source_path
+    chosen = f" ({result.source_choice})" if result.source_choice else ""
+    yield "source", result.source_path + chosen
     yield "target", result.target_path
     for part in result.whole.states:
         if part.located.at or len(result.whole.states) > 1:

@@ -94,7 +94,7 @@ def inspection_text(
     shardings: bool = False,
 ) -> str:
     """What a person wants to know before converting; the tree and shardings where asked for."""
-    lines = [str(found.item.path)]
+    lines = [str(found.item.path) + (f" ({found.choice})" if found.choice else "")]
     lines += [f"  {name:<10} {text}" for name, text in _rows(found)]
     if tree or depth is not None or (filters and not shardings):
         lines += ["", *_tree_rows(found, depth, filters)]

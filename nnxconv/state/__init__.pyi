@@ -26,10 +26,8 @@ from .qk_clip import LOGITS as LOGITS
 from .qk_clip import attention_modules as attention_modules
 from .qk_clip import clip as clip
 from .qk_clip import logits_of as logits_of
-from .roles import ROLES as ROLES
 from .roles import Amount as Amount
 from .roles import Role as Role
-from .roles import amount_of as amount_of
 from .roles import is_stored as is_stored
 from .roles import ledger_of as ledger_of
 from .train_state import BATCH_STATS as BATCH_STATS

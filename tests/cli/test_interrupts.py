@@ -139,8 +139,6 @@ def held_up(source, target):  # as a library that comes back late; the GIL is no
     print("held up", flush=True)
     ctypes.CDLL(None).sleep(60)
 
-carrying._copy_file = held_up
-import asyncio
 from nnxconv.storage.orbax import Writer
 
 async def held_up_in_main(self, *args):
@@ -150,6 +148,8 @@ async def held_up_in_main(self, *args):
 
 if sys.argv.pop(1) == "main":
     Writer.merge = held_up_in_main
+else:
+    carrying._copy_file = held_up
 from nnxconv.cli import main
 main()
 """

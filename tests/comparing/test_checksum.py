@@ -466,7 +466,7 @@ def test_a_manifest_beside_a_step_leaves_the_root_to_the_manager(tmp_path):
     for step in (1, 2):
         assert run("checksum", "--check", root / str(step)).exit_code == 0
     outcome = run("inspect", root)
-    assert outcome.stdout.splitlines()[0] == str(root / "3" / "default")
+    assert outcome.stdout.splitlines()[0] == f"{root / '3' / 'default'} (the newest of 3 steps)"
 
 
 def test_a_manager_that_keeps_few_steps_is_not_held_up_by_manifests(tmp_path):

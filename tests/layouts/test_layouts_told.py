@@ -10,23 +10,17 @@ from tests.support.layouts import STEP_DTYPES, TRAINING, default_tree, source_tr
 from tests.support.states import tiny
 
 
-def test_a_tree_of_no_layout_is_refused_with_the_evidence():
+def test_a_tree_of_no_layout_is_refused_with_the_likeliest_readings():
     with pytest.raises(UnknownLayout) as refused:
         recognise(source_tree("alpha f32[3]\nbeta/gamma f32[3]"), where="here")
     assert refused.value.render() == (
         "error: this is none of the layouts that nnxconv knows\n"
         "  at here\n"
         "  at the root: alpha, beta\n"
-        "  not linen: no weights under `params`, no `step` and no `opt_state` at the root\n"
         "  not linen-variables: no weights under `params`\n"
-        "  not maxtext: no `nnx_aux` at the root, no weights under `params/params`,"
-        " `alpha` at the root, `beta` at the root\n"
         "  not nnx: weights at the root are not wrapped in `value`\n"
-        "  not nnx-state: no `model` at the root\n"
-        "  not nnx-pure: no `model`, and no kernel, bias, scale or embedding at the root\n"
-        "  not nnx-optimizer: no `model` at the root, `alpha` at the root, `beta` at the root\n"
-        "  not nnx-rl: no `base` at the root, `alpha` at the root, `beta` at the root\n"
-        "  not tunix: no item `model_params`, `alpha` at the root, `beta` at the root"
+        "\n"
+        "hint: `--at KEY` takes a subtree; `nnxconv inspect PATH --tree` lists the keys"
     )
 
 

@@ -64,7 +64,7 @@ def test_what_is_found_is_told_with_the_evidence(name, checkpoints_of):
     check_golden(f"match/{name}.txt", text)
 
 
-@pytest.mark.full
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_linen_run_goes_on_in_a_differently_named_nnx_model(name, checkpoints_of, tmp_path):
     source, template = checkpoints_of(name)
@@ -92,7 +92,7 @@ def numbers(model, optimizer):
     }
 
 
-@pytest.mark.full
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_run_comes_back_to_linen_by_the_inverse_rules(name, checkpoints_of, tmp_path):
     source, template = checkpoints_of(name)

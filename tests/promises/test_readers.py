@@ -569,11 +569,13 @@ def test_the_source_is_never_written_to(tmp_path):
     assert everything() == before
 
 
-def test_a_typed_key_in_a_linen_state_is_left_out_by_name_and_comes_back_by_like(tmp_path):
+def test_a_typed_key_beside_a_linen_state_is_kept_beside_that_of_nnx(tmp_path):
     tree = {**linen(), "dropout_key": jax.random.key(3)}
     source = save(tmp_path / "a", tree)
     there = nnxconv.convert(str(source), str(tmp_path / "b"), to="nnx-pure")
-    assert list(there.conversion.left_out) == [("aux", "dropout_key")]
+    assert there.account.kept == (("dropout_key",),)
+    key = ("dropout_key",)
+    assert entries(tmp_path / "b")[key] == entries(source)[key]
     nnxconv.convert(str(tmp_path / "b"), str(tmp_path / "c"), like=str(source))
     assert look(restore(tmp_path / "c")) == look(restore(source))
     assert entries(tmp_path / "c").keys() == entries(source).keys()
@@ -626,11 +628,29 @@ def test_averaged_weights_are_stacked_with_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize("has_level", [True, False], ids=["params/params", "params"])
-@pytest.mark.parametrize("layout", ["nnx", "nnx-pure", "nnx-state", "maxtext"])
-def test_averaged_weights_are_no_variables_of_an_nnx_model(layout, has_level, tmp_path):
+@pytest.mark.parametrize("layout", ["nnx", "nnx-pure", "nnx-state"])
+def test_averaged_weights_become_a_second_copy_beside_an_nnx_model(layout, has_level, tmp_path):
+    tree = linen()
+    averaged = tree["params"] if has_level else tree["params"]["params"]
+    source = save(tmp_path / "a", {**tree, "ema_params": averaged})
+    nnxconv.convert(str(source), str(tmp_path / "b"), to=layout)
+    there = restore(tmp_path / "b")
+    assert there.keys() == {"model", "optimizer", "ema_params"}
+    keys = entries(tmp_path / "b").keys()
+    of_model, of_copy = (
+        {tuple(part for part in key[1:] if part != "value") for key in keys if key[0] == root}
+        for root in ("model", "ema_params")
+    )
+    assert of_model == of_copy
+    nnxconv.convert(str(tmp_path / "b"), str(tmp_path / "c"), to="linen", scan_layers=False)
+    assert look(restore(tmp_path / "c")) == look(restore(source))
+
+
+@pytest.mark.parametrize("has_level", [True, False], ids=["params/params", "params"])
+def test_a_program_that_has_no_place_for_averaged_weights_is_given_none(has_level, tmp_path):
     tree = linen()
     averaged = tree["params"] if has_level else tree["params"]["params"]
     source = save(tmp_path / "a", {**tree, "ema_params": averaged})
     with pytest.raises(nnxconv.NnxconvError, match="ema_params"):
-        nnxconv.convert(str(source), str(tmp_path / "b"), to=layout)
+        nnxconv.convert(str(source), str(tmp_path / "b"), to="maxtext")
     assert not (tmp_path / "b").exists()

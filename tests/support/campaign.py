@@ -394,13 +394,13 @@ class Told:
 
 def _command(*arguments: str) -> Told:
     """Runs the command in this process, as the program itself does."""
-    from nnxconv.cli.app import main
+    from nnxconv.cli.app import run
 
     out, err = io.StringIO(), io.StringIO()
     before, sys.argv = sys.argv, ["nnxconv", *arguments]
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            main()
+            run()
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0

@@ -32,7 +32,7 @@ class Outcome:
 
 
 def run(*arguments: object) -> Outcome:
-    """Runs the command; deliberate errors become text and exit code as in `cli.app.main`.
+    """Runs the command; deliberate errors become text and exit code as in `cli.app.run`.
 
     Any other exception is a defect, and is raised.
     """

@@ -10,7 +10,7 @@ root/                  steps, called as `CheckpointManager` or flax.training.che
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from typing import Literal as OneOf
 
@@ -45,6 +45,7 @@ class Location:
       step_metadata: contents of the nearest `_CHECKPOINT_METADATA`.
       joined: the step's items that together are one tree, `folder` the first of them; empty where
         that is the whole tree.
+      newest_of: how many steps the root has, where none was asked for and the newest was taken.
     """
 
     folder: Folder
@@ -53,6 +54,12 @@ class Location:
     other_items: tuple[str, ...] = ()
     step_metadata: dict[str, Any] | None = None
     joined: tuple[Folder, ...] = ()
+    newest_of: int = 0
+
+    @property
+    def choice(self) -> str:
+        """How the step was chosen, where there were several: `the newest of 3 steps`."""
+        return f"the newest of {self.newest_of:,} steps" if self.newest_of > 1 else ""
 
     @property
     def item(self) -> epath.Path:
@@ -113,8 +120,10 @@ def locate(
     if TREE_METADATA in chosen.files:
         _refuse_uncommitted(allow_uncommitted, chosen)
         metadata = _read_step_metadata(chosen.path)
-        return Location(chosen, "root", chosen.path.name, step_metadata=metadata)
-    return _in_step(chosen, _items(chosen), "root", allow_uncommitted)
+        location = Location(chosen, "root", chosen.path.name, step_metadata=metadata)
+    else:
+        location = _in_step(chosen, _items(chosen), "root", allow_uncommitted)
+    return replace(location, newest_of=0 if step is not None else len(steps_in(given)))
 
 
 def _refuse_uncommitted(is_allowed: bool, *folders: Folder) -> None:
