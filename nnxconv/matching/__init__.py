@@ -1,11 +1,14 @@
 """Rename rules proposed from two trees: which leaf of a checkpoint is which leaf of another model.
 
 ```
-families     leaves whose keys differ in numbers only
-names        how alike two module paths are
-pairs        which family is which, with the evidence; and what is not certain
+modules      a tree as modules, in the layers in which they are repeated
+projects     what projects call theirs; vocabulary: what a name means; roles: of a whole tree's
+scopes       which layers are which
+readings     the steps that lead from one shape to another; fused: from one array to several
+orientation  whether arrays are turned, decided once for all of a kind
+search       the pairs that are certain; pairs: as they are told
+names        how alike two module paths are; proposing: what is left, by that
 generalise   from pairs to rules, for whole modules and with numbers left open
-hints        what is left over may fit with a step
 proposal     all of it, tried before anyone is told
 ```
 """

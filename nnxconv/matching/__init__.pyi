@@ -1,4 +1,10 @@
-from .families import Family as Family
+from .modules import ModuleFamily as ModuleFamily
+from .modules import Slot as Slot
+from .pairs import LeafPair as LeafPair
+from .pairs import ModulePair as ModulePair
 from .proposal import Proposal as Proposal
+from .proposal import named as named
+from .proposal import only_lines as only_lines
 from .proposal import propose as propose
-from .proposal import shapes_of as shapes_of
+from .proposal import rules_of as rules_of
+from .proposal import slots_told as slots_told

@@ -1,57 +1,98 @@
-"""From pairs of keys to rules: for whole modules where they move as wholes, with numbers left open.
+"""From moves of leaves to rules: for whole modules where they move as wholes, with numbers open.
 
->>> moves = {(f"Dense_{i}", "kernel"): (f"fc{i + 1}", "kernel") for i in range(3)}
->>> [(str(rule), str(rule.targets[0])) for rule in rules_for(moves, list(moves))]
+>>> moves = [Move.of((f"Dense_{i}", "kernel"), (f"fc{i + 1}", "kernel")) for i in range(3)]
+>>> [(str(rule), str(rule.targets[0])) for rule in rules_for(moves, [m.sources[0] for m in moves])]
 [('Dense_{i}', 'fc{i+1}')]
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from nnxconv.matching.families import Numbers, numbers_in, skeleton
-from nnxconv.renaming import Layer, Name, Number, Part, Pattern, Rule, literal
+from nnxconv.matching.modules import NUMBER, Numbers
+from nnxconv.renaming import Layer, Name, Number, Part, Pattern, Rule, Step, literal
 from nnxconv.tree import Key, in_order
 
-Moves: TypeAlias = Mapping[Key, Key]
 _VARIABLES = "ijklmn"
-_NUMBER = re.compile(r"(0|[1-9][0-9]*)")
 
 
-def rules_for(moves: Moves, keys: Sequence[Key]) -> tuple[Rule, ...]:
-    """The rules that move these keys, and leave every other one of `keys` where it is."""
-    all_moves = {key: moves.get(key) for key in keys}
-    modules = _modules(all_moves)
-    groups: dict[tuple[object, object], list[tuple[Key, Key]]] = defaultdict(list)
-    for old, new in modules.items():
-        groups[skeleton(old), skeleton(new)].append((old, new))
+@dataclass(frozen=True)
+class Move:
+    """Where leaves go, and what is done to them: one to one, several to one, or one to several."""
+
+    sources: tuple[Key, ...]
+    targets: tuple[Key, ...]
+    steps: tuple[Step, ...] = ()
+
+    @staticmethod
+    def of(source: Key, target: Key) -> "Move":
+        """One leaf under another name."""
+        return Move((source,), (target,))
+
+
+Wanted: TypeAlias = Mapping[Key, tuple[int, Move] | None]
+"""For each key its move, and its place among the sources; None for what shall stay."""
+
+
+def rules_for(moves: Sequence[Move], keys: Sequence[Key]) -> tuple[Rule, ...]:
+    """The rules that do this, and leave every other one of `keys` where it is."""
+    wanted: dict[Key, tuple[int, Move] | None] = dict.fromkeys(keys)
+    wanted |= {key: (at, move) for move in moves for at, key in enumerate(move.sources)}
+    groups: dict[object, list[Move]] = defaultdict(list)
+    for move in [*_with_steps(moves), *_modules(wanted)]:
+        shapes = tuple(map(_skeleton, move.sources)), tuple(map(_skeleton, move.targets))
+        groups[*shapes, move.steps].append(move)
     found: list[Rule] = []
     for members in groups.values():
-        found += _general(members, all_moves) or [
-            Rule((literal(old),), (literal(new),)) for old, new in members
-        ]
+        general = _general(members, wanted)
+        found += [general] if general else map(_literal, members)
     return tuple(sorted(found, key=lambda rule: -len(rule.sources[0].parts)))
 
 
-def _modules(all_moves: Mapping[Key, Key | None]) -> dict[Key, Key]:
-    """The outermost modules that move as wholes, and where to; what stays is left out."""
+def _with_steps(moves: Sequence[Move]) -> list[Move]:
+    return [move for move in moves if move.steps or len(move.sources) + len(move.targets) > 2]
+
+
+def _literal(move: Move) -> Rule:
+    return Rule(tuple(map(literal, move.sources)), tuple(map(literal, move.targets)), move.steps)
+
+
+def _skeleton(key: Key) -> tuple[str, ...]:
+    """A key without its numbers; layers are told from names.
+
+    >>> _skeleton(("blocks", 3, "norm1"))
+    ('blocks', '[#]', 'norm#')
+    """
+    return tuple("[#]" if isinstance(part, int) else NUMBER.sub("#", part) for part in key)
+
+
+def _modules(wanted: Wanted) -> list[Move]:
+    """The outermost modules that move as wholes, and where to; what stays is left out.
+
+    What is cut, joined or turned has a rule of its own, which comes first.
+    """
+    plain: dict[Key, Key | None] = {}
+    for key, found in wanted.items():
+        if found is None:
+            plain[key] = None
+        elif not (found[1].steps or len(found[1].targets) + len(found[1].sources) > 2):
+            plain[key] = found[1].targets[0]
     below: dict[Key, list[Key]] = defaultdict(list)
-    for key in all_moves:
+    for key in plain:
         for size in range(1, len(key) + 1):
             below[key[:size]].append(key)
-    found: dict[Key, Key] = {}
-    for key in in_order(all_moves):
-        new = all_moves[key]
+    heads: dict[Key, Key] = {}
+    for key in in_order(plain):
+        new = plain[key]
         if new is None or new == key:
             continue
-        common = _common_end(key, new)
-        for kept in range(common, -1, -1):
+        for kept in range(_common_end(key, new), -1, -1):
             old_head, new_head = key[: len(key) - kept], new[: len(new) - kept]
-            if _moves_whole(old_head, new_head, below[old_head], all_moves):
-                found[old_head] = new_head
+            if all(plain[k] == (*new_head, *k[len(old_head) :]) for k in below[old_head]):
+                heads[old_head] = new_head
                 break
-    return found
+    return [Move.of(old, new) for old, new in heads.items()]
 
 
 def _common_end(a: Key, b: Key) -> int:
@@ -62,33 +103,32 @@ def _common_end(a: Key, b: Key) -> int:
     return count
 
 
-def _moves_whole(
-    old: Key, new: Key, below: Sequence[Key], all_moves: Mapping[Key, Key | None]
-) -> bool:
-    return all(all_moves[key] == (*new, *key[len(old) :]) for key in below)
-
-
 # --- open numbers -----------------------------------------------------------------------------
 
 
-def _general(members: Sequence[tuple[Key, Key]], all_moves: Mapping[Key, Key | None]) -> list[Rule]:
-    """One rule for modules whose keys differ in numbers only; none where no rule fits them all."""
+def numbers_in(key: Key) -> Numbers:
+    """The numbers in a key, in the order in which they are spelled."""
+    return tuple(int(text) for part in key for text in NUMBER.findall(str(part)))
+
+
+def _general(members: Sequence[Move], wanted: Wanted) -> Rule | None:
+    """One rule for moves whose keys differ in numbers only; None where no rule fits them all."""
     if len(members) < 2:
-        return []
-    olds = [numbers_in(old) for old, _ in members]
-    news = [numbers_in(new) for _, new in members]
+        return None
+    first = members[0]
+    olds = [numbers_in(move.sources[0]) for move in members]
     variables = _named(olds)
-    source = [Number(((1, variables[p]),)) if p in variables else None for p in range(len(olds[0]))]
-    target = [_as_sum(place, olds, news, variables) for place in range(len(news[0]))]
-    if None in target:
-        return []
-    rule = Rule(
-        (_pattern(members[0][0], source),),
-        (_pattern(members[0][1], target),),
-    )
-    if rule.sources[0].names != rule.targets[0].names or not _holds(rule, all_moves):
-        return []
-    return [rule]
+
+    def patterns(side: Sequence[tuple[Key, ...]]) -> list[Pattern | None]:
+        return [_pattern(column, olds, variables) for column in zip(*side, strict=True)]
+
+    sources = patterns([move.sources for move in members])
+    targets = patterns([move.targets for move in members])
+    both = [pattern for pattern in (*sources, *targets) if pattern is not None]
+    if len(both) < len(sources) + len(targets) or len({p.names for p in both}) > 1:
+        return None
+    rule = Rule(tuple(both[: len(sources)]), tuple(both[len(sources) :]), first.steps)
+    return rule if _holds(rule, wanted) else None
 
 
 def _named(olds: Sequence[Numbers]) -> dict[int, str]:
@@ -99,25 +139,17 @@ def _named(olds: Sequence[Numbers]) -> dict[int, str]:
     return dict(zip(varying, _VARIABLES, strict=False))
 
 
-def _as_sum(
-    place: int, olds: Sequence[Numbers], news: Sequence[Numbers], variables: Mapping[int, str]
-) -> Number | None:
-    """A number of the new keys by those of the old: itself, or shifted; None when it is neither."""
-    column = [numbers[place] for numbers in news]
-    if len(set(column)) == 1:
-        return Number((), column[0])
-    for old_place, name in variables.items():
-        shifts = {new - old[old_place] for new, old in zip(column, olds, strict=True)}
-        if len(shifts) == 1:
-            return Number(((1, name),), shifts.pop())
-    return None
-
-
-def _pattern(key: Key, numbers: Sequence[Number | None]) -> Pattern:
-    """The key with some of its numbers open, in the order in which they are spelled."""
-    given = iter(numbers)
+def _pattern(
+    keys: Sequence[Key], olds: Sequence[Numbers], variables: Mapping[int, str]
+) -> Pattern | None:
+    """The pattern of keys that differ in their numbers, by those of the first source."""
+    news = [numbers_in(key) for key in keys]
+    sums = [_as_sum(column, olds, variables) for column in zip(*news, strict=True)]
+    if None in sums:
+        return None
+    given = iter(sums)
     parts: list[Part] = []
-    for part in key:
+    for part in keys[0]:
         if isinstance(part, int):
             parts.append(Layer(next(given) or Number((), part)))
         else:
@@ -125,8 +157,21 @@ def _pattern(key: Key, numbers: Sequence[Number | None]) -> Pattern:
     return Pattern(tuple(parts))
 
 
+def _as_sum(
+    column: Sequence[int], olds: Sequence[Numbers], variables: Mapping[int, str]
+) -> Number | None:
+    """A number by those of the first source: itself, or shifted; None when it is neither."""
+    if len(set(column)) == 1:
+        return Number((), column[0])
+    for place, name in variables.items():
+        shifts = {new - old[place] for new, old in zip(column, olds, strict=True)}
+        if len(shifts) == 1:
+            return Number(((1, name),), shifts.pop())
+    return None
+
+
 def _texts(name: str, numbers: Iterator[Number | None]) -> Iterator[str | Number]:
-    for place, text in enumerate(_NUMBER.split(name)):
+    for place, text in enumerate(NUMBER.split(name)):
         if place % 2 == 0:
             if text:
                 yield text
@@ -135,10 +180,21 @@ def _texts(name: str, numbers: Iterator[Number | None]) -> Iterator[str | Number
         yield number if number is not None and number.terms else text
 
 
-def _holds(rule: Rule, all_moves: Mapping[Key, Key | None]) -> bool:
-    """True when the rule moves every key that it fits to where it shall be."""
-    for key, wanted in all_moves.items():
-        match = rule.sources[0].match(key)
-        if match and (*rule.targets[0].fill(match.binding), *match.rest) != wanted:
-            return False
+def _holds(rule: Rule, wanted: Wanted) -> bool:
+    """True when the rule does to every key that it fits what shall be done to it.
+
+    What has steps and is no source of this rule may fit a rule for its module: its own comes first.
+    """
+    for key, found in wanted.items():
+        for place, pattern in enumerate(rule.sources):
+            match = pattern.match(key)
+            if match is None:
+                continue
+            there = tuple((*t.fill(match.binding), *match.rest) for t in rule.targets)
+            if found is not None and found[1].steps and not rule.steps:
+                continue
+            if found is None or found[0] != place:
+                return False
+            if (found[1].targets, found[1].steps) != (there, rule.steps):
+                return False
     return True

@@ -1,15 +1,16 @@
 """Propose rename rules from two states, and try them before anyone is told."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnxconv.matching.families import Family
-from nnxconv.matching.generalise import rules_for
-from nnxconv.matching.hints import hints
-from nnxconv.matching.pairs import Pairs, pair
-from nnxconv.renaming import Rule, Rules, literal, rename, rule_line, write_rules
+from nnxconv.matching.generalise import Move, rules_for
+from nnxconv.matching.modules import ModuleFamily, Slot
+from nnxconv.matching.pairs import LeafPair, ModulePair, Pairs
+from nnxconv.matching.proposing import pair
+from nnxconv.matching.readings import Orientation
+from nnxconv.renaming import Rule, Rules, rename, rule_line, write_rules
 from nnxconv.state import RNGS, LayerGroup, TrainState
-from nnxconv.tree import Key, Leaf, Literal, counted, notation, spell
+from nnxconv.tree import Key, Leaf, Literal, notation, spell
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,8 @@ class Proposal:
     Attributes:
       source: what the names are of now.
       template: what they shall be of.
-      pairs: the leaves that are certain, with the evidence, and those that are not.
+      pairs: the modules that are certain, with the evidence, and those that are not.
       rules: for the certain ones alone.
-      hints: rules with a step that may fit what is left over; never applied.
       problems: what was wrong when the rules were tried; nothing, unless a defect.
     """
 
@@ -29,14 +29,14 @@ class Proposal:
     template: str
     pairs: Pairs
     rules: Rules
-    hints: tuple[Rule, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
         """True when every leaf of both sides is certain, and the rules fit."""
-        pairs = self.pairs
-        return not (pairs.unclear or pairs.only_source or pairs.only_template or self.problems)
+        found = self.pairs
+        is_left = found.proposed or found.turned or found.unclear
+        return not (is_left or found.only_source or found.only_template or self.problems)
 
     @property
     def exit_code(self) -> int:
@@ -46,59 +46,83 @@ class Proposal:
     def to_toml(self) -> str:
         """The rules as a file; what is not certain stands there as comments."""
         lines = [f"# Proposed by nnxconv match: {self.summary()}.", "", write_rules(self.rules)]
+        for found in self.pairs.proposed:
+            lines += [f"# proposed, {found.evidence}:", *_commented(found), ""]
+        for found in self.pairs.turned:
+            lines += [f"# {named(found.sources)} is {named(found.templates)}, but turned or not?"]
+            lines += [*_each_reading(found), ""]
         for unclear in self.pairs.unclear:
-            lines.append(f"# {unclear.source} could be one of {len(unclear.candidates)}:")
-            for candidate in unclear.candidates:
-                lines += [f"# {line}" for line in _lines(unclear.source, candidate)]
-            lines.append("")
-        if self.hints:
-            lines += [
-                "# with a step, if the names mean this:",
-                *(f"# {rule_line(rule)}" for rule in self.hints),
-                "",
-            ]
-        for name, only in (
-            ("source", self.pairs.only_source),
-            ("template", self.pairs.only_template),
-        ):
-            lines += [f"# only in the {name}: {family}  {shapes_of(family)}" for family in only]
+            lines += [f"# {unclear.source} could be one of {len(unclear.candidates)}:"]
+            lines += [line for candidate in unclear.candidates for line in _commented(candidate)]
+            lines += [""]
+        lines += [f"# only in the source: {line}" for line in only_lines(self.pairs.only_source)]
+        only = only_lines(self.pairs.only_template)
+        lines += [f"# only in the template: {line}" for line in only]
         return "\n".join(lines).rstrip() + "\n"
 
     def summary(self) -> str:
-        """`14 leaves are certain, 2 ambiguous, ...`."""
-        pairs = self.pairs
+        """`14 leaves are certain, 2 proposed, ...`."""
+        found = self.pairs
+        unclear = sum(module.source.leaf_count for module in found.unclear)
         counts = [
-            (_count(pair.source for pair in pairs.certain), "certain"),
-            (_count(unclear.source for unclear in pairs.unclear), "ambiguous"),
-            (_count(pairs.only_source), "only in the source"),
-            (_count(pairs.only_template), "only in the template"),
+            (_count(found.certain), "certain"),
+            (_count(found.proposed), "proposed"),
+            (_count(found.turned) + unclear, "open"),
+            (sum(len(slot.keys) for _, slot in found.only_source), "only in the source"),
+            (sum(len(slot.keys) for _, slot in found.only_template), "only in the template"),
         ]
-        first, *others = [f"{count:,} {what}" for count, what in counts if count] or ["no leaves"]
-        [number, *rest] = first.split(" ", 1)
-        noun = "leaf is" if number == "1" else "leaves are"
-        return ", ".join([f"{number} {noun} {rest[0]}" if rest else first, *others])
+        [(first, what), *others] = [(n, what) for n, what in counts if n] or [(0, "there")]
+        told = f"{first:,} {'leaf is' if first == 1 else 'leaves are'} {what}"
+        return ", ".join([told, *(f"{count:,} {what}" for count, what in others)])
 
 
-def _count(families: Iterable[Family]) -> int:
-    return sum(len(family.members) for family in families)
+def named(modules: Sequence[ModuleFamily]) -> str:
+    """The names of modules; of one, in most cases."""
+    return " and ".join(map(str, modules))
 
 
-def _lines(source: Family, candidate: Family) -> list[str]:
-    """The rules that would make a family that candidate."""
-    moves = dict(zip(source.members, candidate.members, strict=True))
-    rules = rules_for(moves, source.members)
-    if not rules:
-        rules = tuple(Rule((literal(a),), (literal(b),)) for a, b in moves.items())
-    return [rule_line(rule) for rule in rules]
+def only_lines(only: Iterable[tuple[ModuleFamily, Slot]]) -> list[str]:
+    """A line for each module that has leaves with no counterpart."""
+    modules: dict[ModuleFamily, list[Slot]] = {}
+    for module, slot in only:
+        modules.setdefault(module, []).append(slot)
+    return [f"{module}  {slots_told(slots)}" for module, slots in modules.items()]
 
 
-def shapes_of(family: Family) -> str:
-    """`f32[16,16] × 3`, or each shape."""
-    shapes = list(dict.fromkeys(notation(leaf) for leaf in family.leaves))
-    if len(shapes) == 1:
-        return shapes[0] + (f" × {len(family.leaves)}" if len(family.leaves) > 1 else "")
-    told = ", ".join(shapes[:4])
-    return told + (f" and {counted(len(shapes) - 4, 'more shape')}" if len(shapes) > 4 else "")
+def slots_told(slots: Sequence[Slot]) -> str:
+    """`kernel f32[16,16] × 3, bias f32[16] × 3`."""
+    return ", ".join(f"{slot.name} {slot.told}".strip() for slot in slots)
+
+
+def _count(pairs: Iterable[ModulePair]) -> int:
+    leaves = (leaf for found in pairs for leaf in found.leaves)
+    return sum(len(slot.keys) for leaf in leaves for slot in leaf.sources)
+
+
+def rules_of(found: ModulePair, orientation: Orientation | None = None) -> tuple[Rule, ...]:
+    """The rules that make a pair of it, by one of the readings; with no step and one name none."""
+    moves = [m for leaf in found.leaves for m in _moves(leaf, orientation)]
+    return rules_for(moves, [key for move in moves for key in move.sources])
+
+
+def _moves(leaf: LeafPair, orientation: Orientation | None) -> Iterator[Move]:
+    return leaf.moves(orientation if orientation in leaf.readings else None)
+
+
+def _commented(found: ModulePair) -> list[str]:
+    if not found.is_decided:
+        return _each_reading(found)
+    return [f"# {rule_line(rule)}" for rule in rules_of(found)]
+
+
+def _each_reading(found: ModulePair) -> list[str]:
+    names = dict.fromkeys(name for leaf in found.leaves for name in leaf.readings)
+    lines = []
+    for name in names:
+        rules = rules_of(found, name)
+        told = [f"# {rule_line(rule)}" for rule in rules] or ["# (nothing to do)"]
+        lines += [f"#   {name}:", *told]
+    return lines
 
 
 def propose(
@@ -111,12 +135,11 @@ def propose(
     """Pairs the leaves of two states, makes rules of the certain pairs, and tries them."""
     wanted = _variables(template)
     pairs = pair(_variables(source), wanted)
-    moves = pairs.by_key()
+    moves = [move for found in pairs.certain for leaf in found.leaves for move in leaf.moves()]
     keys = list(dict.fromkeys(_path(key) for key in _variables(source)))
     rules = Rules(rules_for(moves, keys))
     problems = _problems(source, groups, wanted, pairs, rules)
-    left = hints(pairs.only_source, pairs.only_template)
-    return Proposal(*names, pairs, rules, tuple(left), tuple(problems))
+    return Proposal(*names, pairs, rules, tuple(problems))
 
 
 def _variables(state: TrainState) -> dict[Key, Leaf]:
@@ -145,10 +168,10 @@ def _problems(
     renamed = rename(source, groups, rules, spelling="suffix")
     found = _variables(renamed.state)
     problems = list(renamed.problems)
-    for certain in pairs.certain:
-        collection = certain.source.collection
-        head = (collection,) if collection == "params" else ("aux", collection)
-        for path in certain.template.members:
+    slots = (slot for p in pairs.certain for leaf in p.leaves for slot in leaf.templates)
+    for slot in slots:
+        head = ("params",) if slot.collection == "params" else ("aux", slot.collection)
+        for path in slot.keys:
             key: Key = (*head, *path)
             if key not in found:
                 problems.append(f"{spell(key)} is not there")

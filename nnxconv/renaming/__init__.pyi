@@ -11,11 +11,14 @@ from .pattern import literal as literal
 from .rule import Rule as Rule
 from .rule import Rules as Rules
 from .states import rename as rename
+from .step_toml import step_line as step_line
 from .steps import Divide as Divide
 from .steps import Merge as Merge
+from .steps import Reshape as Reshape
 from .steps import Split as Split
 from .steps import Step as Step
 from .steps import Transpose as Transpose
+from .steps import Unstack as Unstack
 from .toml import rule_line as rule_line
 from .toml import write_rules as write_rules
 from .trees import renamed_tree as renamed_tree

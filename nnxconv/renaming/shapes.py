@@ -33,7 +33,7 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Divide:
-    """One axis as two."""
+    """One axis as two; of `into` one size may be -1, which is whatever is left."""
 
     axis: int
     into: tuple[int, int]
@@ -45,10 +45,13 @@ class Divide:
 
     def _divided(self, view: View) -> View:
         axis = axis_of(view, self.axis)
-        if view.shape[axis] != self.into[0] * self.into[1]:
+        size = view.shape[axis]
+        known = -math.prod(self.into) if -1 in self.into else 0
+        into = tuple(size // known if part == -1 and known else part for part in self.into)
+        if size != math.prod(into):
             told = " × ".join(map(str, self.into))
-            raise BadInput(f"axis {axis} has {view.shape[axis]}, which is not {told}")
-        return divided(view, axis, self.into)
+            raise BadInput(f"axis {axis} has {size}, which is not {told}")
+        return divided(view, axis, (into[0], into[1]))
 
     def inverse(self) -> "Merge":
         """What undoes the step."""
@@ -57,7 +60,7 @@ class Divide:
 
 @dataclass(frozen=True)
 class Merge:
-    """An axis and the one after it as one."""
+    """An axis and the one after it as one; of `of` one size may be -1, which is any."""
 
     axis: int
     of: tuple[int, int] | None = None
@@ -72,8 +75,9 @@ class Merge:
         if axis + 1 == len(view.shape):
             raise BadInput(f"there is no axis after axis {axis} to merge it with")
         found = view.shape[axis : axis + 2]
-        if self.of not in (None, found):
-            raise BadInput(f"axes {axis} and {axis + 1} have {list(found)}, not {list(self.of)}")
+        wanted = self.of or found
+        if any(size not in (-1, has) for size, has in zip(wanted, found, strict=True)):
+            raise BadInput(f"axes {axis} and {axis + 1} have {list(found)}, not {list(wanted)}")
         return merged(view, axis)
 
     def inverse(self) -> Divide | None:

@@ -37,7 +37,7 @@ def read_step(name: str, value: Any) -> Step:
                 return (Pile if name == "stack" else Unstack)(value)
             case "divide", dict():
                 axis, into = _axis_and(value, "into")
-                if into is not None and len(into) == 2:
+                if into is not None and len(into) == 2 and into != (-1, -1):
                     return Divide(axis, (into[0], into[1]))
             case "reshape", list():
                 return Reshape(_sizes(value))
@@ -50,7 +50,7 @@ def read_step(name: str, value: Any) -> Step:
                 return (Halves if name == "halves" else Pairs)(axis, heads)
             case "merge", (int() | dict()):
                 axis, of = _axis_and(value, "of")
-                if of is None or len(of) == 2:
+                if of is None or (len(of) == 2 and of != (-1, -1)):
                     return Merge(axis, None if of is None else (of[0], of[1]))
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"`{name} = {toml_value(value)}` cannot be read") from error
@@ -64,7 +64,10 @@ def _axis_and(value: Any, field: str) -> tuple[int, tuple[int, ...] | None]:
     if value.keys() - {"axis", field}:
         raise KeyError(field)
     sizes = value.get(field)
-    if sizes is not None and not (sizes and all(isinstance(s, int) and s > 0 for s in sizes)):
+    least = 1 if field == "sizes" else -1
+    if sizes is not None and not (
+        sizes and all(isinstance(s, int) and s >= least and s != 0 for s in sizes)
+    ):
         raise ValueError(field)
     return int(value["axis"]), None if sizes is None else tuple(sizes)
 
@@ -96,14 +99,19 @@ def written_step(step: Step) -> tuple[str, str]:
         case Merge(axis, of):
             return "merge", _with_sizes(axis, "of", of)
         case Reshape(to, of):
-            sizes = list(to) if of is None else {"of": list(of), "to": list(to)}
-            return "reshape", toml_value(sizes)
+            whole = list(to) if of is None else {"of": list(of), "to": list(to)}
+            return "reshape", toml_value(whole)
         case Permute(axis, order):
             return "permute", toml_value({"axis": axis, "order": list(order)})
         case Halves(axis, heads):
             return "halves", toml_value({"axis": axis, "heads": heads})
         case Pairs(axis, heads):
             return "pairs", toml_value({"axis": axis, "heads": heads})
+
+
+def step_line(step: Step) -> str:
+    """A step as a rule has it: `transpose = [1, 0]`."""
+    return " = ".join(written_step(step))
 
 
 def _with_sizes(axis: int, field: str, sizes: Sequence[int] | None) -> str:

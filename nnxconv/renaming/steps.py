@@ -8,6 +8,7 @@ concat = 1                              end to end along an axis; the same two w
 unstack = 0                             one array for each index of an axis
 stack = 0                               side by side along a new axis
 divide = { axis = 1, into = [4, 8] }    one axis as two, the second within the first
+divide = { axis = 1, into = [-1, 8] }   the same, with as many of 8 as there are
 merge = { axis = 1, of = [4, 8] }       the axes 1 and 2, of these sizes, as one
 merge = 1                               the same, whatever their sizes; this has no inverse
 reshape = { of = [1, 1, 8], to = [8] }  another shape of as many elements, in their order

@@ -137,6 +137,8 @@ n = "decoder.dense_layers[{i}]"
 "g" = { to = "g", permute = { axis = -1, order = [0, 2, 1, 3] } }
 "q" = { to = "q", transpose = [1, 0], halves = { axis = 1, heads = 2 } }
 "r" = { to = "r", pairs = { axis = 1, heads = 2 } }
+"o" = { to = "o", divide = { axis = 1, into = [-1, 8] } }
+"m" = { to = "m", merge = { axis = 1, of = [-1, 8] } }
 "t" = { to = "t", steps = [{ merge = { axis = 0, of = [2, 4] } }, { merge = 0 }] }
 '["a.b"].c' = "c"
 """
@@ -287,6 +289,8 @@ STEPS = [
     "transpose = [1, 0, 2, 3], divide = { axis = -1, into = [2, 1] }",
     "reshape = { of = [4, 4, 6, 2], to = [4, 24, 2] }",
     "permute = { axis = 2, order = [1, 2, 0] }",
+    "divide = { axis = 2, into = [-1, 3] }",
+    "merge = { axis = 1, of = [4, -1] }",
     "pairs = { axis = -2, heads = 3 }, halves = { axis = 1, heads = 2 }",
 ]
 CUTS = [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nnxconv.errors import BadInput
-from nnxconv.renaming.steps import Halves, Pairs, Permute, Reshape
+from nnxconv.renaming.steps import Divide, Halves, Merge, Pairs, Permute, Reshape
 from nnxconv.tree import Source, pieces
 
 
@@ -76,6 +76,8 @@ REFUSED = [
         (200, 300),
         "[300, 200] cuts f32[200,300] into 60,000 runs of elements, which is more than 16,384",
     ),
+    (Divide(0, (-1, 4)), (6,), "axis 0 has 6, which is not -1 × 4"),
+    (Merge(0, (-1, 4)), (2, 3), "axes 0 and 1 have [2, 3], not [-1, 4]"),
     (Permute(1, (1, 0)), (4, 5), "axis 1 of f32[4,5] has no 2 equal parts"),
     (Halves(0, 2), (6, 5), "axis 0 of f32[6,5] is not 2 heads of an even size"),
 ]

@@ -1,0 +1,299 @@
+"""A tree as modules: the leaves below one key, over all layers, and the scope in which they stand.
+
+A *scope* is what is repeated: the layers of a decoder, the blocks of a stage; or else the whole
+tree. A module stands in the innermost scope around it; modules of one scope that differ in their
+layer only are one *module family*. Names that hold whole paths (`model.layers.0.mlp.w`) are read as
+paths.
+
+>>> from nnxconv.tree import Source
+>>> w = Source("w", (4, 4), "float32", (4, 4))
+>>> keys = [("h", str(i), *name, "kernel") for i in (0, 1) for name in (("attn", "q"), ("fc1",))]
+>>> found = modules_of({("params", *key): w for key in keys})
+>>> [str(module) for module in found], found[0].scope.count
+(['h.#.attn.q', 'h.#.fc1'], 2)
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
+
+from nnxconv.tree import Key, Leaf, Literal, Shape, dtype_of, in_order, notation, short_dtype
+
+Numbers: TypeAlias = tuple[int, ...]
+Path: TypeAlias = tuple[str, ...]
+NUMBER = re.compile(r"(0|[1-9][0-9]*)")
+_SEPARATOR = re.compile(r"[./]|(?<=[0-9])_(?=[A-Za-z])")
+"""Between the names in a name: `layers.0.mlp`, `net/~/linear_1`, `h_0_attn`."""
+_NO_SCOPE = re.compile(r"\w*(attn|attention|mha|norm)[_-]?#", re.IGNORECASE)
+"""What is numbered within a layer: `attn1` and `attn2` are two modules, and no two layers."""
+_LAYER = re.compile(r"(x_)?(layers?|blocks?|h|(en|de)coder_?(block|layer)|resblocks?)?[_-]?#")
+"""What a layer is called, even where there is only one."""
+_SAME_CONTENT = 0.6
+"""How much of all their content the members of a scope have, on the average."""
+
+MAIN, BIAS, MEAN, VAR = "main", "bias", "mean", "var"
+_NAMES = {
+    MAIN: (
+        *("kernel", "weight", "w", "weights", "embedding", "embeddings", "emb_var"),
+        *("scale", "gamma", "g", ""),
+    ),
+    BIAS: ("bias", "b", "beta", "offset"),
+    MEAN: ("mean", "running_mean", "moving_mean"),
+    VAR: ("var", "running_var", "moving_var", "moving_variance"),
+}
+"""What leaves are called, of several in one module the first."""
+_SLOT_OF = {name: slot for slot, names in _NAMES.items() for name in names}
+_JOINED = re.compile(r"(.+)_(kernel|weight|bias)")
+"""A leaf's name that says what it is, and whose: `in_proj_weight`."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is repeated, with numbers for each of its members; the whole tree has one member.
+
+    Attributes:
+      path: the names around it; `#` is the number of a member.
+      members: the numbers of the members, in order.
+    """
+
+    path: Path
+    members: tuple[Numbers, ...]
+
+    @property
+    def count(self) -> int:
+        """How many members it has."""
+        return len(self.members)
+
+    def __str__(self) -> str:
+        return ".".join(self.path)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One leaf of a module, in every member of the scope that has it.
+
+    Attributes:
+      name: `kernel`, `weight`, ...; empty for an array that stands at the module's own key.
+      collection: `params`, or the name of another one.
+      keys: by member, without the collection.
+      leaves: in the same order.
+      ranks: the places of these members among all of the scope.
+    """
+
+    name: str
+    collection: str
+    keys: tuple[Key, ...]
+    leaves: tuple[Leaf, ...] = field(repr=False)
+    ranks: tuple[int, ...]
+
+    @cached_property
+    def shapes(self) -> tuple[Shape, ...] | None:
+        """The shape in each member; None when one is no array."""
+        shapes = [leaf.shape for leaf in self.leaves if not isinstance(leaf, Literal)]
+        return tuple(shapes) if len(shapes) == len(self.leaves) else None
+
+    @cached_property
+    def size(self) -> Hashable:
+        """What a slot and its counterpart have in common whatever the steps between them."""
+        sizes: Hashable = self.leaves
+        if self.shapes is not None:
+            sizes = tuple(math.prod(shape) for shape in self.shapes)
+        return self.collection, self.ranks, sizes, tuple(map(_kind, self.leaves))
+
+    @property
+    def told(self) -> str:
+        """`f32[16,16] × 3`, or each shape."""
+        shapes = list(dict.fromkeys(notation(leaf) for leaf in self.leaves))
+        told = ", ".join(shapes[:4]) + (f" and {len(shapes) - 4} more" if len(shapes) > 4 else "")
+        return told + (f" × {len(self.leaves)}" if len(shapes) == 1 < len(self.leaves) else "")
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleFamily:
+    """A module, over all members of its scope.
+
+    Attributes:
+      scope: where it stands.
+      path: its names within the scope.
+      slots: its leaves, by what they are: `main` (kernel, weight, scale, embedding, ...), `bias`,
+        `mean`, `var`, or else by their name.
+    """
+
+    scope: Scope
+    path: Path
+    slots: Mapping[str, Slot] = field(repr=False)
+
+    @cached_property
+    def skeleton(self) -> Path:
+        """Its names without their numbers."""
+        return tuple(NUMBER.sub("#", name) for name in self.path)
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        """The numbers in its names."""
+        return tuple(int(text) for name in self.path for text in NUMBER.findall(name))
+
+    @cached_property
+    def main(self) -> Slot:
+        """The leaf by which it is known."""
+        return self.slots.get(MAIN) or next(iter(self.slots.values()))
+
+    @property
+    def leaf_count(self) -> int:
+        """How many leaves it has in all members."""
+        return sum(len(slot.keys) for slot in self.slots.values())
+
+    def __str__(self) -> str:
+        return ".".join((*self.scope.path, *self.path)) or self.main.name
+
+
+def _kind(leaf: Leaf) -> str:
+    """Floats of every size are alike, and integers: a conversion may cast them."""
+    if isinstance(leaf, Literal):
+        return leaf.kind
+    short = short_dtype(dtype_of(leaf))
+    return "f" if short.startswith(("f", "bf")) else short[0]
+
+
+# --- from keys to modules ---------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """A leaf's key taken apart: its module's names, `#` for numbers; the numbers; its own name."""
+
+    names: Path
+    numbers: Numbers
+    leaf: str
+
+
+class _Member(NamedTuple):
+    """A leaf as one of its family: which member of the scope has it."""
+
+    numbers: Numbers
+    collection: str
+    key: Key
+    leaf: str
+
+
+def modules_of(leaves: Mapping[Key, Leaf]) -> list[ModuleFamily]:
+    """The modules of a canonical tree, in order; keys are `params...` or `aux.<collection>...`."""
+    places = {key: _place(key[1 + (key[0] != "params") :]) for key in leaves}
+    repeated = _repeated({(place.names, place.numbers) for place in places.values()})
+    scopes: dict[Path, set[Numbers]] = defaultdict(set)
+    modules: dict[tuple[Path, Path], list[_Member]] = defaultdict(list)
+    for key in in_order(leaves):
+        scope, numbers, path = _within(places[key], repeated)
+        scopes[scope].add(numbers)
+        is_param = key[0] == "params"
+        collection, bare = ("params", key[1:]) if is_param else (str(key[1]), key[2:])
+        modules[scope, path].append(_Member(numbers, collection, bare, places[key].leaf))
+    known = {path: Scope(path, tuple(sorted(members))) for path, members in scopes.items()}
+    ranks = {path: {m: rank for rank, m in enumerate(s.members)} for path, s in known.items()}
+    return [
+        ModuleFamily(known[scope], path, _slots(members, ranks[scope], leaves))
+        for (scope, path), members in modules.items()
+    ]
+
+
+def _place(key: Key) -> _Place:
+    names = [name for part in key for name in _SEPARATOR.split(str(part)) if name not in ("", "~")]
+    *above, last = names or [""]
+    if last.lower() in _SLOT_OF:
+        names, leaf = above, last
+    elif joined := _JOINED.fullmatch(last):
+        names, leaf = [*above, joined[1]], joined[2]
+    else:
+        leaf = ""
+    numbers = tuple(int(text) for name in names for text in NUMBER.findall(name))
+    return _Place(tuple(NUMBER.sub("#", name) for name in names), numbers, leaf)
+
+
+def _repeated(modules: Collection[tuple[Path, Numbers]]) -> set[Path]:
+    """The names that end in the number of a member of a scope."""
+    found: dict[Path, dict[Numbers, set[tuple[Path, Numbers]]]] = defaultdict(
+        lambda: defaultdict(set)
+    )
+    for names, numbers in modules:
+        count = 0
+        for place, name in enumerate(names, 1):
+            count += name.count("#")
+            if name.endswith("#") and not _NO_SCOPE.fullmatch(name):
+                rest = (names[place:], numbers[count:])
+                found[names[:place]][numbers[:count]].add(rest)
+    return {names for names, members in found.items() if _is_repeated(names[-1], members)}
+
+
+def _is_repeated(name: str, members: Mapping[Numbers, Collection[tuple[Path, Numbers]]]) -> bool:
+    """True for modules of several modules each, alike enough to be layers."""
+    if max(len(inside) for inside in members.values()) < 2:
+        return False
+    siblings = Counter(numbers[:-1] for numbers in members)
+    if max(siblings.values()) == 1:
+        return _LAYER.fullmatch(name) is not None
+    content = [{names for names, _ in inside} for inside in members.values()]
+    every = set[Path]().union(*content)
+    return sum(map(len, content)) >= _SAME_CONTENT * len(every) * len(content)
+
+
+def _within(place: _Place, repeated: Collection[Path]) -> tuple[Path, Numbers, Path]:
+    """The innermost scope around a module, which member it is in, and its names there."""
+    shown: list[str] = []
+    member: list[int] = []
+    numbers = iter(place.numbers)
+    inner = 0
+    for at, name in enumerate(place.names, 1):
+        is_scope = place.names[:at] in repeated
+        open_at = name.count("#") - 1 if is_scope else -1
+        texts = name.split("#")
+        told = texts[0]
+        for nth, text in enumerate(texts[1:]):
+            number = next(numbers)
+            if nth == open_at:
+                member.append(number)
+            told += ("#" if nth == open_at else str(number)) + text
+        shown.append(told)
+        inner = at if is_scope else inner
+    return tuple(shown[:inner]), tuple(member), tuple(shown[inner:])
+
+
+def _slots(
+    members: Sequence[_Member], ranks: Mapping[Numbers, int], leaves: Mapping[Key, Leaf]
+) -> dict[str, Slot]:
+    """The leaves of a module by what they are."""
+    groups: dict[tuple[str, str], list[_Member]] = defaultdict(list)
+    for member in members:
+        groups[member.collection, member.leaf].append(member)
+    found: dict[str, Slot] = {}
+    for collection, name in sorted(groups, key=_precedence):
+        some = sorted(groups[collection, name], key=lambda member: ranks[member.numbers])
+        slot = _SLOT_OF.get(name.lower(), name)
+        if slot in found or (collection != "params" and slot in (MAIN, BIAS)):
+            slot = name or collection
+        head = ("params",) if collection == "params" else ("aux", collection)
+        found[slot] = Slot(
+            name,
+            collection,
+            tuple(member.key for member in some),
+            tuple(leaves[*head, *member.key] for member in some),
+            tuple(ranks[member.numbers] for member in some),
+        )
+    return found
+
+
+def _precedence(group: tuple[str, str]) -> tuple[bool, int, str]:
+    collection, name = group
+    order = [known for names in _NAMES.values() for known in names]
+    lower = name.lower()
+    return collection != "params", order.index(lower) if lower in order else len(order), name
+
+
+def scopes_in(modules: Iterable[ModuleFamily]) -> dict[Path, list[ModuleFamily]]:
+    """The modules of each scope."""
+    found: dict[Path, list[ModuleFamily]] = defaultdict(list)
+    for module in modules:
+        found[module.scope.path].append(module)
+    return found

@@ -1,0 +1,49 @@
+"""What `match` calls certain is so, over generated pairs of which the truth is known by values."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from nnxconv.matching import propose
+from nnxconv.renaming import rename
+from nnxconv.renaming.toml import parse_rules
+from tests.support.generated_pairs import generated_pair
+
+BLOCKS, PER_BLOCK = 50, 100
+
+
+def counted(pair):
+    """How many leaves of the template are certain and right, or wrong."""
+    state, groups = pair.source.state()
+    template, _ = pair.template.state()
+    found = propose(state, groups, template, names=("a", "b"))
+    assert found.problems == ()
+    rules = parse_rules(found.to_toml())
+    assert rules.rules == found.rules.rules
+    renamed = rename(state, groups, rules, spelling="suffix") if rules.rules else None
+    leaves = (renamed.state if renamed else state).leaves()
+    templates = template.leaves()
+    counts = Counter(wrong=0, leaves=len(pair.template.values))
+    for slot in (s for p in found.pairs.certain for leaf in p.leaves for s in leaf.templates):
+        head = ("params",) if slot.collection == "params" else ("aux", slot.collection)
+        for key in slot.keys:
+            view, there = leaves[*head, *key], templates[*head, *key]
+            wanted = pair.template.evaluated(there)
+            is_right = view.shape == wanted.shape
+            is_right = is_right and np.array_equal(pair.source.evaluated(view), wanted)
+            counts["certain" if is_right else "wrong"] += 1
+    return counts
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_what_is_certain_is_right_and_most_is_certain_where_names_are_known(block):
+    known = Counter()
+    for seed in range(block * PER_BLOCK, (block + 1) * PER_BLOCK):
+        pair = generated_pair(seed)
+        counts = counted(pair)
+        assert not counts["wrong"], f"seed {seed}"
+        if pair.is_known:
+            known += counts
+    assert known["certain"] >= 0.8 * known["leaves"]
