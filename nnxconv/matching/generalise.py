@@ -171,13 +171,19 @@ def _as_sum(
 
 
 def _texts(name: str, numbers: Iterator[Number | None]) -> Iterator[str | Number]:
+    """The texts of a name between its open numbers."""
+    fixed = ""
     for place, text in enumerate(NUMBER.split(name)):
-        if place % 2 == 0:
-            if text:
-                yield text
+        number = next(numbers) if place % 2 else None
+        if number is None or not number.terms:
+            fixed += text
             continue
-        number = next(numbers)
-        yield number if number is not None and number.terms else text
+        if fixed:
+            yield fixed
+            fixed = ""
+        yield number
+    if fixed:
+        yield fixed
 
 
 def _holds(rule: Rule, wanted: Wanted) -> bool:
