@@ -25,7 +25,7 @@ from nnxconv.comparing import (
 )
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Survey
-from nnxconv.renaming import Rules, asked_rules, follow, renamed_tree
+from nnxconv.renaming import Rules, alike_in_blocks, asked_rules, follow, renamed_tree
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import LayerGroup, Tree, under
 from nnxconv.tree import Key, Leaf, parse_bytes
@@ -154,7 +154,8 @@ def _lined_up(a: Survey, b: Survey, rules: Rules | None, selection: Selection) -
         return both
     for couple in couples:
         left, _ = follow(couple.a, rules, None, Options())
-        left, right = agree_on_layers(left, couple.b)
+        left, right = alike_in_blocks(left, couple.b)
+        left, right = agree_on_layers(left, right)
         _take(both, couple.head, left.state.leaves(), right.state.leaves(), selection)
         both.groups += [
             replace(group, key=(*couple.head, *group.key))

@@ -23,10 +23,18 @@ from nnxconv.layouts import (
     join,
     layout_of_copies,
     one_state,
+    stacks_layers,
     unchanged,
 )
 from nnxconv.planning import Transfer
-from nnxconv.renaming import Rules, asked_rules, follow, renamed, renamed_tree
+from nnxconv.renaming import (
+    Rules,
+    asked_rules,
+    follow,
+    in_family_terms,
+    renamed,
+    renamed_tree,
+)
 from nnxconv.running import Watcher, ignore, share_one_heap
 
 if TYPE_CHECKING:
@@ -163,6 +171,8 @@ def converted(
     for located in states:
         like = None if template is None else template.understood
         source, like = follow(located.understood, rules, like, options)
+        if rules is None and like is None:
+            source = in_family_terms(source, stacks_layers(source, options), options)
         conversion = convert_tree(source, options, like)
         found.append((located, conversion))
         if not options.params_only and conversion.layout not in ALONE:

@@ -24,7 +24,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "model": "its variables are updated",
     },
     "What": {
-        "direction": "`auto` recognises the source and goes to the other family; `linen_to_nnx` and"
+        "direction": "`auto` recognises the source and goes to the other family (a run of MaxText"
+        " that is only rearranged, by `--scan_layers` for example, stays one); `linen_to_nnx` and"
         " `nnx_to_linen` state it",
         "to": "the target's layout",
         "from_": "the source's layout, where it cannot be recognised",

@@ -21,6 +21,7 @@ from nnxconv.state import (
     arrange,
     choose,
     refuse_unfollowed,
+    shared_rngs,
 )
 from nnxconv.tree import Key, Leaf, Literal, cast, dtype_of, in_order, spell
 
@@ -107,6 +108,10 @@ def convert_tree(
     """
     codec, scan_layers = _target(source, options, like)
     state, left_out = _reduced(source.state, options)
+    stacked = _newly_stacked(source, scan_layers, like, arrangements)
+    shared = shared_rngs(state, stacked)
+    state = state.with_aux({key: leaf for key, leaf in state.aux.items() if key not in shared})
+    left_out |= dict.fromkeys((("aux", *key) for key in shared), _SHARED)
     taken: list[Key] = []
     if like is not None:
         taken = [
@@ -156,12 +161,44 @@ def convert_tree(
     )
 
 
+_SHARED = "one set for all layers, which stands in the first one alone"
+
+
+def _newly_stacked(
+    source: Understood,
+    scan_layers: bool | None,
+    like: Understood | None,
+    arrangements: Mapping[Key, Arrangement | None] | None,
+) -> list[Key]:
+    """The groups whose layers are apart in the source, and stacked in the target."""
+    known = dict(arrangements or {})
+    if like is not None and not known:
+        known = {group.key: group.arrangement for group in like.groups}
+    return [
+        group.key
+        for group in source.groups
+        if isinstance(group.arrangement, Apart)
+        and (
+            isinstance(known[group.key], Stacked | Blocks)
+            if group.key in known
+            else scan_layers is True
+        )
+    ]
+
+
+def stacks_layers(source: Understood, options: Options) -> bool | None:
+    """Whether a conversion without a template stacks the layers; None leaves them as they are."""
+    return _target(source, options, None)[1]
+
+
 def _target(
     source: Understood, options: Options, like: Understood | None
 ) -> tuple[Codec, bool | None]:
     """The target's codec, and whether its layers are stacked (None: as they are)."""
     direction = options.direction
     named = options.to or (like.codec.name if like is not None else None)
+    if named is None and direction == "auto" and _is_rearranged(source, options):
+        named = source.codec.name
     if like is not None and options.to not in (None, like.codec.name):
         raise BadInput(f"`--to` is {options.to}, but `--like` is a {like.codec.name} checkpoint")
     families = {CODECS[layout].family for layout in (source.codec.name, *source.others)}
@@ -183,6 +220,15 @@ def _target(
     if options.scan_layers is not None or (direction == "auto" and named is not None):
         return target, options.scan_layers
     return target, target.family == "nnx"
+
+
+def _is_rearranged(source: Understood, options: Options) -> bool:
+    """True for a run of MaxText that is given an arrangement, or a replica, and no other layout.
+
+    MaxText 0.2.5 trains in one layout; its other family is history, and is asked for by `--to`.
+    """
+    asked = (options.scan_layers, options.layer_axis, options.replica)
+    return source.codec.name == "maxtext" and any(option is not None for option in asked)
 
 
 def _unclear(source: Understood) -> UnknownLayout:

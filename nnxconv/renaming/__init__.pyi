@@ -2,6 +2,8 @@ from .builtin import asked_rules as asked_rules
 from .checkpoints import follow as follow
 from .checkpoints import renamed as renamed
 from .checkpoints import towards as towards
+from .in_blocks import alike_in_blocks as alike_in_blocks
+from .in_blocks import in_family_terms as in_family_terms
 from .pattern import Layer as Layer
 from .pattern import Name as Name
 from .pattern import Number as Number

@@ -27,6 +27,7 @@ from .qk_clip import LOGITS as LOGITS
 from .qk_clip import attention_modules as attention_modules
 from .qk_clip import clip as clip
 from .qk_clip import logits_of as logits_of
+from .rngs import shared_rngs as shared_rngs
 from .roles import Amount as Amount
 from .roles import Role as Role
 from .roles import is_stored as is_stored
