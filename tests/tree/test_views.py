@@ -102,8 +102,9 @@ def _step(draw, make, view, value, arrays, unused):
         return make["cast"](view, dtype), value.astype(dtype)
     if kind == "part":
         axis = draw(axes)
-        start = draw(st.integers(0, value.shape[axis] - 1))
-        stop = draw(st.integers(start + 1, value.shape[axis]))
+        least = min(2, value.shape[axis]) if unused else 1  # one element is a slot in disguise
+        start = draw(st.integers(0, value.shape[axis] - least))
+        stop = draw(st.integers(start + least, value.shape[axis]))
         return make["part"](view, axis, start, stop), value.take(range(start, stop), axis)
     others = [arrays.new(value.shape, dtype_of(view)) for _ in range(draw(st.integers(0, 2)))]
     items = draw(st.permutations([(view, value), *((s, arrays.values[s.name]) for s in others)]))
