@@ -40,12 +40,13 @@ def refuse_unfollowed(
     problems += _parted_by_rank(before, after, were_stacked)
     if problems:
         is_stacked = changed[0] in were_stacked
-        keep = "`--scan_layers` keeps them stacked" if is_stacked else "`--no-scan_layers` apart"
+        option, kept = ("scan", "stacked") if is_stacked else ("no-scan", "apart")
         raise LayerError(
             "the optimizer's state cannot follow these layers"
             + (" apart" if is_stacked else " into a stack"),
             details=problems,
-            hint=f"`--without opt_state` leaves the optimizer out; {keep}",
+            hint="`--without opt_state` leaves the optimizer out;"
+            f" `--{option}_layers` keeps them {kept}",
         )
 
 

@@ -1,13 +1,15 @@
 """The laws that every layout keeps, alone and with every other one."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nnxconv.errors import CannotHold
+from nnxconv.errors import CannotHold, LayerError
 from nnxconv.layouts.form import Form, Record
 from nnxconv.layouts.parts import collections_to_record
 from nnxconv.layouts.recognition import CODECS
@@ -225,6 +227,16 @@ def test_there_and_back_is_where_it_was(layout, other, data):
     assert returned.contents() == disk.contents(without_rngs)
 
 
+@contextmanager
+def optimizers_that_follow() -> Iterator[None]:
+    """Leaves out the examples whose optimizer tells matrices by their two axes (Muon)."""
+    try:
+        yield
+    except LayerError as error:
+        assume("cannot follow these layers" not in error.message)
+        raise
+
+
 @pytest.mark.sample(16)
 @every_pair
 @settings(max_examples=6, deadline=None)
@@ -234,7 +246,8 @@ def test_layers_stacked_on_the_way_are_taken_apart_on_the_way_back(layout, other
     disk = on_disk(stored_tree(layout, state, Apart(CODECS[layout].spelling)))
     axis = data.draw(st.sampled_from((None, 0, 1)))
     there = {"scan_layers": True, "layer_axis": axis}
-    returned, conversion = there_and_back(disk, other, there, {"scan_layers": False})
+    with optimizers_that_follow():
+        returned, conversion = there_and_back(disk, other, there, {"scan_layers": False})
     assert conversion.scan_layers in (True, None)
     assert returned.contents() == disk.contents(without_rngs=other in IN_LINEN)
 
@@ -248,7 +261,8 @@ def test_layers_taken_apart_on_the_way_are_stacked_on_the_way_back(layout, other
     axis = data.draw(st.sampled_from((0, 1)))
     disk = on_disk(stored_tree(layout, state, Stacked(axis)))
     back = {"scan_layers": True, "layer_axis": axis}
-    returned, conversion = there_and_back(disk, other, {"scan_layers": False}, back)
+    with optimizers_that_follow():
+        returned, conversion = there_and_back(disk, other, {"scan_layers": False}, back)
     assert conversion.scan_layers in (False, None)
     assert returned.contents() == disk.contents(without_rngs=other in IN_LINEN)
 

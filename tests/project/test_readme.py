@@ -48,6 +48,7 @@ CHECKPOINTS = {
     "flax_0_10_ckpt": nnx_optimizer_of_flax_0_10,
     "variables": lambda: {"params": checkpoints.weights()},
     "linen_model": pair,
+    "bundle_ckpt": lambda: {"state": checkpoints.linen(), "config": {"width": 16}, "epoch": 3},
 }
 
 

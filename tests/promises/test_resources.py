@@ -41,10 +41,12 @@ def sources(tmp_path_factory) -> Path:
 
 
 BECOME_NOBODY = f"""
-import importlib, os, pkgutil, unicodedata, rich.console, rich.progress
+import importlib.metadata, importlib.resources, os, pkgutil, unicodedata
+import rich.console, rich.progress
 import nnxconv
 for module in pkgutil.walk_packages(nnxconv.__path__, "nnxconv."):
     importlib.import_module(module.name)
+nnxconv.layouts.layouts()  # what other packages announce is read once
 if os.getuid() == 0:
     os.setgid({NOBODY})
     os.setuid({NOBODY})
