@@ -42,7 +42,7 @@ def sources(tmp_path_factory) -> Path:
 
 BECOME_NOBODY = f"""
 import importlib.metadata, importlib.resources, os, pkgutil, unicodedata
-import rich.console, rich.progress
+import numpy.ma, rich.console, rich.progress
 import nnxconv
 for module in pkgutil.walk_packages(nnxconv.__path__, "nnxconv."):
     importlib.import_module(module.name)
