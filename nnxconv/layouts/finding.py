@@ -6,57 +6,39 @@ parameters are told by the names that they, and what is around them, usually hav
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
+from nnxconv.layouts.kinds import (
+    has_arrays,
+    holds,
+    is_bare,
+    is_copy,
+    is_in_modules,
+    is_key,
+    is_module,
+    is_plausible,
+    is_rng_tree,
+)
+from nnxconv.layouts.leaf_roles import roles_of
 from nnxconv.layouts.names import TUNIX_ITEMS
 from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, repeats_in, walk
-from nnxconv.layouts.outline import Node, is_floating, is_integer, is_number, outline
-from nnxconv.layouts.parts import NAMED_COLLECTIONS, is_rng, is_rng_array
+from nnxconv.layouts.outline import Node, is_integer, outline
+from nnxconv.layouts.places import Place
 from nnxconv.layouts.vocabulary import (
     COLLECTIONS,
     MOMENTS,
     PARAMETERS,
     STEPS,
     UNMISTAKABLE,
-    WEAK,
     is_copys,
     is_optimizers,
-    is_rngs,
-    is_weights,
     words,
 )
 from nnxconv.state import LEVEL, Role, Tree
-from nnxconv.tree import Key, Literal, prng_impl_of
+from nnxconv.tree import Key, Literal
 
 _ROOTS = ("params", "model", TUNIX_ITEMS[0])
 """What layouts call parameters beside which the rest of a state stands."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the parts of one training state stand, all by keys of the whole tree.
-
-    Attributes:
-      at: the key that has all of it below; that of the parameters where others stand there too.
-      params: the subtree of the parameters.
-      optimizers: the optimizer states that follow them.
-      parts: for each tree of moments, the part of the parameters that it has the paths of.
-      step: the number of steps done.
-      variables: what else belongs to the model, by subtree.
-      rngs: RNG state.
-      copies: second copies of the parameters.
-      rest: further subtrees that have the model's other variables at the parameters' paths.
-    """
-
-    at: Key
-    params: Key
-    optimizers: tuple[Key, ...] = ()
-    parts: Mapping[Key, Key] = field(default_factory=dict)
-    step: Key | None = None
-    variables: tuple[Key, ...] = ()
-    rngs: tuple[Key, ...] = ()
-    copies: tuple[Key, ...] = ()
-    rest: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +63,7 @@ def find(tree: Tree, items: Collection[str] = ()) -> Found:
     tops = find_optimizers(root, repeats)
     finder = _Finder(tree, root, repeats, tops, items)
     places = finder.places()
-    return Found(root, places, finder.roles(places))
+    return Found(root, places, roles_of(tree, tops, places))
 
 
 @dataclass(frozen=True)
@@ -107,6 +89,8 @@ class _Finder:
         self.nodes = {node.key: node for node in walk(root)}
         self.by_kid: dict[str, list[Node]] | None = None
         self.in_tops = {key for top in tops.nodes for key in _keys_below(top)}
+        self.top_keys = {top.key for top in tops.nodes}
+        self.above_tops = {key[:n] for key in self.top_keys for n in range(len(key) + 1)}
 
     # --- states with an optimizer ------------------------------------------------------------
 
@@ -148,7 +132,7 @@ class _Finder:
 
     def _has_twin(self, node: Node) -> bool:
         """True when parameters outside of all optimizers may be what a tree repeats."""
-        if any(node.key == top.key for top in self.tops.nodes) or node.key in self.tops.elements:
+        if node.key in self.top_keys or node.key in self.tops.elements:
             return False
         return any(twin.key not in self.in_tops for twin in self.repeats.get(node.paths, ()))
 
@@ -184,7 +168,7 @@ class _Finder:
         first = next((n for n, kid in wanted.kids.items() if kid.trainable), None)
         if first is None:
             return []
-        return [node for node in self.by_kid[str(first)] if _holds(node, wanted)]
+        return [node for node in self.by_kid[str(first)] if holds(node, wanted)]
 
     def _whole(self, part: Node, top: Node) -> Node:
         """The parameters that a part belongs to: what is usually called so."""
@@ -193,9 +177,7 @@ class _Finder:
         floor = len(_common([part.key, top.key]))
         for size in range(len(part.key) - 1, floor, -1):
             above = self.nodes[part.key[:size]]
-            if above.name in PARAMETERS and not any(
-                top.key[:size] == above.key for top in self.tops.nodes
-            ):
+            if above.name in PARAMETERS and above.key not in self.above_tops:
                 return above
         return part
 
@@ -212,17 +194,14 @@ class _Finder:
             claimed.update(place.params[:size] for size in range(len(place.at), len(place.params)))
         done = []
         for place in places:
-            complete = self._surroundings(place, claimed) if place.at != place.params else place
-            if place.at == place.params:
-                complete = self._spread(place, claimed)
-            done.append(complete)
+            is_around = place.at != place.params  # else its parts stand among those of others
+            done.append(self._surroundings(place, claimed) if is_around else place)
         return done
 
     def _surroundings(self, place: Place, claimed: set[Key]) -> Place:
         """A state with its step, RNGs, other variables and copies."""
         params = self.nodes[place.params]
-        tops = (top.key for top in self.tops.nodes)
-        spine = {key[:n] for key in (place.params, *tops) for n in range(len(key) + 1)}
+        spine = self.above_tops | {place.params[:n] for n in range(len(place.params) + 1)}
         step: Key | None = None
         sorted_out: dict[str, list[Key]] = defaultdict(list)
         for above in (place.params[:n] for n in range(len(place.at), len(place.params))):
@@ -245,10 +224,6 @@ class _Finder:
             copies=tuple(sorted_out["copy"]),
         )
 
-    def _spread(self, place: Place, claimed: set[Key]) -> Place:
-        """A state whose parts stand among those of others: only its optimizers are its own."""
-        return place
-
     def _kind(self, node: Node, params: Node, *, is_inner: bool) -> str:
         """What a subtree beside parameters is."""
         value = node.value()
@@ -257,15 +232,15 @@ class _Finder:
                 return "optimizer"
             if node.name in STEPS and is_integer(value):
                 return "step"
-            return "rng" if _is_key(node) else "other"
+            return "rng" if is_key(node) else "other"
         if not node.kids:
             return "other"
-        if _is_rng_tree(node, self.tree):
+        if is_rng_tree(node, self.tree):
             return "rng"
-        if node.trainable and _is_copy(node, params):
+        if node.trainable and is_copy(node, params):
             return "copy"
-        if is_inner or node.name in COLLECTIONS or _is_in_modules(node, params):
-            return "variables" if _has_arrays(node) else "other"
+        if is_inner or node.name in COLLECTIONS or is_in_modules(node, params):
+            return "variables" if has_arrays(node) else "other"
         return "other"
 
     # --- states without an optimizer ---------------------------------------------------------
@@ -280,7 +255,7 @@ class _Finder:
             return
         free = [k for k in node.kids.values() if k.key not in claimed and k.leaf is None]
         called = [k for k in free if k.name in PARAMETERS and k.trainable and not node.is_sequence]
-        called = [k for k in called if _is_plausible(k) and not _is_module(k, free)]
+        called = [k for k in called if is_plausible(k) and not is_module(k, free)]
         if called and not any(place.at == node.key for place in known):
             kid = min(called, key=lambda k: PARAMETERS.index(k.name))
             below = kid.kids.get(LEVEL)
@@ -302,7 +277,7 @@ class _Finder:
             if kid.key not in claimed
             for place in self._by_names(kid, claimed, known)
         ]
-        if called or below or known or node.key or not _is_bare(node, self.tree):
+        if called or below or known or node.key or not is_bare(node, self.tree):
             yield from below
         else:
             yield Place(node.key, node.key)
@@ -312,11 +287,11 @@ class _Finder:
         if item.key in claimed:
             return
         found = list(self._by_names(item, claimed, known))
-        if not found and _is_plausible(item) and _is_bare(item, self.tree):
+        if not found and is_plausible(item) and is_bare(item, self.tree):
             found = [Place(item.key, item.key)]
         yield from found
 
-    # --- second copies elsewhere, and roles --------------------------------------------------
+    # --- second copies elsewhere --------------------------------------------------------------
 
     def _with_far_copies(self, places: list[Place], claimed: set[Key]) -> list[Place]:
         """The states with copies of their parameters that stand far from them."""
@@ -338,54 +313,6 @@ class _Finder:
             if far:
                 places[number] = replace(place, copies=(*place.copies, *dict.fromkeys(far)))
         return places
-
-    def roles(self, places: Sequence[Place]) -> dict[Key, Role]:
-        """The role of every leaf."""
-        roles: dict[Key, Role] = {}
-        regions: dict[Key, Role] = dict.fromkeys((top.key for top in self.tops.nodes), "optimizer")
-        for place in places:
-            regions[place.params] = "parameters"
-            regions |= dict.fromkeys((*place.variables, *place.copies, *place.rest), "variables")
-            regions |= dict.fromkeys(place.rngs, "rng")
-            if place.step is not None:
-                regions[place.step] = "step"
-        for key in self.tree:
-            sizes = (size for size in range(len(key), -1, -1) if key[:size] in regions)
-            role = regions.get(key[: next(sizes, len(key))], "other")
-            roles[key] = self._own_role(key, role)
-        return roles
-
-    def _own_role(self, key: Key, role: Role) -> Role:
-        """The role of a leaf by what it is, within a region of some role."""
-        leaf = self.tree[key]
-        bare = key[:-1] if key[-1:] == ("value",) else key
-        if role == "optimizer":
-            return "step" if self._is_optimizers_step(bare) else role
-        if isinstance(leaf, Literal):
-            return role
-        if prng_impl_of(leaf) is not None or (bare and _is_stream(bare, key, self.tree)):
-            return "rng"
-        if role == "parameters":
-            if str(bare[-1:][0] if bare else "") in NAMED_COLLECTIONS:
-                return "variables"
-            return role
-        if role == "other" and bare:
-            if _is_key(self.nodes_or_leaf(key)):
-                return "rng"
-            if any(str(part) in ("batch_stats",) for part in bare) and is_floating(leaf):
-                return "variables"
-        return role
-
-    def nodes_or_leaf(self, key: Key) -> Node:
-        """The leaf at a key as a node."""
-        return Node(key, {}, self.tree[key])
-
-    def _is_optimizers_step(self, key: Key) -> bool:
-        """True for the step that an `nnx.Optimizer` counts."""
-        return key[-1] == "step" and any(
-            key[:-1] == top.key and ("opt_state" in top.kids or len(top.kids) == 1)
-            for top in self.tops.nodes
-        )
 
 
 def _with_sgd(places: list[Place], tops: Tops, nodes: Mapping[Key, Node]) -> list[Place]:
@@ -433,47 +360,6 @@ def _common(keys: Sequence[Key]) -> Key:
     return first[:size]
 
 
-def _holds(node: Node, wanted: Node) -> bool:
-    """True when a subtree has every path of another that could be a parameter's."""
-    if wanted.value() is not None or not wanted.kids:
-        return node.value() is not None
-    names = {str(name): kid for name, kid in node.kids.items()}
-    return all(
-        str(name) in names and _holds(names[str(name)], kid)
-        for name, kid in wanted.kids.items()
-        if kid.trainable
-    )
-
-
-def _holds_alike(node: Node, wanted: Node) -> bool:
-    """The same, with the shapes as well."""
-    a, b = node.value(), wanted.value()
-    if b is not None:
-        return (
-            a is not None
-            and not isinstance(a, Literal)
-            and not isinstance(b, Literal)
-            and a.shape == b.shape
-        )
-    names = {str(name): kid for name, kid in node.kids.items()}
-    return all(
-        str(name) in names and _holds_alike(names[str(name)], kid)
-        for name, kid in wanted.kids.items()
-        if kid.trainable
-    )
-
-
-def _is_copy(node: Node, params: Node) -> bool:
-    """True for the same tree, or a part of it, with the same shapes."""
-    if node.shapes == params.shapes:
-        return True
-    core = node.core()
-    inner = core.kids.get(LEVEL)
-    if inner is not None and inner.trainable and inner.shapes == params.shapes:
-        return True
-    return bool(core.trees()) and core.trainable > 0 and _holds_alike(params, core)
-
-
 def _outermost_alike(node: Node, nodes: Mapping[Key, Node]) -> Node:
     """The outermost subtree that has nothing trainable but this one, below a `params` level."""
     while node.key and nodes[node.key[:-1]].paths == node.paths:
@@ -481,122 +367,13 @@ def _outermost_alike(node: Node, nodes: Mapping[Key, Node]) -> Node:
     return node
 
 
-def _is_key(node: Node) -> bool:
-    """True for a PRNG key, typed or raw."""
-    value = node.value()
-    if value is None or isinstance(value, Literal):
-        return False
-    if prng_impl_of(value) is not None:
-        return True
-    return is_rng_array(value) and (is_rngs(_bare_name(node)) or value.shape in ((2,), (4,)))
-
-
-def _bare_name(node: Node) -> str:
-    key = node.key[:-1] if node.key[-1:] == ("value",) else node.key
-    return str(key[-1]) if key else ""
-
-
-def _is_stream(bare: Key, key: Key, tree: Tree) -> bool:
-    """True for the count and key of an RNG stream, wrapped or not."""
-    if bare[-1] not in ("count", "key"):
-        return False
-    names = {(*bare[:-1], name): (*bare[:-1], name, *key[len(bare) :]) for name in ("count", "key")}
-    around = {new: tree[old] for new, old in names.items() if old in tree}
-    return is_rng(bare, around)
-
-
-def _is_rng_tree(node: Node, tree: Tree) -> bool:
-    """True for keys and RNG streams, and nothing else."""
-    leaves = [leaf for leaf in node.leaves() if not isinstance(leaf.leaf, Literal)]
-    return bool(leaves) and all(
-        _is_key(leaf)
-        or _is_stream(leaf.key[:-1] if leaf.key[-1] == "value" else leaf.key, leaf.key, tree)
-        for leaf in leaves
-    )
-
-
-def _has_arrays(node: Node) -> bool:
-    return any(
-        not isinstance(leaf.leaf, Literal) and not is_number(leaf.leaf) for leaf in node.leaves()
-    )
-
-
-def _is_in_modules(node: Node, params: Node) -> bool:
-    """True for variables under the names of modules: of each, the first one is the model's."""
-    names = {str(name) for name, kid in params.kids.items() if kid.leaf is None}
-    trees = node.trees()
-    return (
-        bool(trees) and len(trees) == len(node.kids) and all(_within(t.name, names) for t in trees)
-    )
-
-
-def _within(name: str, names: Collection[str]) -> bool:
-    """True for a module, and for a name with slashes (Haiku's) that starts with one."""
-    parts = name.split("/")
-    return any("/".join(parts[:size]) in names for size in range(1, len(parts) + 1))
-
-
-def _is_module(node: Node, others: Sequence[Node]) -> bool:
-    """True for a module called `model`, which has modules of the same model beside it."""
-    if node.name == LEVEL:
-        return False
-    beside = (kid for kid in others if kid is not node and not is_copys(kid.key[-1:]))
-    return any(
-        kid.trainable
-        and kid.name not in PARAMETERS
-        and not _is_copy(kid, node.core())
-        and any(leaf.trainable and is_weights(_bare_name(leaf)) for leaf in kid.leaves())
-        for kid in beside
-    )
-
-
-def _is_plausible(node: Node) -> bool:
-    """True when a subtree holds arrays of floats, and no settings or texts."""
-    floats = strangers = 0
-    for leaf in node.leaves():
-        if isinstance(leaf.leaf, Literal):
-            strangers += leaf.leaf.kind in ("string", "scalar")
-        elif leaf.trainable:
-            floats += 1
-        elif is_number(leaf.leaf):
-            strangers += 1
-    return floats > 0 and not strangers
-
-
-def _is_bare(root: Node, tree: Tree) -> bool:
-    """True for parameters alone at the root, by their names and types."""
-    if any(isinstance(name, int) for name in root.kids) or not _is_plausible(root):
-        return False
-    named = 0
-    for leaf in root.leaves():
-        if isinstance(leaf.leaf, Literal):
-            continue
-        if leaf.trainable:
-            name = _bare_name(leaf)
-            is_matrix = len(leaf.leaf.shape) > 1 if leaf.leaf is not None else False
-            named += is_weights(name) and (name not in WEAK or is_matrix)
-        elif is_integer(leaf.leaf) and not _is_models(leaf, tree):
-            return False
-    return named > 0
-
-
-def _is_models(leaf: Node, tree: Tree) -> bool:
-    """True for integers that models have: RNG state, an index of a cache, quantised weights."""
-    key = leaf.key[:-1] if leaf.key[-1] == "value" else leaf.key
-    name = str(key[-1])
-    is_weight = is_weights(name) or name.startswith("q")
-    return (
-        _is_stream(key, leaf.key, tree) or _is_key(leaf) or name in NAMED_COLLECTIONS or is_weight
-    )
-
-
 def _rest_of(node: Node) -> list[Node] | None:
     """The elements of a sequence that are one model, as `nnx.split` takes it apart by type."""
     if not node.kids or not all(isinstance(name, int) for name in node.kids):
         return None
     first, *others = node.kids.values()
-    if not others or not first.trees() or not _is_plausible(first):
+    if not others or not first.trees() or not is_plausible(first):
         return None
     if any(kid.leaf is not None or kid.trainable or not kid.kids for kid in others):
         return None
-    return [first, *others] if all(_is_in_modules(kid, first) for kid in others) else None
+    return [first, *others] if all(is_in_modules(kid, first) for kid in others) else None

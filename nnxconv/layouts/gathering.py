@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-from nnxconv.layouts.finding import Place
+from nnxconv.layouts.optimizers import is_whole
 from nnxconv.layouts.outline import Node
-from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER
+from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER, bare
 from nnxconv.layouts.placement import Placement
+from nnxconv.layouts.places import Place
 from nnxconv.state import BATCH_STATS, LEVEL, RNGS
 from nnxconv.tree import Key, is_digits
 
@@ -33,7 +34,7 @@ def placements(place: Place, root: Node) -> Iterator[Placement]:
 
 def _is_nnxs(place: Place, root: Node) -> bool:
     """True for the state of an `nnx.Optimizer`, and for modules keyed by digits."""
-    if any(_is_whole(key, root) for key in place.optimizers):
+    if any(is_whole(root.at(key)) for key in place.optimizers):
         return True
     names = (name for leaf in root.at(place.params).leaves() for name in leaf.key[:-1])
     return any(is_digits(name) for name in names)
@@ -48,7 +49,7 @@ def _as_linen(place: Place, root: Node) -> _Moves:
     if place.step is not None:
         moves[place.step] = ("step",)
     for key, target in _named(place.optimizers, ("opt_state",)).items():
-        if _is_whole(key, root):
+        if is_whole(root.at(key)):
             moves |= {(*key, "opt_state"): target, (*key, "step"): ("step",)}
         else:
             moves[key] = target
@@ -70,7 +71,7 @@ def _as_nnx(place: Place, root: Node) -> Placement:
     ]
     chain: Key = ("optimizer", "opt_state")
     for key, target in _named(place.optimizers, chain).items():
-        moves[key] = ("optimizer",) if _is_whole(key, root) and target == chain else target
+        moves[key] = ("optimizer",) if is_whole(root.at(key)) and target == chain else target
     if place.step is not None:
         is_wrapped = any(leaf.key[-1] == WRAPPER for leaf in root.at(place.params).leaves())
         end = (WRAPPER,) if is_wrapped and root.at(place.step).leaf is not None else ()
@@ -81,13 +82,9 @@ def _as_nnx(place: Place, root: Node) -> Placement:
 
 def _collections(node: Node) -> set[str]:
     """What the variables of a subtree are that stands apart from the parameters."""
-    names = {_bare(leaf.key)[-1] for leaf in node.leaves()}
+    names = {bare(leaf.key)[-1] for leaf in node.leaves()}
     found = {NAMED_COLLECTIONS[str(name)] for name in names if name in NAMED_COLLECTIONS}
     return found | ({RNGS} if names & {"count", "key"} else set()) or {BATCH_STATS}
-
-
-def _bare(key: Key) -> Key:
-    return key[:-1] if key[-1:] == (WRAPPER,) else key
 
 
 def _named(optimizers: tuple[Key, ...], root: Key) -> _Moves:
@@ -95,11 +92,6 @@ def _named(optimizers: tuple[Key, ...], root: Key) -> _Moves:
     if len(optimizers) == 1:
         return {optimizers[0]: root}
     return {key: (*root, str(key[-1])) for key in optimizers}
-
-
-def _is_whole(key: Key, root: Node) -> bool:
-    """True for the state of an `nnx.Optimizer`, which counts its steps."""
-    return set(root.at(key).kids) == {"opt_state", "step"}
 
 
 def _levels(place: Place, root: Node, moves: _Moves, level: Key) -> _Moves:

@@ -8,7 +8,7 @@ from typing import Any
 from nnxconv.errors import BadInput, CannotHold
 from nnxconv.layouts.conversion import Conversion, Options, is_excluded
 from nnxconv.layouts.names import ALONE
-from nnxconv.layouts.parts import WRAPPER
+from nnxconv.layouts.parts import bare
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.surveying import STATES, Located, Survey
 from nnxconv.state import Tree, is_stored
@@ -46,7 +46,7 @@ class Part:
 
 def _path(key: Key) -> Key:
     """A key below `model` as a path in the model."""
-    return key[1:-1] if key[-1] == WRAPPER else key[1:]
+    return bare(key)[1:]
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,6 @@ class Tops:
     nodes: tuple[Node, ...]
     elements: Mapping[Key, Node]
 
-    def holds(self, key: Key) -> bool:
-        """True for what stands in one of them."""
-        tops = {node.key for node in self.nodes}
-        return any(key[:size] in tops for size in range(len(key) + 1))
-
 
 def repeats_in(root: Node) -> Repeats:
     """Which subtrees are alike."""
@@ -190,7 +185,7 @@ def _top(node: Node, parents: Mapping[Key, Node], inside: set[Key]) -> Node:
             is_chain
             or (bool(parent.key) and (is_optimizers(parent.name) or parent.name in INNER))
             or node.name in INNER
-            or _is_whole(parent)
+            or is_whole(parent)
         )
         if not leads_on or _has_strangers(parent, inside):
             break
@@ -198,13 +193,9 @@ def _top(node: Node, parents: Mapping[Key, Node], inside: set[Key]) -> Node:
     return node
 
 
-def _is_whole(node: Node) -> bool:
+def is_whole(node: Node) -> bool:
     """True for the state of an `nnx.Optimizer`: `opt_state` and `step`, and nothing else."""
-    return (
-        "opt_state" in node.kids
-        and set(node.kids) <= {"opt_state", "step"}
-        and (len(node.kids) == 2)
-    )
+    return set(node.kids) == {"opt_state", "step"}
 
 
 def _has_strangers(node: Node, inside: set[Key]) -> bool:

@@ -79,9 +79,14 @@ def is_wrapped(tree: Tree) -> bool:
     return bool(keys) and all(len(key) > 1 and key[-1] == WRAPPER for key in keys)
 
 
+def bare(key: Key) -> Key:
+    """The key without the wrapper that NNX programs put at its end."""
+    return key[:-1] if key[-1:] == (WRAPPER,) else key
+
+
 def unwrapped(tree: Tree) -> dict[Key, Leaf]:
     """The tree without the last key `value`."""
-    return {key[:-1] if key[-1:] == (WRAPPER,) else key: leaf for key, leaf in tree.items()}
+    return {bare(key): leaf for key, leaf in tree.items()}
 
 
 def wrapped(tree: Tree) -> dict[Key, Leaf]:

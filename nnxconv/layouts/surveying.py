@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, UnknownLayout
-from nnxconv.layouts.finding import Found, Place, find
+from nnxconv.layouts.finding import Found, find
 from nnxconv.layouts.form import key_of, mapping
 from nnxconv.layouts.gathering import parts_of, placements
 from nnxconv.layouts.names import announced
 from nnxconv.layouts.parts import is_rng_state
 from nnxconv.layouts.placement import Placement, at_key
+from nnxconv.layouts.places import Place
 from nnxconv.layouts.recognition import CODECS
 from nnxconv.layouts.understanding import RECORD, Understood, understand
 from nnxconv.state import LayerGroup, Role, Tree, children, under
