@@ -146,7 +146,7 @@ class _Both:
 
 def _lined_up(a: Survey, b: Survey, rules: Rules | None, selection: Selection) -> _Both:
     """The leaves of both sides: state by state, or as they are stored where there is none."""
-    both = _Both((_layouts(a), _layouts(b)))
+    both = _Both((a.layout, b.layout))
     couples = coupled(a, b)
     if not couples:
         tree = a.tree if rules is None else renamed_tree(a.tree, rules)
@@ -171,9 +171,3 @@ def _take(both: _Both, head: Key, a: Tree, b: Tree, selection: Selection) -> Non
         chosen, aside = select(leaves, selection)
         side |= under(head, chosen)
         ignored.update(aside)
-
-
-def _layouts(survey: Survey) -> str:
-    """The layouts of a side, each once."""
-    found = dict.fromkeys(one.understood.codec.name for one in survey.states)
-    return " and ".join(found) or "unknown"

@@ -78,7 +78,7 @@ def open(  # noqa: A001
         for key in in_order(leaves)
         if not isinstance(leaf := leaves[key], Literal)
     }
-    return Checkpoint(str(item.path), _layout(survey), arrays)
+    return Checkpoint(str(item.path), survey.layout, arrays)
 
 
 def _renamed(survey: Survey, rules: Rules, options: Options) -> Survey:
@@ -88,12 +88,6 @@ def _renamed(survey: Survey, rules: Rules, options: Options) -> Survey:
     main = one_state(survey, "`rename`", "at=")
     new = replace(main, understood=renamed(main.understood, rules, options))
     return replace(survey, states=tuple(new if one is main else one for one in survey.states))
-
-
-def _layout(survey: Survey) -> str:
-    """The layouts of its states, each once; `unknown` where it has none."""
-    found = dict.fromkeys(one.understood.layout for one in survey.states)
-    return " and ".join(found) or "unknown"
 
 
 @dataclass(frozen=True, eq=False)

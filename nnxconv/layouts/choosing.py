@@ -269,10 +269,9 @@ def _params(located: Located) -> dict[Key, tuple[Key, Leaf]]:
     """The parameters as they are stored, with their keys in the tree, by path."""
     understood = located.understood
     names = stored_names(located)
-    state = understood.codec.decode(understood.tree, understood.record).state
     return {
         path: (names[next(iter(names_of(leaf)))], leaf)
-        for path, leaf in state.params.items()
+        for path, leaf in understood.as_stored.params.items()
         if not isinstance(leaf, Literal)
     }
 

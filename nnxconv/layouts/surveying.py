@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError, UnknownLayout
+from nnxconv.errors import BadInput, NnxconvError, UnknownLayout
 from nnxconv.layouts.finding import Found, find
 from nnxconv.layouts.form import key_of, mapping
 from nnxconv.layouts.gathering import parts_of, placements
@@ -13,7 +13,7 @@ from nnxconv.layouts.parts import is_rng_state
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.recognition import CODECS
-from nnxconv.layouts.understanding import RECORD, Understood, understand
+from nnxconv.layouts.understanding import RECORD, Understood, no_record, understand
 from nnxconv.state import LayerGroup, Role, Tree, children, under
 from nnxconv.tree import Key, Leaf, Literal, first_source, spell
 
@@ -62,6 +62,13 @@ class Survey:
     around: Tree = field(default_factory=dict)
     roles: Mapping[Key, Role] = field(default_factory=dict)
     problem: UnknownLayout | None = None
+
+    @property
+    def layout(self) -> str:
+        """The layouts of its states, each once; `unknown` where it has none."""
+        return (
+            " and ".join(dict.fromkeys(one.understood.layout for one in self.states)) or "unknown"
+        )
 
     @property
     def is_plain(self) -> bool:
@@ -191,10 +198,7 @@ def _as_written(tree: Tree, how: SurveyOptions, record: Mapping[str, Any]) -> Su
         entries = [_entry(mapping(STATES, one)) for one in record[STATES]]
         kept = {key_of("kept", key) for key in record.get("kept", [])}
     except (ValueError, TypeError) as error:
-        raise DamagedCheckpoint(
-            f"`custom_metadata.{RECORD}` is not the record of a conversion: {error}",
-            where=how.where,
-        ) from error
+        raise no_record(error, how.where) from error
     regions: dict[int, list[Key]] = {number: [] for number in range(len(entries))}
     around: list[Key] = []
     for key in tree:
@@ -222,9 +226,7 @@ def _placements(record: Mapping[str, Any], where: str) -> dict[str, Placement]:
         found = mapping("placements", record.get("placements", {}))
         return {name: Placement.from_json(one) for name, one in found.items()}
     except ValueError as error:
-        raise DamagedCheckpoint(
-            f"`custom_metadata.{RECORD}` is not the record of a conversion: {error}", where=where
-        ) from error
+        raise no_record(error, where) from error
 
 
 _Entry = tuple[Key, Placement, Key | None, Mapping[str, Any]]
@@ -385,10 +387,9 @@ def _whole(
 def _roles_of(located: Located) -> dict[Key, Role]:
     """The role of each of a state's leaves, by key of the tree."""
     understood = located.understood
-    decoded = understood.codec.decode(understood.tree, understood.record).state
     by_name: dict[str, Role] = {
         first_source(leaf).name: _canonical_role(key, leaf)
-        for key, leaf in decoded.leaves().items()
+        for key, leaf in understood.as_stored.leaves().items()
         if not isinstance(leaf, Literal)
     }
     return {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError
@@ -52,6 +53,11 @@ class Understood:
         """What the checkpoint is, by name."""
         return self.origin or self.codec.name
 
+    @cached_property
+    def as_stored(self) -> TrainState:
+        """The state under its own names, its layers arranged as they are on disk."""
+        return self.codec.decode(self.tree, self.record).state
+
 
 def understand(
     tree: Tree,
@@ -93,9 +99,14 @@ def _record(custom_metadata: Mapping[str, Any], where: str) -> Record:
     try:
         return Record.from_json(custom_metadata.get(RECORD) or {})
     except ValueError as error:
-        raise DamagedCheckpoint(
-            f"`custom_metadata.{RECORD}` is not the record of a conversion: {error}", where=where
-        ) from error
+        raise no_record(error, where) from error
+
+
+def no_record(error: Exception, where: str) -> DamagedCheckpoint:
+    """What is said of metadata that are not what a conversion records."""
+    return DamagedCheckpoint(
+        f"`custom_metadata.{RECORD}` is not the record of a conversion: {error}", where=where
+    )
 
 
 def refuse_unknown(layer_group: Iterable[str], *states: TrainState) -> None:
@@ -108,8 +119,7 @@ def refuse_unknown(layer_group: Iterable[str], *states: TrainState) -> None:
 def with_layers(understood: Understood, layer_axis: int | None) -> Understood:
     """The same checkpoint under its own names, unclear stacks read with the layers on that axis."""
     if understood.groups or understood.rules:
-        decoded = understood.codec.decode(understood.tree, understood.record)
-        understood = replace(understood, state=decoded.state)
+        understood = replace(understood, state=understood.as_stored)
     state, groups = unstack(
         understood.state,
         names=(*DEFAULT_NAMES, *understood.layer_group),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from nnxconv.errors import NnxconvError, RuleError
 from nnxconv.layouts import Options, Understood, is_excluded, unlike, with_layer_names
 from nnxconv.renaming.builtin import builtin_rules
-from nnxconv.renaming.families import parameters_as_stored, stacked_blocks
+from nnxconv.renaming.families import stacked_blocks
 from nnxconv.renaming.rule import Rules
 from nnxconv.renaming.understood import reread, with_new_names
 from nnxconv.state import RNGS, TrainState
@@ -66,8 +66,7 @@ def _fitting_rules(
     if not _unlike_modules(source, like, options):
         return []
     found = []
-    sides = (parameters_as_stored(source), parameters_as_stored(like))
-    blocks = [blocks for side in sides for blocks in stacked_blocks(side)]
+    blocks = [one for side in (source, like) for one in stacked_blocks(side.as_stored.params)]
     for rules in (*builtin_rules().values(), *(one.rules() for one in blocks)):
         for way in (rules, rules.inverse()):
             try:

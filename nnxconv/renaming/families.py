@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nnxconv.errors import LayerError
-from nnxconv.layouts import Understood
 from nnxconv.renaming.rule import Rules
 from nnxconv.renaming.toml import parse_rules
 from nnxconv.state import Tree
@@ -99,11 +98,6 @@ def _member(family: Family, number: int) -> str:
     if family.members == "layers_":
         return f"layers[{number}]"
     return f"{family.members}{number}"
-
-
-def parameters_as_stored(side: Understood) -> Tree:
-    """The parameters of a checkpoint with its layers as they are arranged."""
-    return side.codec.decode(side.tree, side.record).state.params
 
 
 # --- blocks that are stacked ---------------------------------------------------------------------

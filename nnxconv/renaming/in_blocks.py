@@ -7,7 +7,7 @@ from dataclasses import replace
 from nnxconv.errors import LayerError
 from nnxconv.layouts import Options, Understood
 from nnxconv.renaming.checkpoints import renamed
-from nnxconv.renaming.families import layers_in_blocks, parameters_as_stored, stacked_blocks
+from nnxconv.renaming.families import layers_in_blocks, stacked_blocks
 from nnxconv.tree import Key, Leaf, Literal, notation, spell
 
 
@@ -24,7 +24,7 @@ def in_family_terms(source: Understood, scan_layers: bool | None, options: Optio
     """
     if scan_layers is None:
         return source
-    tree = parameters_as_stored(source)
+    tree = source.as_stored.params
     found = layers_in_blocks(tree) if scan_layers else stacked_blocks(tree, options.layer_axis)
     for blocks in list(found):
         rules = blocks.rules() if scan_layers else blocks.rules().inverse()
@@ -41,7 +41,7 @@ def in_family_terms(source: Understood, scan_layers: bool | None, options: Optio
 
 def alike_in_blocks(a: Understood, b: Understood) -> tuple[Understood, Understood]:
     """Both sides, their layers taken out of blocks where one side has them in blocks alone."""
-    in_blocks = [any(stacked_blocks(parameters_as_stored(side))) for side in (a, b)]
+    in_blocks = [any(stacked_blocks(side.as_stored.params)) for side in (a, b)]
     if in_blocks[0] == in_blocks[1]:
         return a, b
     return in_family_terms(a, False, Options()), in_family_terms(b, False, Options())
