@@ -20,6 +20,7 @@ from nnxconv.state import (
     TrainState,
     arrange,
     choose,
+    newly_stacked,
     refuse_unfollowed,
     shared_rngs,
 )
@@ -108,22 +109,9 @@ def convert_tree(
     """
     codec, scan_layers = _target(source, options, like)
     state, left_out = _reduced(source.state, options)
-    stacked = _newly_stacked(source, scan_layers, like, arrangements)
-    shared = shared_rngs(state, stacked)
-    state = state.with_aux({key: leaf for key, leaf in state.aux.items() if key not in shared})
-    left_out |= dict.fromkeys((("aux", *key) for key in shared), _SHARED)
-    taken: list[Key] = []
-    if like is not None:
-        taken = [
-            key
-            for key in like.state.aux
-            if key not in state.aux and not is_excluded(key, options.without)
-        ]
-        state = state.with_aux({**state.aux, **{key: like.state.aux[key] for key in taken}})
     form = _form(codec, source, state, like, is_copy=is_copy)
     if options.params_only and like is None:
         form = _params_only(form, codec.default_form(state))
-    state, no_place = _fitting(codec, state, form, options.strict)
     if arrangements is None and like is not None:
         arrangements = {group.key: group.arrangement for group in like.groups}
     arrangements = choose(
@@ -135,6 +123,18 @@ def convert_tree(
         spellings=form.spellings,
         like=arrangements,
     )
+    shared = shared_rngs(state, newly_stacked(source.groups, arrangements))
+    state = state.with_aux({key: leaf for key, leaf in state.aux.items() if key not in shared})
+    left_out |= dict.fromkeys((("aux", *key) for key in shared), _SHARED)
+    taken: list[Key] = []
+    if like is not None:
+        taken = [
+            key
+            for key in like.state.aux
+            if key not in state.aux and not is_excluded(key, options.without)
+        ]
+        state = state.with_aux({**state.aux, **{key: like.state.aux[key] for key in taken}})
+    state, no_place = _fitting(codec, state, form, options.strict)
     arranged = arrange(state, source.groups, arrangements)
     refuse_unfollowed(state, arranged, source.groups, arrangements)
     encoded = codec.encode(arranged, form)
@@ -162,28 +162,6 @@ def convert_tree(
 
 
 _SHARED = "one set for all layers, which stands in the first one alone"
-
-
-def _newly_stacked(
-    source: Understood,
-    scan_layers: bool | None,
-    like: Understood | None,
-    arrangements: Mapping[Key, Arrangement | None] | None,
-) -> list[Key]:
-    """The groups whose layers are apart in the source, and stacked in the target."""
-    known = dict(arrangements or {})
-    if like is not None and not known:
-        known = {group.key: group.arrangement for group in like.groups}
-    return [
-        group.key
-        for group in source.groups
-        if isinstance(group.arrangement, Apart)
-        and (
-            isinstance(known[group.key], Stacked | Blocks)
-            if group.key in known
-            else scan_layers is True
-        )
-    ]
 
 
 def stacks_layers(source: Understood, options: Options) -> bool | None:

@@ -243,8 +243,7 @@ class _ScopeSearch:
             self._same_path,
             self._same_role,
             self._same_name,
-            self._only,
-            self._beside,
+            self._by_shape,
             self._numbered,
             self._parts,
         ):
@@ -310,17 +309,27 @@ class _ScopeSearch:
                     rivals.update(fitting[a])
         return fitting, rivals
 
-    def _only(self) -> Iterator[ModulePair]:
+    def _by_shape(self) -> Iterator[ModulePair]:
         fitting, rivals = self._fitting()
+        found = list(self._only(fitting, rivals))
+        yield from found or self._beside(fitting)
+
+    def _only(
+        self,
+        fitting: Mapping[ModuleFamily, Sequence[ModuleFamily]],
+        rivals: Mapping[ModuleFamily, int],
+    ) -> Iterator[ModulePair]:
+        """The only one of its size that is left, on both sides."""
         for a, found in fitting.items():
             if len(found) == 1 and rivals[found[0]] == 1:
                 yield ModulePair((a,), (found[0],), f"nothing else has {a.main.told}")
 
-    def _beside(self) -> Iterator[ModulePair]:
+    def _beside(
+        self, fitting: Mapping[ModuleFamily, Sequence[ModuleFamily]]
+    ) -> Iterator[ModulePair]:
         """The only one of its size in a module of a layer whose other parts are paired."""
         if not all(self.scope):
             return
-        fitting, _ = self._fitting()
         rivals: Counter[tuple[ModuleFamily, Path]] = Counter()
         inside: dict[ModuleFamily, list[ModuleFamily]] = {}
         for a, found in fitting.items():

@@ -13,6 +13,7 @@ from .layer_groups import Spelling as Spelling
 from .layer_groups import Stacked as Stacked
 from .layer_groups import joined as joined
 from .layer_groups import names_in as names_in
+from .layer_groups import newly_stacked as newly_stacked
 from .layer_groups import sections_of as sections_of
 from .optimizer import LEVEL as LEVEL
 from .optimizer import digits_from_sequences as digits_from_sequences

@@ -1,7 +1,7 @@
 """What a layer group is, and which trees of a state share its paths."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 from typing import TypeAlias
@@ -62,6 +62,17 @@ class LayerGroup:
     indices: tuple[int, ...]
     arrangement: Arrangement | None
     problem: str = ""
+
+
+def newly_stacked(
+    groups: Iterable[LayerGroup], chosen: Mapping[Key, Arrangement | None]
+) -> list[Key]:
+    """The paths of the groups whose layers are apart, and shall be stacked."""
+    return [
+        group.key
+        for group in groups
+        if isinstance(group.arrangement, Apart) and isinstance(chosen[group.key], Stacked | Blocks)
+    ]
 
 
 Sections: TypeAlias = dict[Key, dict[Key, Leaf]]

@@ -18,6 +18,12 @@ HAIKU = {"kernel": "w", "bias": "b", "scale": "scale", "embedding": "embeddings"
 PAX = {"kernel": "w", "bias": "b", "scale": "scale", "embedding": "emb_var"}
 META = TORCH
 ROWS = ("query", "key", "value")
+GATES = {
+    f"{long}.{gate}": f"{short}{gate}"
+    for long, short in (("input", "i"), ("hidden", "h"))
+    for gate in "ifgo"
+}
+"""What Flax calls the gates of an LSTM."""
 
 
 @dataclass(frozen=True)
@@ -451,21 +457,11 @@ REAL: Mapping[str, Mapping[str, Dialect]] = {
     "lstm": {
         "flax": Dialect(
             {"layer": "OptimizedLSTMCell_{i}"},
-            {
-                f"{long}.{gate}": f"{short}{gate}"
-                for long, short in (("input", "i"), ("hidden", "h"))
-                for gate in "ifgo"
-            }
-            | {"token": "Embed_0", "head": "Dense_0"},
+            GATES | {"token": "Embed_0", "head": "Dense_0"},
         ),
         "nnx": Dialect(
             {"layer": "cells.{i}"},
-            {
-                f"{long}.{gate}": f"{short}{gate}"
-                for long, short in (("input", "i"), ("hidden", "h"))
-                for gate in "ifgo"
-            }
-            | {"token": "embed", "head": "out"},
+            GATES | {"token": "embed", "head": "out"},
         ),
     },
     "resnet": {

@@ -85,9 +85,10 @@ def files_beside(location: Location, target: Target) -> ExtraFiles:
 
 def _step_metadata(location: Location, target: Target) -> dict[epath.Path, str]:
     """The metadata of the new step, where an item of a step becomes an item of another one."""
-    step = target.path.parent
-    is_in_step = read_if_there(location.item.parent / STEP_METADATA) is not None
-    if target.is_split or not is_in_step or step == location.item.parent or not is_step(step.name):
+    step, before = target.path.parent, location.item.parent
+    if target.is_split or step == before or not is_step(step.name):
+        return {}
+    if read_if_there(before / STEP_METADATA) is None:
         return {}
     now = time.time_ns()
     handlers = {target.path.name: PYTREE_HANDLER}
