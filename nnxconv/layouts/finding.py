@@ -95,6 +95,7 @@ class _Finder:
     # --- states with an optimizer ------------------------------------------------------------
 
     def places(self) -> tuple[Place, ...]:
+        """Every state of the tree."""
         found = self._with_optimizers()
         claimed = set(self.in_tops)
         places = self._completed(found, claimed)
