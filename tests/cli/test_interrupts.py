@@ -27,7 +27,7 @@ COMMANDS = {
     "convert many chunks, rewriting": "convert MANY OUT --to linen --params_only --dtype bfloat16",
     "convert, dry": "convert MANY OUT --to linen --dry_run",
     "inspect": "inspect MANY",
-    "compare": "compare SRC STACKED --compare_values",
+    "compare": "compare SRC NNX --compare_values",
     "compare itself": "compare MANY MANY --compare_values",
     "checksum": "checksum STACKED",
     "match": "match SRC SRC",
@@ -46,6 +46,7 @@ def places(tmp_path_factory) -> dict[str, Path]:
     many = checkpoints.linen_with([rows, rows])
     return {
         "SRC": checkpoints.save_item(root / "src", checkpoints.linen()),
+        "NNX": checkpoints.save_item(root / "nnx", checkpoints.nnx()),
         "STACKED": checkpoints.save_item(root / "stacked", stacked),
         "MANY": checkpoints.save_item(root / "many", many, chunk_bytes=2048),
     }
@@ -67,7 +68,9 @@ def seconds_of(command: str, places: dict[str, Path], out: Path) -> float:
     """How long the command takes when nobody interrupts it."""
     out.mkdir()
     begun = time.monotonic()
-    started(command, places, out).communicate(timeout=120)
+    process = started(command, places, out)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode in (0, 1), stderr
     return time.monotonic() - begun
 
 
@@ -117,6 +120,11 @@ def check_answer(command, number, moment, places, out):
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3])
 def test_a_signal_is_answered_from_the_first_moment_on(name, number, moment, places, tmp_path):
     check_answer(COMMANDS[name], number, moment, places, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_a_signal_each_command_does_its_work(name, places, tmp_path):
+    seconds_of(COMMANDS[name], places, tmp_path / "whole")
 
 
 @pytest.mark.full
