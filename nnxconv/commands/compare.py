@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from nnxconv.commands.boundary import plainly
-from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.comparing import (
     Report,
@@ -76,31 +76,16 @@ def compare(
     share_one_heap()
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)
-        open_side = partial(
-            open_checkpoint,
-            step=None,
-            has_step=False,
-            allow_uncommitted=allow_uncommitted,
-            is_read=compare_values,
-        )
-        names = tuple(layer_group)
-        opened_a = open_side(ckpt_path_1, options=Options(at=at, layer_group=names))
-        at_b = at if at_b is None else at_b
-        opened_b = open_side(ckpt_path_2, options=Options(at=at_b, layer_group=names))
+        how = Options(at=at, layer_group=tuple(layer_group))
+        how_b = how if at_b is None else replace(how, at=at_b)
+        open_side = partial(_open, allow_uncommitted=allow_uncommitted, is_read=compare_values)
+        opened_a, opened_b = open_side(ckpt_path_1, how), open_side(ckpt_path_2, how_b)
         item_a, item_b = opened_a.item, opened_b.item
-        selection = Selection(
-            compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude)
-        )
+        chosen = (tuple(filter), tuple(exclude))
+        selection = Selection(compare_only, ignore_rngs, ignore_dtype, *chosen)
         both = _lined_up(opened_a.survey, opened_b.survey, rules, selection)
-        leaves_a, leaves_b = both.a, both.b
-        ignored_a, ignored_b = both.ignored_a, both.ignored_b
-        if not leaves_a and not leaves_b:
-            raise BadInput(
-                "there is nothing to compare: no key is selected",
-                details=[f"{count:,} left aside by {why}" for why, count in ignored_a.items()],
-                hint="`nnxconv inspect PATH --tree` lists the keys",
-            )
-        findings, common = line_up(leaves_a, leaves_b, ignore_dtype=ignore_dtype)
+        both.refuse_nothing()
+        findings, common = line_up(both.a, both.b, ignore_dtype=ignore_dtype)
         tolerance = Tolerance(atol, rtol, equal_nan)
         values = None
         if compare_values:
@@ -113,23 +98,34 @@ def compare(
             Side(str(item_a.path), both.layouts[0]),
             Side(str(item_b.path), both.layouts[1]),
             findings,
-            {**leaves_b, **leaves_a},
+            {**both.b, **both.a},
             tolerance,
             compare_values,
             ignores_dtype=ignore_dtype,
-            layer_groups=tuple(dict.fromkeys(group.key for group in both.groups)),
+            layer_groups=both.layer_groups,
             statistics={} if values is None else values.statistics,
-            ignored=ignored_a | ignored_b,
-            notes=[
-                f"{side}: {one.item.path}, {one.location.choice}"
-                for side, one in (("a", opened_a), ("b", opened_b))
-                if one.location.choice
-            ],
+            ignored=both.ignored_a | both.ignored_b,
+            notes=_choices(a=opened_a, b=opened_b),
             read_bytes=0 if values is None else values.read_bytes,
             equal_chunk_bytes=0 if values is None else values.equal_chunk_bytes,
             seconds=time.monotonic() - started,
             process=team.number,
         )
+
+
+def _open(path: str, how: Options, *, allow_uncommitted: bool, is_read: bool) -> Opened:
+    return open_checkpoint(
+        path, None, how, has_step=False, allow_uncommitted=allow_uncommitted, is_read=is_read
+    )
+
+
+def _choices(**sides: Opened) -> list[str]:
+    """Which step of which side was taken, where there were several."""
+    return [
+        f"{side}: {opened.item.path}, {opened.location.choice}"
+        for side, opened in sides.items()
+        if opened.location.choice
+    ]
 
 
 @dataclass
@@ -142,6 +138,25 @@ class _Both:
     ignored_a: Counter[str] = field(default_factory=Counter)
     ignored_b: Counter[str] = field(default_factory=Counter)
     groups: list[LayerGroup] = field(default_factory=list)
+
+    @property
+    def layer_groups(self) -> tuple[Key, ...]:
+        """Where layers are stacked or apart on either side, each place once."""
+        return tuple(dict.fromkeys(group.key for group in self.groups))
+
+    def refuse_nothing(self) -> None:
+        """Refuses a comparison of no key at all.
+
+        Raises:
+          BadInput: nothing is selected on either side.
+        """
+        if self.a or self.b:
+            return
+        raise BadInput(
+            "there is nothing to compare: no key is selected",
+            details=[f"{count:,} left aside by {why}" for why, count in self.ignored_a.items()],
+            hint="`nnxconv inspect PATH --tree` lists the keys",
+        )
 
 
 def _lined_up(a: Survey, b: Survey, rules: Rules | None, selection: Selection) -> _Both:

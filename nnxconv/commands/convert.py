@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.commands.boundary import plainly
-from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Places, Result, Way, carry_out
 from nnxconv.layouts import (
@@ -85,57 +85,24 @@ def convert(
     """
     from nnxconv.running.cluster import joined
     from nnxconv.storage.files import read_text
-    from nnxconv.storage.orbax import target_for
 
     started = time.monotonic()
     share_one_heap()
-    options = Options(
-        direction,
-        to,
-        from_,
-        scan_layers,
-        layer_axis,
-        tuple(layer_group),
-        tuple(without),
-        strict,
-        params_only,
-        dtype,
-        at,
-        tuple(drop),
-        params_from,
-        replica,
-    )
+    how = (direction, to, from_, scan_layers, layer_axis, tuple(layer_group), tuple(without))
+    what = (strict, params_only, dtype, at, tuple(drop), params_from, replica)
+    options = Options(*how, *what)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)
         opened = open_checkpoint(
             source_path, step, options, allow_uncommitted=allow_uncommitted, is_read=True
         )
-        location, item = opened.location, opened.item
-        items = item.stores
-        template = None
-        if like is not None:
-            there = open_checkpoint(
-                like, None, Options(layer_group=options.layer_group), is_read=True
-            )
-            template = one_state(there.survey, "`--like`")
-            items |= there.item.stores
-        whole = converted(opened.survey, options, template, rules)
-        custom = location.custom_metadata
-        if whole.scan_layers is not None:
-            custom["scan_layers"] = whole.scan_layers
-        is_split = whole.layout in ITEMS or _is_in_items(whole, location)
-        target = target_for(target_path, location, custom, is_split=is_split)
+        item = opened.item
+        template = None if like is None else _template(like, options)
+        located = None if template is None else one_state(template.survey, "`--like`")
+        whole = converted(opened.survey, options, located, rules)
         return carry_out(
             whole,
-            Places(
-                source_path,
-                location,
-                items,
-                target_path,
-                target,
-                item.container,
-                len(item.stores),
-            ),
+            _places(source_path, target_path, opened, template, whole),
             Way(max_memory, overwrite, dry_run, verify, transfer, resume, watch, team),
             account=account(item.tree, opened.chosen, whole),
             custom_metadata=item.custom_metadata,
@@ -150,6 +117,33 @@ def convert(
             ),
             started=started,
         )
+
+
+def _template(like: str, options: Options) -> Opened:
+    return open_checkpoint(like, None, Options(layer_group=options.layer_group), is_read=True)
+
+
+def _places(
+    source_path: str, target_path: str, source: Opened, template: Opened | None, whole: Whole
+) -> Places:
+    """Where is read and written; the target lies as the source does, unless its layout says."""
+    from nnxconv.storage.orbax import target_for
+
+    custom = source.location.custom_metadata
+    if whole.scan_layers is not None:
+        custom["scan_layers"] = whole.scan_layers
+    is_split = whole.layout in ITEMS or _is_in_items(whole, source.location)
+    target = target_for(target_path, source.location, custom, is_split=is_split)
+    stores = source.item.stores
+    return Places(
+        source_path,
+        source.location,
+        stores if template is None else stores | template.item.stores,
+        target_path,
+        target,
+        source.item.container,
+        len(stores),
+    )
 
 
 def converted(

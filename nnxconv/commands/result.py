@@ -143,75 +143,24 @@ def carry_out(
     Raises:
       NnxconvError: it cannot be written as asked; source and target are as they were.
     """
-    from nnxconv.comparing import verifier
-    from nnxconv.running import execute
     from nnxconv.storage.orbax import files_beside
-    from nnxconv.storage.resume import has_remains
-    from nnxconv.storage.transfer import (
-        check_places,
-        check_space,
-        divide,
-        failures_told,
-        needed_bytes,
-        whole_plan,
-        whole_transfers,
-    )
+    from nnxconv.storage.transfer import whole_plan, whole_transfers
 
     nothing_lost(whole)
     _refuse_resume(way)
-    max_memory = parse_bytes(way.max_memory)
-    target, items = places.target, places.items
-    sources = list(items.values())[: places.source_items]
-    shares = divide(
-        whole.tree,
-        sources,
-        target.item_path,
-        is_split=target.is_split,
-        container=places.container,
-        transfer=way.transfer,
-        max_memory=max_memory,
-    )
-    is_step = target.is_split and places.location.given_as == "item"
-    location = replace(places.location, given_as="step") if is_step else places.location
-    check_places(
-        places.source_path,
-        location,
-        places.target_path,
-        target,
-        way.overwrite,
-        is_ours=way.resume and has_remains(target.path),
-    )
-    beside = files_beside(places.location, target)
+    shares = _planned(whole, places, way)
+    beside = files_beside(places.location, places.target)
     beside.refuse_others(way.overwrite)
-    target = replace(target, files=beside.inside, may_replace=way.overwrite)
-    needed = sum(needed_bytes(share.plan, share.transfers, share.source) for share in shares)
+    target = replace(places.target, files=beside.inside, may_replace=way.overwrite)
     _agree(way.team, shares)
     moved = None
     if not way.dry_run:
         record = {name: told for name, told in custom_metadata.items() if name != RECORD}
         if whole.record is not None:
             record[RECORD] = whole.record
-        proof = None
-        if way.verify:
-            proof = verifier(whole, items, max_memory, way.team)
-        with _journals(way, target, shares, items, record, options) as journals:
-            needed -= sum(journal.nbytes for journal in journals.values())
-            check_space(needed, target)
-            check_memory(max(max(s.plan.peak_bytes, s.transfers.peak_bytes) for s in shares))
-            with failures_told(needed, target):
-                moved = execute(
-                    shares,
-                    items,
-                    target,
-                    custom_metadata=record,
-                    transfer=way.transfer,
-                    proof=proof,
-                    journals=journals,
-                    team=way.team,
-                    watch=way.watch,
-                )
-            if way.team.number == 0:
-                beside.write_beside()
+        moved = _written(whole, replace(places, target=target), way, shares, record, options)
+        if way.team.number == 0:
+            beside.write_beside()
     plan, transfers = whole_plan(shares), whole_transfers(shares)
     return Result(
         places.source_name,
@@ -230,6 +179,69 @@ def carry_out(
         way.team.count,
         places.location.choice,
     )
+
+
+def _planned(whole: Whole, places: Places, way: Way) -> Sequence["Share"]:
+    """How the arrays of each item of the target move, once it is known that they may."""
+    from nnxconv.storage.resume import has_remains
+    from nnxconv.storage.transfer import check_places, divide
+
+    target = places.target
+    shares = divide(
+        whole.tree,
+        list(places.items.values())[: places.source_items],
+        target.item_path,
+        is_split=target.is_split,
+        container=places.container,
+        transfer=way.transfer,
+        max_memory=parse_bytes(way.max_memory),
+    )
+    is_step = target.is_split and places.location.given_as == "item"
+    check_places(
+        places.source_path,
+        replace(places.location, given_as="step") if is_step else places.location,
+        places.target_path,
+        target,
+        way.overwrite,
+        is_ours=way.resume and has_remains(target.path),
+    )
+    return shares
+
+
+def _written(
+    whole: Whole,
+    places: Places,
+    way: Way,
+    shares: Sequence["Share"],
+    record: dict[str, Any],
+    options: Mapping[str, Any],
+) -> "Moved":
+    """Writes what was planned where disk and memory have room for it, and proves it if asked."""
+    from nnxconv.comparing import verifier
+    from nnxconv.running import execute
+    from nnxconv.storage.transfer import check_space, failures_told, needed_bytes
+
+    target, items = places.target, places.items
+    needed = sum(needed_bytes(share.plan, share.transfers, share.source) for share in shares)
+    proof = None
+    if way.verify:
+        proof = verifier(whole, items, parse_bytes(way.max_memory), way.team)
+    with _journals(way, target, shares, items, record, options) as journals:
+        needed -= sum(journal.nbytes for journal in journals.values())
+        check_space(needed, target)
+        check_memory(max(max(s.plan.peak_bytes, s.transfers.peak_bytes) for s in shares))
+        with failures_told(needed, target):
+            return execute(
+                shares,
+                items,
+                target,
+                custom_metadata=record,
+                transfer=way.transfer,
+                proof=proof,
+                journals=journals,
+                team=way.team,
+                watch=way.watch,
+            )
 
 
 def _agree(team: Team, shares: Sequence["Share"]) -> None:
