@@ -7,6 +7,7 @@ from typing import Literal as OneOf
 from nnxconv.errors import BadInput, UnknownLayout
 from nnxconv.layouts.conforming import conform
 from nnxconv.layouts.form import Codec, Form, Record
+from nnxconv.layouts.names import AUX_AXES
 from nnxconv.layouts.parts import collections_to_record, is_rng_state, refuse_misfits
 from nnxconv.layouts.recognition import CODECS
 from nnxconv.layouts.understanding import Understood
@@ -122,6 +123,7 @@ def convert_tree(
         kept_spelling=source.codec.spelling == codec.spelling,
         spellings=form.spellings,
         like=arrangements,
+        aux_axes=_aux_axes(state, source.codec.name, codec.name),
     )
     shared = shared_rngs(state, newly_stacked(source.groups, arrangements))
     state = state.with_aux({key: leaf for key, leaf in state.aux.items() if key not in shared})
@@ -159,6 +161,12 @@ def convert_tree(
         () if like is not None else encoded.assumed,
         record,
     )
+
+
+def _aux_axes(state: TrainState, *layouts: str) -> dict[str, int]:
+    """The layer axis of each collection, where a program of these layouts has one for all."""
+    axes = [AUX_AXES[layout] for layout in layouts if layout in AUX_AXES]
+    return {str(key[0]): axis for axis in axes for key in state.aux}
 
 
 _SHARED = "one set for all layers, which stands in the first one alone"

@@ -35,6 +35,10 @@ OWN = (
 ALONE = ("maxtext", "tunix", "nnx-rl")
 """Layouts whose programs restore one state and nothing around it."""
 
+AUX_AXES = {"maxtext": 0}
+"""Where programs stack all variables but parameters, wherever they stack those: MaxText scans over
+`nnx.Param` on `param_scan_axis`, and over everything else on axis 0."""
+
 TUNIX_ITEMS = ("model_params", "optimizer_state")
 """The items of a step of Tunix, which together are one state; the second may be missing."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError
 from nnxconv.layouts.form import Codec, Form, Reading, Record
+from nnxconv.layouts.names import AUX_AXES
 from nnxconv.layouts.recognition import CODECS, recognise
 from nnxconv.state import (
     DEFAULT_NAMES,
@@ -126,6 +127,7 @@ def with_layers(understood: Understood, layer_axis: int | None) -> Understood:
         layer_axis=layer_axis,
         known_axes=understood.record.axes,
         is_scanned=understood.is_scanned,
+        aux_axis=AUX_AXES.get(understood.codec.name),
     )
     form = replace(understood.form, spellings=_spellings(understood.codec, groups))
     return replace(understood, state=state, groups=tuple(groups), form=form)

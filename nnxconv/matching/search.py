@@ -6,6 +6,7 @@ several fit each other only in the order of their numbers. How alike two names a
 evidence.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -97,12 +98,20 @@ class Search:
         if _is_no_norm(role, b) or _is_no_norm(other, a):
             return False
         found = self.main_readings(a, b)
-        if by_name:
-            return bool(found)
-        if not (role or other).endswith(_WITH_HEADS):
-            found = {name: steps for name, steps in found.items() if not _cuts_axes(steps)}
         known = self._votes.decided(scope, *self._kind(a, b))
-        return bool(found) and (known is None or known in found)
+        return bool(found) and (by_name or known is None or known in found)
+
+    def shapes_tell(self, scope: Scopes, a: ModuleFamily, b: ModuleFamily) -> bool:
+        """True when of two modules that fit no others the shapes say that they are the same.
+
+        Where axes are cut or put together, and no name says that heads are the reason, something
+        else may be meant.
+        """
+        if self.role_of_pair(a, b).endswith(_WITH_HEADS):
+            return True
+        known = self._votes.decided(scope, *self._kind(a, b))
+        found = self.main_readings(a, b)
+        return any(not _cuts_axes(found[way]) for way in found if known in (None, way))
 
     def _kind(self, a: ModuleFamily, b: ModuleFamily) -> tuple[Kind, tuple[str, str]]:
         kind = kind_of(a, b, a.main, b.main, self.role_of_pair(a, b))
@@ -204,6 +213,16 @@ def _scopes(a: ModuleFamily, b: ModuleFamily) -> Scopes:
     return a.scope.path, b.scope.path
 
 
+_COUNTED = re.compile(r"[A-Z]\w*_\d+")
+"""Names that flax gives to modules without one, as `Dense_0`: they say a class, and no more."""
+
+
+def _own_name(module: ModuleFamily) -> str | None:
+    """The last name of a module, where it is one that somebody has given."""
+    name = module.path[-1] if module.path else None
+    return None if name is None or _COUNTED.fullmatch(name) else name
+
+
 def _undone(steps: Sequence[Step]) -> tuple[Step, ...]:
     undone = [step.inverse() for step in reversed(steps)]
     return tuple(step for step in undone if step is not None)
@@ -277,7 +296,7 @@ class _ScopeSearch:
             yield replace(found, evidence=f"both are {spoken(role)}")
 
     def _same_name(self) -> Iterator[ModulePair]:
-        yield from self._alike(lambda module: module.path[-1:] or None, "the same name")
+        yield from self._alike(_own_name, "the same name")
 
     def _alike(self, by: Callable[[ModuleFamily], Hashable], evidence: str) -> Iterator[ModulePair]:
         """The modules that have something in common which no other has, on either side."""
@@ -321,7 +340,11 @@ class _ScopeSearch:
     ) -> Iterator[ModulePair]:
         """The only one of its size that is left, on both sides."""
         for a, found in fitting.items():
-            if len(found) == 1 and rivals[found[0]] == 1:
+            if (
+                len(found) == 1
+                and rivals[found[0]] == 1
+                and self._search.shapes_tell(self.scope, a, found[0])
+            ):
                 yield ModulePair((a,), (found[0],), f"nothing else has {a.main.told}")
 
     def _beside(
@@ -337,7 +360,8 @@ class _ScopeSearch:
             inside[a] = [b for b in found if home and b.path[:-1] == home]
             rivals.update((b, a.path[:-1]) for b in inside[a])
         for a, found in inside.items():
-            if len(found) == 1 and rivals[found[0], a.path[:-1]] == 1:
+            is_only = len(found) == 1 and rivals[found[0], a.path[:-1]] == 1
+            if is_only and self._search.shapes_tell(self.scope, a, found[0]):
                 names = ".".join(a.path[:-1]), ".".join(found[0].path[:-1])
                 yield ModulePair((a,), (found[0],), f"in {names[0]}, which is {names[1]}")
 
@@ -356,7 +380,9 @@ class _ScopeSearch:
                 continue
             some, others = (sorted(group, key=lambda m: m.numbers) for group in (some, others))
             both = list(zip(some, others, strict=True))
-            if all(self._fits(a, b) for a, b in both):
+            if all(
+                self._fits(a, b) and self._search.shapes_tell(self.scope, a, b) for a, b in both
+            ):
                 told = f"{len(some)} of {some[0].main.told}, in their order"
                 yield from (ModulePair((a,), (b,), told) for a, b in both)
 

@@ -40,12 +40,14 @@ def choose(
     kept_spelling: bool = False,
     spellings: Mapping[str, Spelling] | None = None,
     like: Mapping[Key, Arrangement | None] | None = None,
+    aux_axes: Mapping[str, int] | None = None,
 ) -> dict[Key, Arrangement | None]:
     """The arrangement that each group shall have in the target.
 
     What `like` says of a group comes first. `scan_layers=None` leaves groups as they are. Layers
     that are apart are spelled as `spellings` says of their group, else as they were if
-    `kept_spelling`, else as `spelling` says.
+    `kept_spelling`, else as `spelling` says. `aux_axes` names the collections that are stacked
+    on another axis than the parameters.
     """
     chosen: dict[Key, Arrangement | None] = {}
     for group in groups:
@@ -55,7 +57,8 @@ def choose(
         if like is not None and group.key in like:
             chosen[group.key] = like[group.key]
         elif isinstance(now, Apart):
-            chosen[group.key] = Stacked(_or_default(layer_axis)) if scan_layers else apart
+            stacked = Stacked(_or_default(layer_axis), aux_axes or {})
+            chosen[group.key] = stacked if scan_layers else apart
         elif scan_layers is False:
             chosen[group.key] = apart
         elif now is not None and layer_axis is not None and now.axis != layer_axis:

@@ -30,13 +30,15 @@ def unstack(
     layer_axis: int | None = None,
     known_axes: Mapping[Key, int] | None = None,
     is_scanned: bool | None = None,
+    aux_axis: int | None = None,
 ) -> tuple[TrainState, list[LayerGroup]]:
     """The state with its layers apart under ints, and how each group was arranged.
 
     A stack whose layer axis cannot be told from the shapes of its parameters (axis 0 or 1, as in
     MaxText's `param_scan_axis`) stays whole, its group saying why; `known_axes`, or else
     `layer_axis`, decides then.
-    `is_scanned=False` says that the writer stacked no layers.
+    `is_scanned=False` says that the writer stacked no layers. `aux_axis` is where the program has
+    the layers of other variables than parameters; it decides where their shapes do not.
     """
     sections, rest = sections_of(state)
     groups: list[LayerGroup] = []
@@ -51,7 +53,7 @@ def unstack(
                 groups.append(LayerGroup(group.key, group.indices, arrangement))
             elif is_scanned is not False:
                 axis = (known_axes or {}).get(group.key, layer_axis)
-                taken = _take_apart(sections, group.key, axis)
+                taken = _take_apart(sections, group.key, axis, aux_axis)
                 if taken is not None:
                     sections, layer_group = taken
                     groups.append(layer_group)
@@ -78,7 +80,7 @@ def _numbered(path: Key, key: Key, place: int, spelling: Spelling) -> Key:
 
 
 def _take_apart(
-    sections: Sections, key: Key, layer_axis: int | None
+    sections: Sections, key: Key, layer_axis: int | None, aux_axis: int | None
 ) -> tuple[Sections, LayerGroup] | None:
     """A stack taken apart, or left whole with the reason, or None when it is no stack."""
     inside = {head: below(tree, key) for head, tree in sections.items()}
@@ -92,7 +94,7 @@ def _take_apart(
         problem = f"the layer axis of `{spell(key)}` cannot be told from the shapes: {told}"
         return sections, LayerGroup(key, (), None, problem)
     [(axis, size)] = readings.items()
-    aux_axes, problem = _aux_axes(inside, axis, size)
+    aux_axes, problem = _aux_axes(inside, axis, size, aux_axis)
     problem = problem or _moments_problem(inside, key)
     period = _period(inside[PARAMS], key)
     arrangement = Stacked(axis, aux_axes) if period is None else Blocks(axis, period, aux_axes)
@@ -130,7 +132,9 @@ def _same_place(shapes: Sequence[tuple[int, ...]]) -> bool:
     return all(len(shape) == 1 for shape in shapes)
 
 
-def _aux_axes(inside: Sections, axis: int, size: int) -> tuple[dict[str, int], str]:
+def _aux_axes(
+    inside: Sections, axis: int, size: int, usual: int | None
+) -> tuple[dict[str, int], str]:
     """The collections whose layer axis is not that of the parameters; or why none can be told."""
     axes: dict[str, int] = {}
     for head, tree in inside.items():
@@ -144,6 +148,8 @@ def _aux_axes(inside: Sections, axis: int, size: int) -> tuple[dict[str, int], s
         fitting = [a for a in wanted if all(s and s[min(a, len(s) - 1)] == size for s in shapes)]
         if shapes and not fitting:
             return {}, f"aux.{collection} has no layer axis of {size} in every array"
+        if usual in fitting:
+            fitting = [usual]
         if len(fitting) == 2 and not _same_place(shapes):
             return {}, f"the layer axis of aux.{collection} is 0 or 1, both of {size}"
         if collection != RNGS and fitting and fitting != [axis] and len(fitting) == 1:

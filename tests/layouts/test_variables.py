@@ -76,6 +76,27 @@ def test_batch_statistics_stand_beside_the_parameters_of_an_nnx_model():
     assert back.contents() == disk.contents()
 
 
+@pytest.mark.parametrize("layers", [3, 8])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_maxtext_stacks_variables_on_axis_0_wherever_parameters_are_stacked(axis, layers):
+    text = "\n".join(
+        f"params/params/decoder/layers_{i}/gate/kernel f32[16,8]\n"
+        f"nnx_aux/model/decoder/layers_{i}/gate/bias f32[8]\n"
+        f"nnx_aux/model/decoder/layers_{i}/gate/table f32[8,16]"
+        for i in range(layers)
+    )
+    apart = on_disk(source_tree(text))
+    stacked, _ = apart.converted(to="maxtext", scan_layers=True, layer_axis=axis)
+    shape = {0: f"{layers},16,8", 1: f"16,{layers},8"}[axis]
+    assert told(stacked.tree) == {
+        ("params", "params", "decoder", "layers", "gate", "kernel"): f"f32[{shape}]",
+        ("nnx_aux", "model", "decoder", "layers", "gate", "bias"): f"f32[{layers},8]",
+        ("nnx_aux", "model", "decoder", "layers", "gate", "table"): f"f32[{layers},8,16]",
+    }
+    back, _ = stacked.converted(to="maxtext", scan_layers=False, layer_axis=axis)
+    assert back.contents() == apart.contents()
+
+
 # collections of a Linen program, at the root and beside `params/params`
 COLLECTIONS = {
     "of its own": "ema/dense/average f32[3]",
