@@ -88,6 +88,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "rtol": {"type": float, "default": 1e-5, **_SHOWN},
     "equal_nan": {"flags": "--equal_nan/--no-equal_nan", "default": True, **_SHOWN},
     "ignore_dtype": _FLAG,
+    "dequantize": _FLAG,
     "dry_run": _FLAG,
     "verify": _FLAG,
     "overwrite": _FLAG,

@@ -31,7 +31,7 @@ from nnxconv.cli.output import say
         "exclude",
         "ignore_rngs",
     ),
-    *("compare_values", "atol", "rtol", "equal_nan", "ignore_dtype", "max_memory"),
+    *("compare_values", "atol", "rtol", "equal_nan", "ignore_dtype", "dequantize", "max_memory"),
     *("allow_uncommitted", *DISTRIBUTED),
 )
 @click.option("--verbose", is_flag=True, help="List every leaf: = equal, - + * different.")

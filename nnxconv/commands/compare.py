@@ -27,7 +27,7 @@ from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Survey
 from nnxconv.renaming import Rules, alike_in_blocks, asked_rules, follow, renamed_tree
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.state import LayerGroup, Tree, under
+from nnxconv.state import LayerGroup, TrainState, Tree, dequantised, scales_of, under
 from nnxconv.tree import Key, Leaf, parse_bytes
 
 
@@ -46,6 +46,7 @@ def compare(
     compare_only: Scope = "params",
     ignore_rngs: bool = True,
     ignore_dtype: bool = False,
+    dequantize: bool = False,
     filter: Iterable[str] = (),  # noqa: A002
     exclude: Iterable[str] = (),
     layer_group: Iterable[str] = (),
@@ -83,7 +84,7 @@ def compare(
         item_a, item_b = opened_a.item, opened_b.item
         chosen = (tuple(filter), tuple(exclude))
         selection = Selection(compare_only, ignore_rngs, ignore_dtype, *chosen)
-        both = _lined_up(opened_a.survey, opened_b.survey, rules, selection)
+        both = _lined_up(opened_a.survey, opened_b.survey, rules, selection, dequantize)
         both.refuse_nothing()
         findings, common = line_up(both.a, both.b, ignore_dtype=ignore_dtype)
         tolerance = Tolerance(atol, rtol, equal_nan)
@@ -159,7 +160,9 @@ class _Both:
         )
 
 
-def _lined_up(a: Survey, b: Survey, rules: Rules | None, selection: Selection) -> _Both:
+def _lined_up(
+    a: Survey, b: Survey, rules: Rules | None, selection: Selection, dequantize: bool
+) -> _Both:
     """The leaves of both sides: state by state, or as they are stored where there is none."""
     both = _Both((a.layout, b.layout))
     couples = coupled(a, b)
@@ -171,7 +174,10 @@ def _lined_up(a: Survey, b: Survey, rules: Rules | None, selection: Selection) -
         left, _ = follow(couple.a, rules, None, Options())
         left, right = alike_in_blocks(left, couple.b)
         left, right = agree_on_layers(left, right)
-        _take(both, couple.head, left.state.leaves(), right.state.leaves(), selection)
+        states = [left.state, right.state]
+        if dequantize:
+            states = [_dequantised(state) for state in states]
+        _take(both, couple.head, *(state.leaves() for state in states), selection)
         both.groups += [
             replace(group, key=(*couple.head, *group.key))
             for group in (*left.groups, *right.groups)
@@ -179,6 +185,10 @@ def _lined_up(a: Survey, b: Survey, rules: Rules | None, selection: Selection) -
     rest = (around(side, ignore_rngs=selection.ignore_rngs) for side in (a, b))
     _take(both, (), next(rest), next(rest), selection)
     return both
+
+
+def _dequantised(state: TrainState) -> TrainState:
+    return dequantised(state, None)[0] if scales_of(state.params) else state
 
 
 def _take(both: _Both, head: Key, a: Tree, b: Tree, selection: Selection) -> None:

@@ -64,6 +64,7 @@ def convert(
     drop: Iterable[str] = (),
     params_from: str | None = None,
     replica: int | None = None,
+    dequantize: bool = False,
     step: str | float | None = None,
     max_memory: int | str = "2GiB",
     overwrite: bool = False,
@@ -89,7 +90,7 @@ def convert(
     started = time.monotonic()
     share_one_heap()
     how = (direction, to, from_, scan_layers, layer_axis, tuple(layer_group), tuple(without))
-    what = (strict, params_only, dtype, at, tuple(drop), params_from, replica)
+    what = (strict, params_only, dtype, at, tuple(drop), params_from, replica, dequantize)
     options = Options(*how, *what)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)

@@ -77,7 +77,10 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "ignore_rngs": "leave RNG state aside, which Linen checkpoints do not keep",
     },
     "How": {
-        "dtype": "cast the floating-point parameters; moments stay as they are",
+        "dtype": "cast the floating-point parameters; moments, quantised weights and their scales"
+        " stay as they are",
+        "dequantize": "multiply quantised weights with the scales beside them; the products have"
+        " the type of `--dtype`, else that of the scales",
         "precision": "`float32` or `float64`, in which is computed; the result is cast once",
         "max_memory": "what blocks in flight may take, besides about 300 MiB for the program:"
         " bytes, or a text such as `2GiB`",

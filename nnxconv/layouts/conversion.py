@@ -1,6 +1,6 @@
 """From one checkpoint's tree to another's: decode, rearrange the layers, encode. Reads no array."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 
@@ -21,8 +21,11 @@ from nnxconv.state import (
     TrainState,
     arrange,
     choose,
+    dequantised,
+    is_amax_history,
     newly_stacked,
     refuse_unfollowed,
+    scales_of,
     shared_rngs,
 )
 from nnxconv.tree import Key, Leaf, Literal, cast, dtype_of, in_order, spell
@@ -54,6 +57,7 @@ class Options:
     drop: tuple[str, ...] = ()
     params_from: str | None = None
     replica: int | None = None
+    dequantize: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Conversion:
       left_out: canonical keys that the target does not have, with the reason.
       taken: keys of the target's leaves that come from the checkpoint given as `--like`.
       assumed: what had to be assumed.
+      uncast: parameters that `--dtype` leaves as they are, for they are quantised, or scales.
       record: what goes into the target's metadata for the way back.
     """
 
@@ -81,6 +86,7 @@ class Conversion:
     left_out: Mapping[Key, str] = field(default_factory=dict)
     taken: Sequence[Key] = ()
     assumed: Sequence[str] = ()
+    uncast: Collection[Key] = ()
     record: Record = field(default_factory=Record)
 
     @property
@@ -159,6 +165,7 @@ def convert_tree(
         {**left_out, **no_place},
         taken,
         () if like is not None else encoded.assumed,
+        uncast(state, options.dtype),
         record,
     )
 
@@ -287,17 +294,30 @@ def _reduced(state: TrainState, options: Options) -> tuple[TrainState, dict[Key,
     if options.params_only:
         state, left_out = leave_out(state, ("opt_state", "step", f"aux.{RNGS}"), "--params_only")
     state, also = leave_out(state, options.without)
+    if options.dequantize:
+        state, multiplied = dequantised(state, options.dtype)
+        also |= multiplied
     if options.dtype is not None:
-        params = {key: _cast(leaf, options.dtype) for key, leaf in state.params.items()}
+        kept = uncast(state, options.dtype)
+        params = {
+            key: leaf if key in kept or isinstance(leaf, Literal) else cast(leaf, options.dtype)
+            for key, leaf in state.params.items()
+        }
         state = replace(state, params=params)
     return state, {**left_out, **also}
 
 
-def _cast(leaf: Leaf, dtype: str) -> Leaf:
-    """A floating-point array in another type; quantised weights stay as they are."""
-    if isinstance(leaf, Literal) or dtype_of(leaf) not in FLOATS:
-        return leaf
-    return cast(leaf, dtype)
+def uncast(state: TrainState, dtype: str | None) -> set[Key]:
+    """The parameters that `--dtype` leaves as they are: quantised weights and their scales."""
+    if dtype is None:
+        return set()
+    scales = scales_of(state.params)
+    return {
+        key
+        for key, leaf in state.params.items()
+        if not isinstance(leaf, Literal)
+        and (key in scales or is_amax_history(key) or dtype_of(leaf) not in FLOATS)
+    }
 
 
 def is_excluded(aux_key: Key, without: Sequence[str]) -> bool:

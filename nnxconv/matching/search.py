@@ -25,6 +25,7 @@ from nnxconv.matching.pairs import LeafPair, ModulePair
 from nnxconv.matching.readings import Kind, Orientation
 from nnxconv.matching.roles import roles_of, spoken
 from nnxconv.matching.scopes import pair_scopes
+from nnxconv.matching.series import series_as_layers
 from nnxconv.matching.vocabulary import is_norm
 from nnxconv.renaming import Divide, Merge, Step
 
@@ -49,8 +50,9 @@ class Search:
     """
 
     def __init__(self, left: Sequence[ModuleFamily], right: Sequence[ModuleFamily]) -> None:
-        self.left, self.right = left, right
         self.scopes = pair_scopes(left, right)
+        counted = series_as_layers(left, right, self.scopes)
+        self.left, self.right = left, right = counted.left, counted.right
         self.certain: list[ModulePair] = []
         self._roles = {**roles_of(left), **roles_of(right)}
         self._votes = Votes(kept_alike((*left, *right)))
@@ -61,6 +63,7 @@ class Search:
             for a, b in self.scopes
             if a in here and b in there
         ]
+        self._searches += [_ScopeSearch(self, _scopes(a, b), [a], [b]) for a, b in counted.pairs]
 
     def run(self) -> None:
         """Takes pairs as long as there is evidence for one."""

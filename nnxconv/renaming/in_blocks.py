@@ -74,8 +74,6 @@ def _refuse_stacks_within(source: Understood) -> None:
 
 
 def _share(leaves: Iterable[tuple[Key, Leaf]]) -> bool:
-    """True where all arrays have one size on axis 0 or 1."""
+    """True where all arrays have one size on axis 0 or 1, whichever of them each has it on."""
     shapes = [leaf.shape for _, leaf in leaves if not isinstance(leaf, Literal)]
-    if len(shapes) < 2 or () in shapes:
-        return False
-    return any(len({shape[min(axis, len(shape) - 1)] for shape in shapes}) == 1 for axis in (0, 1))
+    return len(shapes) > 1 and bool(set.intersection(*(set(shape[:2]) for shape in shapes)))

@@ -7,7 +7,7 @@ from typing import Any
 from nnxconv.commands.result import Result
 from nnxconv.layouts import Conversion, restoring_converted
 from nnxconv.layouts import Part as StatePart
-from nnxconv.state import Apart, Arrangement, Blocks, LayerGroup, Tree, parameter_trees
+from nnxconv.state import Apart, Arrangement, Blocks, LayerGroup, Tree, parameter_trees, scales_of
 from nnxconv.storage.transfer import Moved
 from nnxconv.tree import (
     Cast,
@@ -22,6 +22,7 @@ from nnxconv.tree import (
     Stack,
     View,
     counted,
+    dtype_of,
     first_source,
     format_bytes,
     notation,
@@ -206,8 +207,22 @@ def _state_rows(conversion: Conversion) -> Iterator[tuple[str, str]]:
         yield "left out", text
     if conversion.taken:
         yield "from like", f"{counted(len(conversion.taken), 'array')} of aux"
+    if conversion.uncast:
+        yield "types", f"{counted(len(conversion.uncast), 'array')} not cast: {_uncast(conversion)}"
     for text in conversion.assumed:
         yield "assumed", text
+
+
+def _uncast(conversion: Conversion) -> str:
+    """What stays as it is: `2 float8_e4m3fn, 2 scales`."""
+    params = conversion.state.params
+    scales = scales_of(params)
+    kinds = Counter(
+        "scales" if key in scales else dtype_of(leaf)
+        for key in conversion.uncast
+        if not isinstance(leaf := params[key], Literal)
+    )
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
 _FEW = 6

@@ -28,6 +28,9 @@ from .qk_clip import LOGITS as LOGITS
 from .qk_clip import attention_modules as attention_modules
 from .qk_clip import clip as clip
 from .qk_clip import logits_of as logits_of
+from .quantised import dequantised as dequantised
+from .quantised import is_amax_history as is_amax_history
+from .quantised import scales_of as scales_of
 from .rngs import shared_rngs as shared_rngs
 from .roles import Amount as Amount
 from .roles import Role as Role

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from nnxconv.errors import LayerError
 from nnxconv.state.layer_groups import (
     DEFAULT_AXIS,
+    PARAMS,
     Apart,
     Arrangement,
     Blocks,
@@ -17,6 +18,7 @@ from nnxconv.state.layer_groups import (
     sections_of,
     wanted_axis,
 )
+from nnxconv.state.quantised import scales_of
 from nnxconv.state.train_state import TrainState, Tree
 from nnxconv.tree import (
     Key,
@@ -154,9 +156,11 @@ def _put_together(
         problems += differences
         if differences or not run:
             continue
+        scales = scales_of(layers[run[0]]) if head == PARAMS else {}
         for path in layers[run[0]]:
             leaves = [layers[i][path] for i in run]
-            together[(*group.key, *inner, *path)] = _stack_of(leaves, head, target)
+            axis = 0 if path in scales else wanted_axis(head, target)
+            together[(*group.key, *inner, *path)] = _stack_of(leaves, axis)
     for i in range(stacked, len(layers)):
         name = (f"{group.key[-1]}_{i - stacked}",)
         for path, leaf in layers[i].items():
@@ -180,11 +184,11 @@ def _split_layers(
     return outside, layers
 
 
-def _stack_of(leaves: Sequence[Leaf], head: Key, target: Stacked | Blocks) -> Leaf:
+def _stack_of(leaves: Sequence[Leaf], axis: int) -> Leaf:
     views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
     if not views:
         return leaves[0]
-    return stack(views, min(wanted_axis(head, target), len(views[0].shape)))
+    return stack(views, min(axis, len(views[0].shape)))
 
 
 def _differences(layers: Mapping[int, Tree], run: Sequence[int], full: Key) -> list[_Difference]:

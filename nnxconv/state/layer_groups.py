@@ -27,7 +27,8 @@ class Apart:
 class Stacked:
     """One subtree for all layers, with a layer axis in every array.
 
-    An array of rank r has it at `min(axis, r - 1)`; RNG state always at 0. `aux_axes` names the
+    An array of rank r has it at `min(axis, r - 1)`; RNG state and the scales of quantised weights
+    always at 0. `aux_axes` names the
     collections that have it elsewhere.
     """
 

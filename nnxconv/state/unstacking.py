@@ -19,6 +19,7 @@ from nnxconv.state.layer_groups import (
     sections_of,
     wanted_axis,
 )
+from nnxconv.state.quantised import scales_of
 from nnxconv.state.train_state import RNGS, TrainState, below, children
 from nnxconv.tree import Key, Leaf, Literal, is_digits, notation, slot, spell
 
@@ -111,18 +112,23 @@ def _take_apart(
 
 def _axis_readings(inside: Sections) -> dict[int, int]:
     """For each layer axis that fits all parameters, the number of layers it gives."""
-    shapes = [leaf.shape for leaf in inside[PARAMS].values() if not isinstance(leaf, Literal)]
+    params = inside[PARAMS]
+    scales = scales_of(params)
+    shapes = [
+        leaf.shape
+        for path, leaf in params.items()
+        if not isinstance(leaf, Literal) and path not in scales
+    ]
     if not shapes or () in shapes:
         return {}
-    rng_sizes = {
-        leaf.shape[0]
-        for leaf in inside.get(("aux", RNGS), {}).values()
-        if not isinstance(leaf, Literal) and leaf.shape
+    on_axis_0 = [*inside.get(("aux", RNGS), {}).values(), *(params[path] for path in scales)]
+    known_sizes = {
+        leaf.shape[0] for leaf in on_axis_0 if not isinstance(leaf, Literal) and leaf.shape
     }
     readings: dict[int, int] = {}
     for axis in (0, 1):
         sizes = {shape[min(axis, len(shape) - 1)] for shape in shapes}
-        if len(sizes) == 1 and sizes >= rng_sizes and sizes != {0}:
+        if len(sizes) == 1 and sizes >= known_sizes and sizes != {0}:
             readings[axis] = sizes.pop()
     return {0: readings[0]} if _same_place(shapes) and readings else readings
 
@@ -208,6 +214,7 @@ def _slots(
     is_blocks = isinstance(arrangement, Blocks)
     gone = remainder_key(key) if is_blocks else None
     apart: dict[Key, Leaf] = {}
+    scales = scales_of(tree) if head == PARAMS else {}
     for path, leaf in tree.items():
         if path[: len(key)] != key:
             if gone is None or path[: len(key)] != gone:
@@ -215,9 +222,10 @@ def _slots(
             continue
         inner = path[len(key) :]
         place = int(str(inner[0]).rpartition("_")[2]) if is_blocks else 0
+        axis = 0 if path in scales else _axis_in(leaf, head, arrangement)
         for block in range(size):
             layer = (*key, block * period + place, *(inner[1:] if is_blocks else inner))
-            apart[layer] = _slot_of(leaf, _axis_in(leaf, head, arrangement), block)
+            apart[layer] = _slot_of(leaf, axis, block)
     for inner, leaf in remainder.items():
         place = int(str(inner[0]).rpartition("_")[2])
         apart[(*key, size * period + place, *inner[1:])] = leaf

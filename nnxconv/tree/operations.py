@@ -4,6 +4,7 @@
 Average(w)            w[0] * x[0] + w[1] * x[1] + ..., where the weights add up to 1
 Multiply(f, shape)    x * f, where f has few elements and is broadcast over x
 LowRank(f, n)         w + f * (a @ b): a has the first n axes of w and the rank, b the others
+Dequantize(blocks)    w * s, where each element of s is for a block of w
 ```
 
 An operation is computed in float32 or float64 and cast once, by whoever runs it.
@@ -18,7 +19,7 @@ import numpy as np
 
 from nnxconv.tree.shapes import Region, Shape
 
-Operation: TypeAlias = Union["Average", "Multiply", "LowRank"]
+Operation: TypeAlias = Union["Average", "Multiply", "LowRank", "Dequantize"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,49 @@ class LowRank:
         return f"plus {self.factor:.6g} times a product of low rank"
 
 
+@dataclass(frozen=True)
+class Dequantize:
+    """Quantised weights times their scales, each of which is for one block of the weights.
+
+    Operands are `w` and `s`. The axes of `s` are the last ones of `w`, unless it has layers: those
+    it has on axis 0.
+
+    Attributes:
+      blocks: for each axis of `s`, layers not counted, how long a block is along it.
+      layer_axis: where `w` has its layers; None where it has none.
+    """
+
+    blocks: Shape
+    layer_axis: int | None = None
+
+    def __str__(self) -> str:
+        sizes = [str(size) for size in self.blocks if size > 1]
+        return f"dequantised, scales of blocks of {' x '.join(sizes) or '1'}"
+
+    @staticmethod
+    def of(weights: Shape, scales: Shape) -> "Dequantize | None":
+        """The operation for weights and scales of these shapes, without layers; None if none fits.
+
+        An axis that no number of equal blocks fills has blocks of 128, as DeepSeek has, or fits
+        none.
+
+        >>> Dequantize.of((256, 576), (2, 5)).blocks, Dequantize.of((16, 32), (1, 32)).blocks
+        ((128, 128), (16, 1))
+        """
+        if len(scales) > len(weights):
+            return Dequantize(()) if math.prod(scales) == 1 else None
+        blocks = []
+        for size, count in zip(weights[len(weights) - len(scales) :], scales, strict=True):
+            block = size // count if count and size % count == 0 else _USUAL_BLOCK
+            if -(-size // block) != count:
+                return None
+            blocks.append(block)
+        return Dequantize(tuple(blocks))
+
+
+_USUAL_BLOCK = 128
+
+
 def operand_regions(operation: Operation, shapes: Sequence[Shape], region: Region) -> list[Region]:
     """The regions of all operands that a region of the result needs."""
     match operation:
@@ -89,6 +133,16 @@ def operand_regions(operation: Operation, shapes: Sequence[Shape], region: Regio
                 (*layers, *own[:in_axes], rank),
                 (*layers, rank, *own[in_axes:]),
             ]
+        case Dequantize(blocks, layer_axis):
+            own = [part for axis, part in enumerate(region) if axis != layer_axis]
+            layers = [] if layer_axis is None else [region[layer_axis]]
+            own = own[len(own) - len(blocks) :]
+            covered = [
+                slice(part.start // block, -(-part.stop // block))
+                for part, block in zip(own, blocks, strict=True)
+            ]
+            ones = [slice(0, 1)] * (len(shapes[1]) - len(layers) - len(blocks))
+            return [region, (*layers, *ones, *covered)]
 
 
 def compute(
@@ -116,6 +170,8 @@ def compute(
                 return wide[0] + np.dtype(precision).type(factor) * _product(
                     wide[1], wide[2], in_axes, layer_axis
                 )
+            case Dequantize(blocks, layer_axis):
+                return wide[0] * _spread(wide[1], region, blocks, layer_axis)
 
 
 def _product(a: np.ndarray, b: np.ndarray, in_axes: int, layer_axis: int | None) -> np.ndarray:
@@ -127,6 +183,25 @@ def _product(a: np.ndarray, b: np.ndarray, in_axes: int, layer_axis: int | None)
     right = b.reshape(*b.shape[:lead], rank, math.prod(columns))
     product = (left @ right).reshape(*a.shape[:lead], *rows, *columns)
     return product if layer_axis is None else np.moveaxis(product, 0, layer_axis)
+
+
+def _spread(
+    scales: np.ndarray, region: Region, blocks: Shape, layer_axis: int | None
+) -> np.ndarray:
+    """The scales that belong to a region, each as often as its block is in it."""
+    own = [part for axis, part in enumerate(region) if axis != layer_axis]
+    lead = 0 if layer_axis is None else 1
+    scales = scales.reshape(*scales.shape[:lead], *scales.shape[scales.ndim - len(blocks) :])
+    for axis, (part, block) in enumerate(zip(own[len(own) - len(blocks) :], blocks, strict=True)):
+        first = part.start // block * block
+        scales = np.repeat(scales, block, axis + lead)
+        within = (slice(None),) * (axis + lead)
+        scales = scales[*within, slice(part.start - first, part.stop - first)]
+    if layer_axis is None:
+        return scales
+    ones = (1,) * (len(own) - len(blocks))
+    scales = scales.reshape(scales.shape[0], *ones, *scales.shape[1:])
+    return np.moveaxis(scales, 0, layer_axis)
 
 
 def stacked(operations: Sequence[Operation], axis: int) -> Operation | None:
@@ -141,6 +216,9 @@ def stacked(operations: Sequence[Operation], axis: int) -> Operation | None:
         case LowRank(factor, in_axes, None):
             is_same = all(one == first for one in operations)
             return LowRank(factor, in_axes, axis) if is_same else None
+        case Dequantize(blocks, None):
+            is_same = all(one == first for one in operations)
+            return Dequantize(blocks, axis) if is_same else None
         case Multiply(_, shape):
             alike = [o for o in operations if isinstance(o, Multiply) and o.shape == shape]
             if len(alike) != len(operations):
@@ -153,4 +231,6 @@ def stacked(operations: Sequence[Operation], axis: int) -> Operation | None:
 
 def operand_axes(operation: Operation, count: int, axis: int) -> list[int]:
     """On which axis each operand of a layer's operation is stacked."""
-    return [axis, 0, 0] if isinstance(operation, LowRank) else [axis] * count
+    if isinstance(operation, LowRank | Dequantize):
+        return [axis, *[0] * (count - 1)]
+    return [axis] * count
