@@ -31,6 +31,7 @@ from nnxconv.tree import (
     Region,
     Shape,
     View,
+    arithmetic_of,
     dtype_of,
     is_computed,
     item_bytes,
@@ -240,6 +241,8 @@ class _Comparison:
     def _is_equal_encoded(self, block: _Block) -> bool:
         """True when both sides' stored chunks of the block are byte for byte the same."""
         if not self._tolerance.equal_nan or dtype_of(block.pair.a) != dtype_of(block.pair.b):
+            return False
+        if arithmetic_of(block.pair.a) != arithmetic_of(block.pair.b):
             return False
         return self._encoded.are_equal(block.a, block.b, block.region)
 

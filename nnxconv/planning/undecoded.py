@@ -12,11 +12,11 @@ from nnxconv.tree import (
     View,
     counted,
     dtype_of,
-    factor_of,
     is_computed,
     item_bytes,
     pieces,
     sources_of,
+    told_arithmetic,
 )
 
 
@@ -35,8 +35,8 @@ def why_rewrite(view: View, store: str | None = None) -> str:
         return "its parts are not whole chunks"
     if dtype_of(view) != first.source.dtype:
         return f"cast to {dtype_of(view)}"
-    if factor_of(view) != 1:
-        return f"multiplied by {factor_of(view):.6g}"
+    if told := told_arithmetic(view):
+        return told
     if store is not None and any(piece.source.store != store for piece in parts):
         return "it comes from another checkpoint" if store else "the container is another one"
     if not first.source.encoding:

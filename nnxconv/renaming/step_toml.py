@@ -1,12 +1,15 @@
 """Steps as rules spell them in TOML."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 from nnxconv.errors import BadInput
 from nnxconv.renaming.steps import (
+    Add,
     Concat,
     Divide,
+    DivideBy,
     Halves,
     Merge,
     Pairs,
@@ -15,6 +18,7 @@ from nnxconv.renaming.steps import (
     Reshape,
     Split,
     Step,
+    Times,
     Transpose,
     Unstack,
 )
@@ -48,6 +52,10 @@ def read_step(name: str, value: Any) -> Step:
                     return Permute(axis, tuple(order))
             case (("halves" | "pairs"), {"axis": int(axis), "heads": int(heads)}) if heads > 0:
                 return (Halves if name == "halves" else Pairs)(axis, heads)
+            case (("times" | "over"), (int() | float())) if value and isfinite(value):
+                return (Times if name == "times" else DivideBy)(float(value))
+            case "plus", (int() | float()) if isfinite(value):
+                return Add(float(value))
             case "merge", (int() | dict()):
                 axis, of = _axis_and(value, "of")
                 if of is None or (len(of) == 2 and of != (-1, -1)):
@@ -105,6 +113,12 @@ def written_step(step: Step) -> tuple[str, str]:
             return "permute", toml_value({"axis": axis, "order": list(order)})
         case Halves(axis, heads):
             return "halves", toml_value({"axis": axis, "heads": heads})
+        case Times(by):
+            return "times", repr(by)
+        case DivideBy(by):
+            return "over", repr(by)
+        case Add(amount):
+            return "plus", repr(amount)
         case Pairs(axis, heads):
             return "pairs", toml_value({"axis": axis, "heads": heads})
 

@@ -16,7 +16,13 @@ reshape = [8]                           the same, whatever the shape before; thi
 permute = { axis = 0, order = [2, 0, 1] }   equal parts along an axis in another order
 halves = { axis = 0, heads = 8 }        rotary heads, from pairs of elements to two halves
 pairs = { axis = 0, heads = 8 }         and from two halves to pairs
+times = 0.25                            every element times a number
+over = 0.25                             every element over a number
+plus = 1                                every element plus a number
 ```
+
+What is computed is rounded: the inverse of `times` or `over` brings the same bits back where the
+number is a power of two, and that of `plus` only by chance.
 
 Axes may be counted from the end: -1 is the last one of an array.
 
@@ -31,12 +37,14 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from nnxconv.renaming.joints import Concat, Pile, Split, Unstack
+from nnxconv.renaming.numbers import Add, DivideBy, Times
 from nnxconv.renaming.orders import Halves, Pairs, Permute
 from nnxconv.renaming.shapes import Divide, Merge, Reshape, Transpose
 from nnxconv.tree import View
 
 __all__ = ["MAKE_ONE", "MAKE_SEVERAL", "Concat", "Divide", "Halves", "Merge", "Pairs", "Permute"]
-__all__ += ["Pile", "Reshape", "Split", "Step", "Transpose", "Unstack", "run"]
+__all__ += ["Add", "DivideBy", "Pile", "Reshape", "Split", "Step", "Times", "Transpose"]
+__all__ += ["Unstack", "run"]
 __all__ += ["why_not_undone"]
 
 Step: TypeAlias = (
@@ -51,6 +59,9 @@ Step: TypeAlias = (
     | Permute
     | Halves
     | Pairs
+    | Times
+    | DivideBy
+    | Add
 )
 MAKE_SEVERAL = (Split, Unstack)
 MAKE_ONE = (Concat, Pile)

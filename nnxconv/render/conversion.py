@@ -28,6 +28,7 @@ from nnxconv.tree import (
     notation,
     size_bytes,
     spell,
+    told_arithmetic,
 )
 from nnxconv.tree import Moved as MovedView
 
@@ -370,8 +371,8 @@ def describe(view: View) -> str:
             return f"{describe(of)}, {start} to {stop} of axis {axis}"
         case MovedView(of, source, target):
             return f"{describe(of)}, axis {source} moved to {target}"
-        case Scaled(of, factor):
-            return f"{describe(of)}, times {factor:.6g}"
+        case Scaled(of, _):
+            return f"{describe(of)}, {told_arithmetic(view).rpartition(', ')[2]}"
         case Cast(of, dtype):
             return f"{describe(of)}, as {dtype}"
         case Stack(items, axis):

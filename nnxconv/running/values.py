@@ -10,16 +10,19 @@ from nnxconv.errors import BadInput
 from nnxconv.storage import together
 from nnxconv.storage.orbax import Reader
 from nnxconv.tree import (
+    Arithmetic,
     Cast,
     Formula,
+    Over,
     Piece,
+    Plus,
     Region,
     Source,
     Stack,
     View,
+    arithmetic_of,
     compute,
     dtype_of,
-    factor_of,
     is_computed,
     operand_regions,
     pieces,
@@ -68,12 +71,25 @@ async def read_view(reader: Reader, view: View, region: Region) -> np.ndarray:
 
 
 def as_viewed(values: np.ndarray, view: View) -> np.ndarray:
-    """Stored values as the view has them: multiplied, then in its element type."""
-    factor = factor_of(view)
-    if factor != 1:
+    """Stored values as the view has them: computed with, then in its element type."""
+    numbers = arithmetic_of(view)
+    if numbers:
+        wide = np.promote_types(values.dtype, np.float32) if values.itemsize < 4 else values.dtype
+        values = values.astype(wide, copy=False)
         with np.errstate(all="ignore"):
-            values = values * values.dtype.type(factor)
+            for number in numbers:
+                values = _computed(values, number)
     return values.astype(np.dtype(dtype_of(view)), copy=False)
+
+
+def _computed(values: np.ndarray, what: Arithmetic) -> np.ndarray:
+    match what:
+        case Over(by):
+            return values / values.dtype.type(by)
+        case Plus(amount):
+            return values + values.dtype.type(amount)
+        case factor:
+            return values * values.dtype.type(factor)
 
 
 def converted(values: np.ndarray, view: View, where: str) -> np.ndarray:

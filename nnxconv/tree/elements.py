@@ -7,7 +7,21 @@ from typing import Literal as OneOf
 import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
 import numpy as np
 
-from nnxconv.tree.views import Cast, Concat, Formula, Moved, Part, Scaled, Slot, Source, Stack, View
+from nnxconv.tree.views import (
+    Arithmetic,
+    Cast,
+    Concat,
+    Formula,
+    Moved,
+    Over,
+    Part,
+    Plus,
+    Scaled,
+    Slot,
+    Source,
+    Stack,
+    View,
+)
 
 
 def cast(view: View, dtype: str) -> View:
@@ -17,19 +31,42 @@ def cast(view: View, dtype: str) -> View:
     return replace(view, dtype=dtype) if isinstance(view, Formula) else Cast(view, dtype)
 
 
-def scaled(view: View, factor: float) -> View:
+def scaled(view: View, factor: Arithmetic) -> View:
     """The view with its elements multiplied; the same view for a factor of 1."""
-    return view if factor == 1 else Scaled(view, factor)
+    return view if factor in (1, Over(1), Plus(0)) else Scaled(view, factor)
 
 
-def factor_of(view: View) -> float:
-    """What the elements are multiplied by."""
+def arithmetic_of(view: View) -> list[Arithmetic]:
+    """What is done to each element, in order.
+
+    Raises:
+      TypeError: it differs from part to part.
+    """
     match view:
         case Scaled(of, factor):
-            return factor * factor_of(of)
+            return [*arithmetic_of(of), factor]
         case Cast(of):
-            return factor_of(of)
-    return 1.0
+            return arithmetic_of(of)
+        case Stack(items) | Concat(items) if any(map(arithmetic_of, items)):
+            raise TypeError("parts of one array are computed in different ways")
+    return []
+
+
+def told_arithmetic(view: View) -> str:
+    """`times 0.25, plus 1`; empty for none."""
+    told = {float: "times", Over: "over", Plus: "plus"}
+    numbers = ((told.get(type(a), "times"), _number(a)) for a in arithmetic_of(view))
+    return ", ".join(f"{what} {number:.6g}" for what, number in numbers)
+
+
+def _number(what: Arithmetic) -> float:
+    match what:
+        case Over(by):
+            return by
+        case Plus(amount):
+            return amount
+        case factor:
+            return factor
 
 
 def with_kind(view: View, kind: OneOf["array", "scalar"]) -> View:

@@ -119,11 +119,32 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class Over:
+    """Division by a number."""
+
+    by: float
+
+
+@dataclass(frozen=True)
+class Plus:
+    """Addition of a number."""
+
+    amount: float
+
+
+Arithmetic: TypeAlias = float | Over | Plus
+"""What is done to each element; a number multiplies it."""
+
+
+@dataclass(frozen=True)
 class Scaled:
-    """`of` with its elements multiplied by `factor`, in their own type."""
+    """`of` with each element multiplied by `factor`, divided by one, or added to.
+
+    It is computed in the type of the elements, but at least in float32, and cast once.
+    """
 
     of: View
-    factor: float
+    factor: Arithmetic
     shape: Shape = field(init=False)
 
     def __post_init__(self) -> None:
