@@ -83,6 +83,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "dtype": {"type": click.Choice(["bfloat16", "float16", "float32", "float64"])},
     "max_memory": {"default": "2GiB", "metavar": "SIZE", **_SHOWN},
     "transfer": {"type": click.Choice(["copy", "link"]), "default": "copy", **_SHOWN},
+    "shard_size": {"default": "5GB", "metavar": "SIZE", **_SHOWN},
     "compare_values": _FLAG,
     "atol": {"type": float, "default": 1e-5, **_SHOWN},
     "rtol": {"type": float, "default": 1e-5, **_SHOWN},

@@ -23,7 +23,16 @@ from nnxconv.cli.output import say
     *("direction", "to", "from_", "like", "rename", "rename_back"),
     *("scan_layers", "layer_axis", "layer_group"),
     *("step", "at", "drop", "params_from", "replica"),
-    *("params_only", "without", "strict", "dtype", "dequantize", "max_memory", "transfer"),
+    *(
+        "params_only",
+        "without",
+        "strict",
+        "dtype",
+        "dequantize",
+        "max_memory",
+        "transfer",
+        "shard_size",
+    ),
     *("dry_run", "verify", "overwrite", "resume", "allow_uncommitted", *DISTRIBUTED),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

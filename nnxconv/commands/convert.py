@@ -12,6 +12,7 @@ from nnxconv.commands.result import Places, Result, Way, carry_out
 from nnxconv.layouts import (
     ALONE,
     ITEMS,
+    TENSORS,
     Conversion,
     Direction,
     Located,
@@ -71,6 +72,7 @@ def convert(
     dry_run: bool = False,
     verify: bool = False,
     transfer: Transfer = "copy",
+    shard_size: int | str = "5GB",
     resume: bool = False,
     allow_uncommitted: bool = False,
     distributed: bool = False,
@@ -104,7 +106,7 @@ def convert(
         return carry_out(
             whole,
             _places(source_path, target_path, opened, template, whole),
-            Way(max_memory, overwrite, dry_run, verify, transfer, resume, watch, team),
+            Way(max_memory, overwrite, dry_run, verify, transfer, resume, shard_size, watch, team),
             account=account(item.tree, opened.chosen, whole),
             custom_metadata=item.custom_metadata,
             options=_told(
@@ -129,12 +131,20 @@ def _places(
 ) -> Places:
     """Where is read and written; the target lies as the source does, unless its layout says."""
     from nnxconv.storage.orbax import target_for
+    from nnxconv.storage.safetensors import companions
+    from nnxconv.storage.zarr import ORBAX
 
     custom = source.location.custom_metadata
     if whole.scan_layers is not None:
         custom["scan_layers"] = whole.scan_layers
     is_split = whole.layout in ITEMS or _is_in_items(whole, source.location)
-    target = target_for(target_path, source.location, custom, is_split=is_split)
+    is_tensors = whole.layout == TENSORS
+    target = target_for(target_path, source.location, custom, is_split=is_split, tensors=is_tensors)
+    container = source.item.container
+    if is_tensors:
+        container = ORBAX  # nothing is taken over as encoded chunks
+        if source.location.container == TENSORS and not target.tensors_file:
+            target = replace(target, files=companions(source.location.folder))
     stores = source.item.stores
     return Places(
         source_path,
@@ -142,7 +152,7 @@ def _places(
         stores if template is None else stores | template.item.stores,
         target_path,
         target,
-        source.item.container,
+        container,
         len(stores),
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nnxconv.layouts import Chosen, Options, Survey, SurveyOptions, choose_part
+from nnxconv.layouts import TENSORS, Chosen, Options, Survey, SurveyOptions, choose_part
 
 if TYPE_CHECKING:
     from nnxconv.storage.orbax import Item, Location
@@ -45,7 +45,7 @@ def meaning(location: "Location", item: "Item", options: Options) -> Chosen:
     how = SurveyOptions(
         item.custom_metadata,
         _claim(location.custom_metadata.get("scan_layers")),
-        options.from_,
+        options.from_ or (TENSORS if location.container == "safetensors" else None),
         options.layer_axis,
         options.layer_group,
         str(item.path),

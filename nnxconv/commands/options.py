@@ -86,6 +86,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         " bytes, or a text such as `2GiB`",
         "transfer": "how encoded chunks that stay as they are get to the target: `copy`, or `link`"
         " for hard links to the source's data files",
+        "shard_size": "about how large the files of safetensors become, such as `5GB`",
         "compare_values": "read the arrays, not only their metadata",
         "atol": "absolute tolerance; `|a - b| <= atol + rtol * |b|`, for floats only",
         "rtol": "relative tolerance",

@@ -86,6 +86,7 @@ class Way:
     verify: bool = False
     transfer: Transfer = "copy"
     resume: bool = False
+    shard_size: int | str = "5GB"
     watch: Watcher = ignore
     team: Team = SINGLE_PROCESS
 
@@ -143,13 +144,15 @@ def carry_out(
     Raises:
       NnxconvError: it cannot be written as asked; source and target are as they were.
     """
-    from nnxconv.storage.orbax import files_beside
+    from nnxconv.storage.orbax import ExtraFiles, files_beside
     from nnxconv.storage.transfer import whole_plan, whole_transfers
 
     nothing_lost(whole)
-    _refuse_resume(way)
+    _refuse_resume(way, places.target)
     shares = _planned(whole, places, way)
-    beside = files_beside(places.location, places.target)
+    beside = ExtraFiles(places.target.files)
+    if not places.target.tensors:
+        beside = files_beside(places.location, places.target)
     beside.refuse_others(way.overwrite)
     target = replace(places.target, files=beside.inside, may_replace=way.overwrite)
     _agree(way.team, shares)
@@ -184,7 +187,7 @@ def carry_out(
 def _planned(whole: Whole, places: Places, way: Way) -> Sequence["Share"]:
     """How the arrays of each item of the target move, once it is known that they may."""
     from nnxconv.storage.resume import has_remains
-    from nnxconv.storage.transfer import check_places, divide
+    from nnxconv.storage.transfer import check_places, check_tensors_place, divide
 
     target = places.target
     shares = divide(
@@ -196,6 +199,9 @@ def _planned(whole: Whole, places: Places, way: Way) -> Sequence["Share"]:
         transfer=way.transfer,
         max_memory=parse_bytes(way.max_memory),
     )
+    if target.tensors:
+        check_tensors_place(places.source_path, places.location, target, way.overwrite)
+        return shares
     is_step = target.is_split and places.location.given_as == "item"
     check_places(
         places.source_path,
@@ -218,7 +224,7 @@ def _written(
 ) -> "Moved":
     """Writes what was planned where disk and memory have room for it, and proves it if asked."""
     from nnxconv.comparing import verifier
-    from nnxconv.running import execute
+    from nnxconv.running import execute, execute_tensors
     from nnxconv.storage.transfer import check_space, failures_told, needed_bytes
 
     target, items = places.target, places.items
@@ -231,6 +237,16 @@ def _written(
         check_space(needed, target)
         check_memory(max(max(s.plan.peak_bytes, s.transfers.peak_bytes) for s in shares))
         with failures_told(needed, target):
+            if target.tensors:
+                shard_bytes = parse_bytes(way.shard_size)
+                return execute_tensors(
+                    shares[0],
+                    items,
+                    target,
+                    shard_bytes=shard_bytes,
+                    proof=proof,
+                    watch=way.watch,
+                )
             return execute(
                 shares,
                 items,
@@ -267,12 +283,15 @@ def _digest(shares: Sequence["Share"], *others: object) -> str:
     return hashlib.sha256(repr((plans, *others)).encode()).hexdigest()
 
 
-def _refuse_resume(way: Way) -> None:
+def _refuse_resume(way: Way, target: "Target") -> None:
     """Refuses to keep work where no other run could go on with it.
 
     Raises:
-      BadInput: several processes do it.
+      BadInput: several processes do it, or safetensors are written; those one process writes.
     """
+    if target.tensors and (way.resume or way.team.count > 1):
+        option = "--resume" if way.resume else "--distributed"
+        raise BadInput(f"safetensors are written without `{option}`", hint=f"leave out `{option}`")
     if way.resume and way.team.count > 1:
         raise BadInput(
             "`--resume` does not go on with what several processes have begun",

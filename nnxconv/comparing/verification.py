@@ -10,7 +10,7 @@ from nnxconv.errors import DamagedCheckpoint
 from nnxconv.layouts import RECORD, Conversion, Part, Understood, Whole, understand
 from nnxconv.running.cluster import SINGLE_PROCESS, Team
 from nnxconv.state import Tree
-from nnxconv.storage.orbax import Item, Proof, Writer, Writers
+from nnxconv.storage.orbax import Item, Proof, ReadsBack
 from nnxconv.tree import Key, Literal, View, cast, dtype_of, spell
 
 EXACT = Tolerance(0.0, 0.0, True)
@@ -26,7 +26,7 @@ def verifier(
     compared as it is. The processes of a team share the values.
     """
 
-    async def verify(writer: Writer | Writers) -> None:
+    async def verify(writer: ReadsBack) -> None:
         written = writer.read_back(whole.tree)
         pairs: list[Pair] = []
         missing: list[str] = []

@@ -44,6 +44,7 @@ from .surveying import SurveyOptions as SurveyOptions
 from .surveying import copy_leaves as copy_leaves
 from .surveying import survey as survey
 from .understanding import RECORD as RECORD
+from .understanding import TENSORS as TENSORS
 from .understanding import Understood as Understood
 from .understanding import refuse_unknown as refuse_unknown
 from .understanding import understand as understand

@@ -194,6 +194,11 @@ def _target(
         named = source.codec.name
     if like is not None and options.to not in (None, like.codec.name):
         raise BadInput(f"`--to` is {options.to}, but `--like` is a {like.codec.name} checkpoint")
+    if named is None and source.codec.family == "torch":
+        raise BadInput(
+            "the names of safetensors lead to no layout of JAX's",
+            hint="name it: `--to maxtext`, `--to nnx-pure`, ...",
+        )
     families = {CODECS[layout].family for layout in (source.codec.name, *source.others)}
     target_family = "nnx" if source.codec.family == "linen" else "linen"
     if direction != "auto":

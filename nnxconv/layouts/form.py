@@ -8,7 +8,7 @@ from typing import Literal as OneOf
 from nnxconv.state import Spelling, TrainState, Tree
 from nnxconv.tree import Key, Leaf
 
-Family = OneOf["linen", "nnx"]
+Family = OneOf["linen", "nnx", "torch"]
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ OWN = (
     "nnx-optimizer",
     "nnx-rl",
     "tunix",
+    "safetensors",
 )
-ALONE = ("maxtext", "tunix", "nnx-rl")
+ALONE = ("maxtext", "tunix", "nnx-rl", "safetensors")
 """Layouts whose programs restore one state and nothing around it."""
 
 AUX_AXES = {"maxtext": 0}

@@ -17,6 +17,7 @@ from nnxconv.layouts import (
     nnx_pure,
     nnx_rl,
     nnx_state,
+    safetensors,
     tunix,
 )
 from nnxconv.layouts.form import Codec, Decoded, Encoded, Form, Reading, Record
@@ -47,6 +48,7 @@ _ALL: tuple[Codec, ...] = (
     nnx_optimizer,
     nnx_rl,
     tunix,
+    safetensors,
 )
 CODECS: Mapping[str, Codec] = Codecs(_ALL)
 ITEMS: Mapping[str, Sequence[str]] = {tunix.name: TUNIX_ITEMS}

@@ -52,6 +52,12 @@ def _line(path: str, layout: str, *, has_optimizer: bool, roots: set[str | int],
     """The line; `roots` are those of the tree where the state is all of it."""
     place = json.dumps(path, ensure_ascii=False)
     below = f", at={json.dumps(spell(at), ensure_ascii=False)}" if at else ""
+    if layout == "safetensors":
+        return (
+            f"safetensors.numpy.load_file({place})"
+            if place.endswith('.safetensors"')
+            else (f"nnxconv.open({place})")
+        )
     if layout == "maxtext":
         return f"MaxText: load_{'full_state' if has_optimizer else 'parameters'}_path={path}"
     if layout == "tunix":

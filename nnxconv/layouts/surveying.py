@@ -13,7 +13,7 @@ from nnxconv.layouts.parts import is_rng_state
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.recognition import CODECS
-from nnxconv.layouts.understanding import RECORD, Understood, no_record, understand
+from nnxconv.layouts.understanding import RECORD, TENSORS, Understood, no_record, understand
 from nnxconv.state import LayerGroup, Role, Tree, children, under
 from nnxconv.tree import Key, Leaf, Literal, first_source, spell
 
@@ -183,7 +183,7 @@ def _as_stated(tree: Tree, how: SurveyOptions) -> Survey | None:
         if how.layout is not None and not find(tree).places:
             raise
         return None
-    if understood.evidence in (("stated by `--from`",), ("written by nnxconv",)):
+    if understood.evidence in (("stated by `--from`",), ("written by nnxconv",), (TENSORS,)):
         record = how.custom_metadata.get(RECORD) or {}
         known = _placements(record, how.where)
         same = {key: key for key in tree}

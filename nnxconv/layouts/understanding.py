@@ -20,6 +20,9 @@ from nnxconv.state import (
     unstack,
 )
 
+TENSORS = "safetensors"
+"""A layout that the container says, whatever the names."""
+
 RECORD = "nnxconv"
 """Where a checkpoint's custom metadata keep the record of earlier conversions."""
 
@@ -144,6 +147,8 @@ def _layout_of(tree: Tree, layout: str | None, record: Record, where: str) -> tu
     if stated is not None and stated in CODECS:
         codec = CODECS[stated]
         if _comes_back(codec, tree, record):
+            if layout == TENSORS:
+                return codec, Reading((TENSORS,))
             return codec, Reading(("stated by `--from`" if layout else "written by nnxconv",))
         if layout is not None:
             raise BadInput(

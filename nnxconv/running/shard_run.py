@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,9 +14,30 @@ from nnxconv.running.memory import kept_blocks
 from nnxconv.running.sharing import WorkShard
 from nnxconv.running.values import converted, read_region, read_view
 from nnxconv.storage import together
-from nnxconv.storage.orbax import Reader, Writer
+from nnxconv.storage.orbax import Reader
 from nnxconv.storage.transfer import Carrier, Share
-from nnxconv.tree import Region, dtype_of, is_computed, item_bytes, spell
+from nnxconv.tree import Key, Region, dtype_of, is_computed, item_bytes, spell
+
+
+class BlockWriter(Protocol):
+    """Where blocks are written to."""
+
+    @property
+    def windows_under_way(self) -> int:
+        """Into how many parts a window is cut."""
+        ...
+
+    def is_done(self, unit: str) -> bool:
+        """True for a unit that an interrupted run has finished."""
+        ...
+
+    def commit(self, unit: str, *, is_large: bool = False) -> AbstractAsyncContextManager[Any]:
+        """A transaction for the blocks of one unit."""
+        ...
+
+    async def open(self, key: Key, transaction: Any) -> Any:
+        """An array, whose regions have `write(values)`."""
+        ...
 
 
 class Tally:
@@ -73,12 +94,12 @@ class ShardRun:
         self._done_bytes += nbytes
         self._tell()
 
-    async def rewrite(self, writer: Writer) -> None:
+    async def rewrite(self, writer: BlockWriter) -> None:
         """Decodes, rearranges and encodes every other block, window by window."""
         with kept_blocks() if self._plan.keeps_blocks else nullcontext():
             await self._rewrite(writer)
 
-    async def _rewrite(self, writer: Writer) -> None:
+    async def _rewrite(self, writer: BlockWriter) -> None:
         under_way = writer.windows_under_way
         windows = self._plan.windows(self._shard.jobs, under_way)
         for number, window in enumerate(windows):
@@ -98,7 +119,7 @@ class ShardRun:
             for array, region in written(job):
                 self._count(array, math.prod(part.stop - part.start for part in region))
 
-    async def _move(self, job: Job, writer: Writer, transaction: Any) -> None:
+    async def _move(self, job: Job, writer: BlockWriter, transaction: Any) -> None:
         match job:
             case Scatter(source, region, into):
                 values = await self._reader.read(source, region)
@@ -119,7 +140,7 @@ class ShardRun:
         array: TargetArray,
         region: Region,
         values: np.ndarray,
-        writer: Writer,
+        writer: BlockWriter,
         transaction: Any,
     ) -> None:
         store = await writer.open(array.key, transaction)

@@ -37,6 +37,7 @@ INNER = [
     "storage.files",
     "storage.zarr",
     "storage.ocdbt",
+    "storage.safetensors",
     "storage.resume",
     "storage.orbax",
     "storage.transfer",

@@ -1,9 +1,13 @@
+from .beside import ExtraFiles as ExtraFiles
 from .beside import files_beside as files_beside
+from .commit import Place as Place
+from .commit import nothing_left_on_failure as nothing_left_on_failure
 from .encoded_chunks import EncodedChunks as EncodedChunks
 from .item import Item as Item
 from .item import array_name as array_name
 from .item import open_item as open_item
 from .item import read_formats as read_formats
+from .item import tensors_item as tensors_item
 from .location import Location as Location
 from .location import absolute as absolute
 from .location import choose_step as choose_step
@@ -23,6 +27,7 @@ from .stability import look as look
 from .stability import refuse_changed as refuse_changed
 from .writer import NewArray as NewArray
 from .writer import Proof as Proof
+from .writer import ReadsBack as ReadsBack
 from .writer import Work as Work
 from .writer import Writer as Writer
 from .writer import Writers as Writers

@@ -34,8 +34,16 @@ class Place:
 
 
 @contextmanager
-def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[Place]:
+def nothing_left_on_failure(
+    path: epath.Path, *, may_replace: bool, is_marked: bool = True, file: str = ""
+) -> Iterator[Place]:
     """Removes the temporary directory, and the parents made for it, unless all goes well.
+
+    Args:
+      path: of the target.
+      may_replace: whether what is there is replaced.
+      is_marked: a complete one says so by a file in it, as Orbax's do.
+      file: the only file in the directory that becomes the target, instead of all of it.
 
     Raises:
       BadInput: another conversion is writing the target, or has just written it.
@@ -52,7 +60,8 @@ def nothing_left_on_failure(path: epath.Path, *, may_replace: bool) -> Iterator[
         refuse_replacing(path, may_replace)
         try:
             with last_resort(partial(_undo, path)):
-                yield Place(_made(_temporary(path)), partial(_rename, path, may_replace))
+                commit = partial(_rename, path, may_replace, is_marked=is_marked, file=file)
+                yield Place(_made(_temporary(path)), commit)
         except BaseException:
             _undo(path)
             raise
@@ -193,11 +202,16 @@ def _mark_while_held(place: epath.Path, path: epath.Path, lease: Lease) -> None:
     write_files({place / COMMITTED: mark(path)})
 
 
-def _rename(path: epath.Path, may_replace: bool) -> None:
+def _rename(path: epath.Path, may_replace: bool, *, is_marked: bool, file: str) -> None:
     """Gives the target its name; an existing one, which may be replaced, is swapped for it."""
     refuse_replacing(path, may_replace)
     temporary = _temporary(path)
-    write_files({temporary / COMMITTED: mark(path)})
+    if file:
+        (temporary / file).replace(path)
+        temporary.rmtree()
+        return
+    if is_marked:
+        write_files({temporary / COMMITTED: mark(path)})
     if not path.exists():
         temporary.rename(path)
         return

@@ -25,8 +25,10 @@ from nnxconv.storage.ocdbt import Contents, read_contents
 from nnxconv.storage.orbax.location import Location
 from nnxconv.storage.orbax.stability import Seen, look
 from nnxconv.storage.orbax.tree_metadata import tree_entries
+from nnxconv.storage.safetensors import SUFFIX, Tensor, chunks_of, find_tensors
 from nnxconv.storage.zarr import (
     ORBAX,
+    RAW,
     ZARR2_FILE,
     ZARR3_FILE,
     ArrayFormat,
@@ -75,9 +77,16 @@ class Item:
 
     @property
     def container(self) -> Container:
-        """How a target keeps its arrays that is written as this item is."""
+        """How a target of Orbax keeps its arrays that is written as this item is."""
+        if self.is_raw:
+            return ORBAX
         model = next(iter(self.formats.values()), ORBAX.model)
         return Container(self.use_ocdbt, self.use_zarr3, model, self.path.as_posix())
+
+    @cached_property
+    def is_raw(self) -> bool:
+        """True for arrays that lie uncompressed in files, as in safetensors."""
+        return any(one.zarr_format == RAW for one in self.formats.values())
 
     @cached_property
     def kvstore(self) -> ts.KvStore:
@@ -110,6 +119,8 @@ def open_item(location: Location, *, is_read: bool = False) -> Item:
       NotACheckpoint: `_METADATA` is not what Orbax writes.
       DamagedCheckpoint: an array that the tree names is not there.
     """
+    if location.container == "safetensors":
+        return _open_tensors(location.folder, is_read)
     if not location.joined:
         return _open_item(location.folder, is_read)
     parts = {folder.path.name: _open_item(folder, is_read) for folder in location.joined}
@@ -180,6 +191,38 @@ def _open_item(folder: Folder, is_read: bool) -> Item:
         contents,
         seen,
     )
+
+
+def _open_tensors(folder: Folder, is_read: bool) -> Item:
+    """An item of the arrays in safetensors; names are keys, taken apart at their dots."""
+    path = folder.path
+    seen = look(path) if is_read else {}
+    is_file = path.suffix == SUFFIX
+    home = path.parent if is_file else path
+    found = find_tensors(open_folder(home) if is_file else folder, path.name if is_file else "")
+    return tensors_item(path, home, found.arrays, seen)
+
+
+def tensors_item(
+    path: epath.Path, home: epath.Path, arrays: Mapping[str, Tensor], seen: Seen
+) -> Item:
+    """The item of arrays that lie in the files of a folder."""
+    formats = {
+        name: ArrayFormat(
+            RAW,
+            {"file": (home / tensor.file).as_posix(), "start": tensor.start},
+            tensor.shape,
+            tensor.dtype,
+            chunks_of(tensor.shape, tensor.dtype),
+        )
+        for name, tensor in arrays.items()
+    }
+    store = path.as_posix()
+    tree: dict[Key, Leaf] = {
+        tuple(name.split(".")): Source(name, one.shape, one.dtype, one.chunks, store=store)
+        for name, one in formats.items()
+    }
+    return Item(path, tree, formats, use_ocdbt=False, use_zarr3=False, seen=seen)
 
 
 def array_name(key: Key) -> str:

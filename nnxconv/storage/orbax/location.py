@@ -37,6 +37,7 @@ from nnxconv.storage.files import (
 from nnxconv.storage.gcs import is_remote, prepare
 from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
 from nnxconv.storage.orbax.foreign import seems_to_be
+from nnxconv.storage.safetensors import SUFFIX, has_tensors
 
 Step: TypeAlias = int | float | str
 """How a step is named: by its number, or by what its directory is called."""
@@ -55,6 +56,7 @@ class Location:
       joined: the step's items that together are one tree, `folder` the first of them; empty where
         that is the whole tree.
       newest_of: how many steps the root has, where none was asked for and the newest was taken.
+      container: what holds the arrays.
     """
 
     folder: Folder
@@ -64,6 +66,7 @@ class Location:
     step_metadata: dict[str, Any] | None = None
     joined: tuple[Folder, ...] = ()
     newest_of: int = 0
+    container: OneOf["orbax", "safetensors"] = "orbax"
 
     @property
     def choice(self) -> str:
@@ -109,7 +112,9 @@ def locate(
       NotACheckpoint: there is nothing there that Orbax could read.
       BadInput: there are several steps or items to choose from, or the step is not there.
     """
-    given = finished_directory(path)
+    given = _tensors_file(path) or finished_directory(path)
+    if TREE_METADATA not in given.files and (given.path.suffix == SUFFIX or has_tensors(given)):
+        return _of_tensors(path, given, step)
     if TREE_METADATA in given.files:
         if step is not None and not _is_called(given.path.name, step):
             raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
@@ -135,6 +140,25 @@ def locate(
     else:
         location = _in_step(chosen, _items(chosen), "root", allow_uncommitted)
     return replace(location, newest_of=0 if step is not None else len(steps_in(given)))
+
+
+def _tensors_file(path: str) -> Folder | None:
+    """A safetensors file that a user names, as a folder without names."""
+    given = absolute(path)
+    is_file = given.suffix == SUFFIX and not is_remote(given) and given.is_file()
+    return Folder(given, frozenset(), frozenset()) if is_file else None
+
+
+def _of_tensors(path: str, given: Folder, step: Step | None) -> Location:
+    if step is not None:
+        raise BadInput(f"`{path}` holds safetensors, so `--step` has no meaning")
+    if is_remote(given.path):
+        raise NotACheckpoint(
+            f"`{path}` holds safetensors, which are read from local disks",
+            hint="`gcloud storage cp -r` copies them",
+        )
+    refuse_strangers(given.path.parent, given.path)
+    return Location(given, "item", container="safetensors")
 
 
 _RUN_FOLDERS = ("checkpoints", "checkpoint", "ckpts", "ckpt")

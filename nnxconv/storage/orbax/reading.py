@@ -1,5 +1,6 @@
 """Read regions of stored arrays."""
 
+import asyncio
 import math
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import tensorstore as ts
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage import run
 from nnxconv.storage.orbax.item import Item
+from nnxconv.storage.safetensors import OpenFiles, read_region
 from nnxconv.storage.zarr import array_spec, damaged, new_context
 from nnxconv.tree import Source, View, first_source, notation
 
@@ -20,6 +22,7 @@ class Reader:
         self._items = items
         self._context = new_context()
         self._open: dict[Source, ts.TensorStore] = {}
+        self._raw = OpenFiles()
 
     async def read(self, source: Source, region: tuple[slice, ...]) -> np.ndarray:
         """The values of a region; zeros where the source's shape exceeds what is stored.
@@ -28,6 +31,8 @@ class Reader:
           DamagedCheckpoint: a chunk is missing or cannot be decoded.
         """
         item = self._items[source.store]
+        if item.is_raw:
+            return await self._read_raw(item, source, region)
         try:
             store = self._open.get(source)
             if store is None:
@@ -40,6 +45,16 @@ class Reader:
             )
             values = await store[stored].read()
             return values if stored == region else _with_zeros(values, region)
+        except (ValueError, OSError) as error:
+            raise damaged(item.path, source.name, error) from error
+
+    async def _read_raw(self, item: Item, source: Source, region: tuple[slice, ...]) -> np.ndarray:
+        """The values of a region of an array that lies in C order in a file."""
+        stored = item.formats[source.name]
+        try:
+            file = self._raw.descriptor(stored.metadata["file"])
+            start, dtype = stored.metadata["start"], np.dtype(stored.dtype)
+            return await asyncio.to_thread(read_region, file, start, dtype, stored.shape, region)
         except (ValueError, OSError) as error:
             raise damaged(item.path, source.name, error) from error
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from nnxconv.errors import BadInput
 from nnxconv.storage import COMMITTED, STEP_METADATA, run, to_the_end
 from nnxconv.storage.files import copy_files, files_below, write_files
 from nnxconv.storage.gcs import is_remote
@@ -21,6 +22,7 @@ from nnxconv.storage.orbax.item import array_name
 from nnxconv.storage.orbax.location import Location, absolute
 from nnxconv.storage.orbax.witness import refuse_unread
 from nnxconv.storage.orbax.writer import NewArray, Work, Writer, write_scalars
+from nnxconv.storage.safetensors import SUFFIX
 from nnxconv.storage.zarr import Container
 from nnxconv.tree import Key, Literal
 
@@ -32,6 +34,7 @@ class Target:
     Attributes:
       path: the item directory, or the step directory that will hold it.
       item_name: name of the item in its step; empty when `path` is the item itself.
+      tensors: it is no item of Orbax but safetensors: a folder, or one file of that suffix.
       is_split: the step gets several items, which are the names at the root of the tree.
       carried: directories of other items that are copied into the step, by name.
       handlers: what `_CHECKPOINT_METADATA` calls the handlers of the carried items.
@@ -47,6 +50,12 @@ class Target:
     files: Mapping[str, epath.Path] = field(default_factory=dict)
     may_replace: bool = False
     is_split: bool = False
+    tensors: bool = False
+
+    @property
+    def tensors_file(self) -> str:
+        """The name of the only file of safetensors; empty where they are a folder."""
+        return self.path.name if self.tensors and self.path.suffix == SUFFIX else ""
 
     @property
     def item_path(self) -> epath.Path:
@@ -60,9 +69,22 @@ def target_for(
     custom_metadata: dict[str, Any],
     *,
     is_split: bool = False,
+    tensors: bool = False,
 ) -> Target:
-    """The target in the structure in which the source was given; one of several items is a step."""
+    """The target in the structure in which the source was given; one of several items is a step.
+
+    Raises:
+      BadInput: safetensors shall be written to a bucket.
+    """
     destination = absolute(target_path)
+    if tensors:
+        if is_remote(destination):
+            raise BadInput(
+                "safetensors are written to local disks",
+                where=target_path,
+                hint="write them to a local folder, which `gcloud storage cp -r` copies",
+            )
+        return Target(destination, tensors=True)
     if source.given_as == "item":
         return Target(destination, custom_metadata=custom_metadata, is_split=is_split)
     path = destination

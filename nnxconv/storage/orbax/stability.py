@@ -22,6 +22,8 @@ def look(path: epath.Path) -> Seen:
     """What a directory looks like; one listing in a bucket."""
     if is_remote(path):
         return {name: (int(generation),) for name, generation in stamps_below(path).items()}
+    if path.is_file():
+        return {"": _identity(os.stat(path))}  # noqa: PTH116
     return dict(_entries(Path(os.fspath(path)), ""))
 
 
@@ -32,9 +34,11 @@ def _entries(folder: Path, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]
             if entry.is_dir():
                 yield from _entries(folder / entry.name, f"{prefix}{entry.name}/")
             else:
-                status = entry.stat()
-                identity = (status.st_ino, status.st_size, status.st_mtime_ns)
-                yield prefix + entry.name, identity
+                yield prefix + entry.name, _identity(entry.stat())
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Looked(Protocol):

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import tensorstore as ts
 from etils import epath
@@ -307,6 +307,14 @@ class Writers:
         )
 
 
+class ReadsBack(Protocol):
+    """What has been written, and is not committed yet."""
+
+    def read_back(self, tree: Tree) -> Item:
+        """The item as it has been written so far, by the target's tree."""
+        ...
+
+
 Work = Callable[[Writer], Awaitable[None]]
-Proof = Callable[[Writer | Writers], Awaitable[None]]
+Proof = Callable[[ReadsBack], Awaitable[None]]
 """A check of what has been written."""

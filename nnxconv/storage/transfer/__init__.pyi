@@ -3,6 +3,7 @@ from .carrying import Moved as Moved
 from .carrying import moved_by_all as moved_by_all
 from .checks import check_places as check_places
 from .checks import check_space as check_space
+from .checks import check_tensors_place as check_tensors_place
 from .checks import failures_told as failures_told
 from .checks import needed_bytes as needed_bytes
 from .planned import TransferPlan as TransferPlan

@@ -14,6 +14,7 @@ from nnxconv.storage import COMMITTED, STEP_METADATA, TREE_METADATA, UNFINISHED
 from nnxconv.storage.files import Folder, open_folder
 from nnxconv.storage.gcs import SCHEME, first_sentence, is_remote
 from nnxconv.storage.orbax import Item, Location, Target, absolute, steps_in
+from nnxconv.storage.safetensors import has_tensors
 from nnxconv.storage.transfer.planned import TransferPlan, rewritten_bytes
 from nnxconv.tree import format_bytes
 
@@ -72,6 +73,39 @@ def check_places(
         raise BadInput(
             f"`{target.path}` exists and is not {what} of a checkpoint, so it is not replaced",
             hint=_removal(target.path),
+        )
+
+
+def check_tensors_place(source: str, location: Location, target: Target, overwrite: bool) -> None:
+    """Refuses a file or folder of safetensors that would harm something.
+
+    Raises:
+      BadInput: source and target lie in each other; the target exists and may not, or is something
+        else and therefore not ours to replace.
+    """
+    path = target.path
+    if _in_each_other(path, source, location):
+        raise BadInput(
+            "source and target lie in each other",
+            details=[f"source: {source}", f"target: {path}"],
+            hint="write to a place beside the source",
+        )
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise BadInput(f"`{path}` lies in `{parent}`, which is not a directory")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise BadInput(f"`{path}` exists", hint="add `--overwrite` to replace it")
+    is_file = not path.is_dir()
+    folder = None if is_file else open_folder(path)
+    if is_file != bool(target.tensors_file) or not (
+        folder is None or (has_tensors(folder) and not folder.folders)
+    ):
+        raise BadInput(
+            f"`{path}` exists and is no {'file' if target.tensors_file else 'folder'} of"
+            " safetensors, so it is not replaced",
+            hint=_removal(path),
         )
 
 

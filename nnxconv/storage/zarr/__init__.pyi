@@ -1,4 +1,5 @@
 from .formats import ORBAX as ORBAX
+from .formats import RAW as RAW
 from .formats import ZARR2_FILE as ZARR2_FILE
 from .formats import ZARR3_FILE as ZARR3_FILE
 from .formats import ArrayFormat as ArrayFormat

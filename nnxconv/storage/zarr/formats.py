@@ -15,6 +15,8 @@ from nnxconv.tree import Shape, item_bytes
 
 ZARR2_FILE = ".zarray"
 ZARR3_FILE = "zarr.json"
+RAW = 0
+"""In the place of zarr's version: the bytes of all elements in C order, in the middle of a file."""
 SHARDING = "sharding_indexed"
 
 
@@ -23,8 +25,8 @@ class ArrayFormat:
     """How one array is stored.
 
     Attributes:
-      zarr_format: 2 or 3.
-      metadata: the contents of `.zarray` or `zarr.json`.
+      zarr_format: 2 or 3, or `RAW`.
+      metadata: the contents of `.zarray` or `zarr.json`; of raw bytes the file and their start.
       shape: of the array.
       dtype: numpy or ml_dtypes name.
       chunks: shape of the piece that is decoded at once (the inner chunk of a sharded array).
@@ -185,6 +187,8 @@ def _zero(dtype: str) -> Any:
 
 def compressor(array: ArrayFormat) -> str:
     """What compresses an array: `zstd level 1`, `gzip`, `none`."""
+    if array.zarr_format == RAW:
+        return "none"
     if array.zarr_format == 2:
         found = array.metadata.get("compressor")
         return "none" if not found else _with_level(found["id"], found.get("level"))

@@ -1,0 +1,212 @@
+"""Run a plan whose target is safetensors: shards of known sizes, filled where each array lies."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from nnxconv.planning import TargetArray
+from nnxconv.running.events import Event, Watcher, ignore
+from nnxconv.running.shard_run import ShardRun
+from nnxconv.running.sharing import work_shard_of
+from nnxconv.state import Tree
+from nnxconv.storage import deferred_interrupts, run, to_the_end, together
+from nnxconv.storage.orbax import (
+    Item,
+    Place,
+    Proof,
+    Reader,
+    Target,
+    nothing_left_on_failure,
+    refuse_changed,
+    tensors_item,
+)
+from nnxconv.storage.safetensors import (
+    INDEX,
+    OpenFiles,
+    Shard,
+    Tensor,
+    begin,
+    copy_bytes,
+    index_text,
+    shards_of,
+    write_region,
+)
+from nnxconv.storage.transfer import Moved, Share
+from nnxconv.storage.zarr import damaged
+from nnxconv.tree import Key, Region, Source, dtype_of
+
+COPIES_AT_ONCE = 4
+
+
+def execute_tensors(
+    share: Share,
+    items: Mapping[str, Item],
+    target: Target,
+    *,
+    shard_bytes: int,
+    proof: Proof | None = None,
+    watch: Watcher = ignore,
+) -> Moved:
+    """Writes a share's arrays as safetensors and commits them, unless the proof fails.
+
+    Raises:
+      DamagedCheckpoint: a stored array cannot be read.
+      BadInput: a cast would change an integer's value.
+    """
+    file = target.tensors_file
+    with (
+        deferred_interrupts() as check,
+        nothing_left_on_failure(
+            target.path, may_replace=target.may_replace, is_marked=False, file=file
+        ) as place,
+    ):
+        folder = Path(os.fspath(place.directory))
+        named = [(a.name, dtype_of(a.view), a.view.shape) for a in share.plan.arrays]
+        shards = shards_of(named, shard_bytes, file)
+        for shard in shards:
+            begin(folder, shard)
+        moved = Moved()
+        run(_fill(share, items, TensorsWriter(place, shards), moved, check, watch, proof))
+        for name, source in target.files.items():
+            (folder / name).write_bytes(source.read_bytes())
+        if len(shards) > 1:
+            (folder / INDEX).write_bytes(index_text(shards))
+        refuse_changed(items.values())
+        check()
+        with to_the_end():
+            place.commit()
+    return moved
+
+
+async def _fill(
+    share: Share,
+    items: Mapping[str, Item],
+    writer: "TensorsWriter",
+    moved: Moved,
+    check: Callable[[], None],
+    watch: Watcher,
+    proof: Proof | None,
+) -> None:
+    """All bytes of all arrays, on disk; then the proof."""
+    arrays = share.plan.arrays
+    whole = [array for array in arrays if _is_whole(array, items)]
+    await _copy_all(whole, items, writer, check)
+    moved.copied_chunks += len(whole)
+    moved.nbytes += sum(writer.tensors[array.name].nbytes for array in whole)
+    gone = {array.key for array in whole}
+    rest = replace(share.plan, arrays=tuple(array for array in arrays if array.key not in gone))
+    total = sum(tensor.nbytes for tensor in writer.tensors.values())
+
+    def tell(event: Event) -> None:
+        done, done_bytes = event.arrays + len(whole), event.done_bytes + moved.nbytes
+        watch(Event(done, len(arrays), done_bytes, total))
+
+    shard = work_shard_of(rest, share.transfers, 0, 1)
+    await ShardRun(rest, shard, Reader(items), tell, check).rewrite(writer)
+    await asyncio.to_thread(writer.settle)
+    if proof is not None:
+        await proof(writer)
+
+
+def _is_whole(array: TargetArray, items: Mapping[str, Item]) -> bool:
+    """True for a stored array whose bytes lie in a file as they are wanted."""
+    return isinstance(array.view, Source) and items[array.view.store].is_raw
+
+
+async def _copy_all(
+    arrays: Sequence[TargetArray],
+    items: Mapping[str, Item],
+    writer: "TensorsWriter",
+    check: Callable[[], None],
+) -> None:
+    """Copies the bytes of whole arrays, several at once."""
+    files = OpenFiles()
+    limit = asyncio.Semaphore(COPIES_AT_ONCE)
+
+    async def copy(array: TargetArray) -> None:
+        source, there = array.view, writer.tensors[array.name]
+        assert isinstance(source, Source)
+        stored = items[source.store].formats[source.name]
+        async with limit:
+            check()
+            try:
+                await asyncio.to_thread(
+                    copy_bytes,
+                    files.descriptor(stored.metadata["file"]),
+                    stored.metadata["start"],
+                    writer.descriptor(there),
+                    there.start,
+                    there.nbytes,
+                )
+            except ValueError as error:
+                raise damaged(items[source.store].path, source.name, error) from error
+
+    await together(copy(array) for array in arrays)
+
+
+class TensorsWriter:
+    """The arrays of new safetensors files, whose headers are written."""
+
+    windows_under_way = 1
+
+    def __init__(self, place: Place, shards: Sequence[Shard]) -> None:
+        folder = Path(os.fspath(place.directory))
+        self._place = place.directory
+        self._files = {shard.file: (folder / shard.file).open("r+b", 0) for shard in shards}
+        self.tensors = {name: one for shard in shards for name, one in shard.tensors.items()}
+
+    def descriptor(self, tensor: Tensor) -> int:
+        """The open file of an array."""
+        return self._files[tensor.file].fileno()
+
+    def is_done(self, unit: str) -> bool:
+        """Nothing is kept of interrupted runs."""
+        del unit
+        return False
+
+    @asynccontextmanager
+    async def commit(self, unit: str, *, is_large: bool = False) -> AsyncIterator[None]:
+        """A window of blocks, each of which is written where it belongs."""
+        del unit, is_large
+        yield None
+
+    async def open(self, key: Key, transaction: None) -> "_Array":
+        """An array, to be written to."""
+        del transaction
+        tensor = self.tensors[".".join(map(str, key))]
+        return _Array(self.descriptor(tensor), tensor)
+
+    def settle(self) -> None:
+        """Waits until all is on disk, and closes the files."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+            file.close()
+
+    def read_back(self, tree: Tree) -> Item:
+        """The item as it has been written so far."""
+        del tree
+        return tensors_item(self._place, self._place, self.tensors, {})
+
+
+@dataclass(frozen=True)
+class _Array:
+    """An array of a file, or a region of it."""
+
+    descriptor: int
+    tensor: Tensor
+    region: Region = ()
+
+    def __getitem__(self, region: Region) -> "_Array":
+        return replace(self, region=region)
+
+    async def write(self, values: np.ndarray) -> None:
+        """Writes the region's values."""
+        tensor = self.tensor
+        await asyncio.to_thread(
+            write_region, self.descriptor, tensor.start, tensor.shape, self.region, values
+        )

@@ -1,0 +1,125 @@
+"""Which safetensors files are one checkpoint: one file, or shards with or without an index."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from etils import epath
+
+from nnxconv.errors import BadInput, DamagedCheckpoint
+from nnxconv.storage.files import Folder, read_json
+from nnxconv.storage.safetensors.header import SUFFIX, Tensor, read_header
+
+INDEX_SUFFIX = ".safetensors.index.json"
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The arrays of one checkpoint.
+
+    Attributes:
+      arrays: by name.
+      files: the names of the files that hold them.
+      metadata: free texts of the first file.
+    """
+
+    arrays: Mapping[str, Tensor]
+    files: tuple[str, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def has_tensors(folder: Folder) -> bool:
+    """True for a folder with safetensors files or an index of some."""
+    return any(name.endswith((SUFFIX, INDEX_SUFFIX)) for name in folder.files)
+
+
+def find_tensors(folder: Folder, file: str = "") -> Tensors:
+    """The arrays of a folder, or of one file in it.
+
+    Raises:
+      BadInput: the folder has several checkpoints.
+      DamagedCheckpoint: shards are missing, hold an array twice, or are not what the index says.
+    """
+    if file:
+        return _read(folder.path, [file], None)
+    indices = sorted(name for name in folder.files if name.endswith(INDEX_SUFFIX))
+    if len(indices) == 1:
+        return _indexed(folder, indices[0])
+    files = sorted(name for name in folder.files if name.endswith(SUFFIX))
+    if len(indices) > 1 or (len(files) > 1 and not _are_shards(folder.path, files)):
+        raise BadInput(
+            f"`{folder.path}` holds several checkpoints",
+            details=indices or files,
+            hint=f"name one of the files: `{folder.path / files[0]}`",
+        )
+    return _read(folder.path, files, None)
+
+
+def _indexed(folder: Folder, index: str) -> Tensors:
+    """What an index names: every array is in the file that it says, and no other is there."""
+    told = read_json(folder.path / index).get("weight_map")
+    if not isinstance(told, dict) or not all(isinstance(file, str) for file in told.values()):
+        raise DamagedCheckpoint(f"`{folder.path / index}` has no `weight_map`")
+    missing = sorted(set(told.values()) - folder.files)
+    if missing:
+        raise DamagedCheckpoint(
+            f"`{folder.path}` lacks {len(missing)} of the files that `{index}` names",
+            details=missing,
+            hint="download them, or write the checkpoint again",
+        )
+    return _read(folder.path, sorted(set(told.values())), told)
+
+
+def _are_shards(path: epath.Path, files: Iterable[str]) -> bool:
+    """True for files that are called as the shards of one checkpoint.
+
+    Raises:
+      DamagedCheckpoint: some of the shards are not there.
+    """
+    found = [_SHARD.fullmatch(name) for name in files]
+    named = [match for match in found if match is not None]
+    if len(named) < len(found) or len({(m["stem"], m["count"]) for m in named}) > 1:
+        return False
+    numbers = {int(match["number"]) for match in named}
+    missing = sorted(set(range(1, int(named[0]["count"]) + 1)) - numbers)
+    if missing:
+        told = [f"{named[0]['stem']}-{n:05}-of-{named[0]['count']}{SUFFIX}" for n in missing]
+        raise DamagedCheckpoint(f"`{path}` lacks {len(missing)} of its shards", details=told)
+    return True
+
+
+def _read(path: epath.Path, files: list[str], told: Mapping[str, str] | None) -> Tensors:
+    arrays: dict[str, Tensor] = {}
+    first: Mapping[str, str] = {}
+    for number, file in enumerate(files):
+        found, metadata = read_header(path / file)
+        first = first if number else metadata
+        doubles = sorted(arrays.keys() & found.keys())
+        if doubles:
+            raise DamagedCheckpoint(
+                f"`{path}` has {len(doubles):,} arrays twice",
+                details=[f"{name}: in {arrays[name].file} and {file}" for name in doubles],
+            )
+        arrays |= found
+    if told is not None:
+        _refuse_other_places(path, arrays, told)
+    return Tensors(arrays, tuple(files), first)
+
+
+def _refuse_other_places(
+    path: epath.Path, arrays: Mapping[str, Tensor], told: Mapping[str, str]
+) -> None:
+    problems = [f"{n}: is not in {file}" for n, file in told.items() if n not in arrays]
+    problems += [
+        f"{name}: is in {arrays[name].file}, not {file}"
+        for name, file in told.items()
+        if name in arrays and arrays[name].file != file
+    ]
+    problems += [
+        f"{n}: in {t.file}, but not in the index" for n, t in arrays.items() if n not in told
+    ]
+    if problems:
+        raise DamagedCheckpoint(
+            f"the index of `{path}` and its files do not agree", details=problems
+        )
