@@ -16,16 +16,23 @@ class Layout(click.ParamType):
 
     name = "layout"
 
+    def __init__(self, *further: str) -> None:
+        self._further = further
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (*layouts(), *self._further)
+
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The layout, spelled with dashes or underscores."""
-        found = [name for name in layouts() if name.replace("-", "_") == value.replace("-", "_")]
+        found = [name for name in self._names if name.replace("-", "_") == value.replace("-", "_")]
         if not found:
-            self.fail(f"{value!r} is not one of {', '.join(layouts())}.", param, ctx)
+            self.fail(f"{value!r} is not one of {', '.join(self._names)}.", param, ctx)
         return found[0]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """All names, as click writes a choice."""
-        return f"[{'|'.join(layouts())}]"
+        return f"[{'|'.join(self._names)}]"
 
 
 _FLAG: Mapping[str, Any] = {"is_flag": True}
@@ -38,11 +45,12 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "default": "auto",
         **_SHOWN,
     },
-    "to": {"type": Layout()},
+    "to": {"type": Layout("hf")},
     "from_": {"type": Layout()},
     "like": {"metavar": "PATH"},
     "rename": {"metavar": "RULES"},
     "rename_back": {"metavar": "RULES"},
+    "config": {"metavar": "HF_DIR"},
     "fused_qkv": {"flags": "--fused_qkv/--split_qkv", "default": True, **_SHOWN},
     "optimizer": {
         "type": click.Choice(["adam_pax", "adamw"]),

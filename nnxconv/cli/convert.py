@@ -20,7 +20,7 @@ from nnxconv.cli.output import say
 @click.option("--target_path", help="The same as DST.", metavar="DST")
 @options(
     "convert",
-    *("direction", "to", "from_", "like", "rename", "rename_back"),
+    *("direction", "to", "from_", "like", "rename", "rename_back", "config"),
     *("scan_layers", "layer_axis", "layer_group"),
     *("step", "at", "drop", "params_from", "replica"),
     *(

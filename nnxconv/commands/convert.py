@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.hugging_face import Crossing, crossing
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Places, Result, Way, carry_out
@@ -58,6 +59,7 @@ def convert(
     like: str | None = None,
     rename: str | Rules | None = None,
     rename_back: str | Rules | None = None,
+    config: str | None = None,
     strict: bool = False,
     params_only: bool = False,
     dtype: str | None = None,
@@ -95,17 +97,18 @@ def convert(
     what = (strict, params_only, dtype, at, tuple(drop), params_from, replica, dequantize)
     options = Options(*how, *what)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
-        rules = asked_rules(rename, rename_back, read_text)
         opened = open_checkpoint(
             source_path, step, options, allow_uncommitted=allow_uncommitted, is_read=True
         )
+        options, cross = crossing(options, rename, config, opened)
+        rules = asked_rules(None if cross else rename, rename_back, read_text)
         item = opened.item
         template = None if like is None else _template(like, options)
         located = None if template is None else one_state(template.survey, "`--like`")
-        whole = converted(opened.survey, options, located, rules)
+        whole = converted(opened.survey, options, located, rules, cross)
         return carry_out(
             whole,
-            _places(source_path, target_path, opened, template, whole),
+            _places(source_path, target_path, opened, template, whole, cross),
             Way(max_memory, overwrite, dry_run, verify, transfer, resume, shard_size, watch, team),
             account=account(item.tree, opened.chosen, whole),
             custom_metadata=item.custom_metadata,
@@ -127,7 +130,12 @@ def _template(like: str, options: Options) -> Opened:
 
 
 def _places(
-    source_path: str, target_path: str, source: Opened, template: Opened | None, whole: Whole
+    source_path: str,
+    target_path: str,
+    source: Opened,
+    template: Opened | None,
+    whole: Whole,
+    cross: Crossing | None,
 ) -> Places:
     """Where is read and written; the target lies as the source does, unless its layout says."""
     from nnxconv.storage.orbax import target_for
@@ -143,8 +151,10 @@ def _places(
     container = source.item.container
     if is_tensors:
         container = ORBAX  # nothing is taken over as encoded chunks
-        if source.location.container == TENSORS and not target.tensors_file:
-            target = replace(target, files=companions(source.location.folder))
+        files = {} if cross is None else cross.files
+        if source.location.container == TENSORS:
+            files = companions(source.location.folder)
+        target = target if target.tensors_file else replace(target, files=files)
     stores = source.item.stores
     return Places(
         source_path,
@@ -158,7 +168,11 @@ def _places(
 
 
 def converted(
-    survey: Survey, options: Options, template: Located | None, rules: Rules | None
+    survey: Survey,
+    options: Options,
+    template: Located | None,
+    rules: Rules | None,
+    cross: Crossing | None = None,
 ) -> Whole:
     """The target's tree: each state and its copies converted, the rest kept.
 
@@ -168,17 +182,21 @@ def converted(
     if not survey.states:
         return _as_it_is(survey, options, template, rules)
     states = survey.states
-    if options.params_only or template is not None or rules is not None:
+    if options.params_only or template is not None or rules is not None or cross is not None:
         needs = "`--params_only`" if options.params_only else "this conversion"
         main = one_state(survey, needs)
         states = (main,) if options.params_only else states
     found: list[tuple[Located, Conversion]] = []
     for located in states:
         like = None if template is None else template.understood
-        source, like = follow(located.understood, rules, like, options)
+        source = located.understood if cross is None else cross.source(located.understood, options)
+        source, like = follow(source, rules, like, options)
         if rules is None and like is None:
             source = in_family_terms(source, stacks_layers(source, options), options)
-        conversion = convert_tree(source, options, like)
+        if cross is not None and like is None:
+            conversion = cross.converted(source, options)
+        else:
+            conversion = convert_tree(source, options, like)
         found.append((located, conversion))
         if not options.params_only and conversion.layout not in ALONE:
             mine = [copy for copy in survey.copies if copy.copy_of == located.at]

@@ -116,6 +116,7 @@ def convert_tree(
     """
     codec, scan_layers = _target(source, options, like)
     state, left_out = _reduced(source.state, options)
+    left_out |= {key: why for key, (_, why) in source.aside.items()}
     form = _form(codec, source, state, like, is_copy=is_copy)
     if options.params_only and like is None:
         form = _params_only(form, codec.default_form(state))

@@ -368,7 +368,8 @@ def _left_out_of(part: Part, used: set[tuple[str, str]]) -> dict[Key, str]:
     """The stored leaves of a state that the target does not have, with the reasons."""
     located, conversion = part.located, part.conversion
     reasons: dict[tuple[str, str], str] = {}
-    for key, leaf in conversion.source.state.leaves().items():
+    aside = {key: leaf for key, (leaf, _) in conversion.source.aside.items()}
+    for key, leaf in {**conversion.source.state.leaves(), **aside}.items():
         if key in conversion.left_out:
             for source in _sources([leaf]):
                 reasons.setdefault(source, conversion.left_out[key])

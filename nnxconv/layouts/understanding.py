@@ -1,7 +1,7 @@
 """What a tree is: its layout recognised, its meaning in the canonical state, its layers named."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from nnxconv.state import (
     names_in,
     unstack,
 )
+from nnxconv.tree import Key, Leaf
 
 TENSORS = "safetensors"
 """A layout that the container says, whatever the names."""
@@ -34,7 +35,8 @@ class Understood:
     `origin` names the program's own format where the checkpoint is none of Orbax's layouts; the
     codec is then that of the layout whose state it holds. Where there are rules (of `renaming`),
     state and groups are the renamed ones, and `renamed` says what that did; the tree is as it is on
-    disk. `others` are layouts that it could be of as well, with the same meaning.
+    disk. `others` are layouts that it could be of as well, with the same meaning. `aside` names, by
+    canonical key, leaves that are not in the state, and why.
     """
 
     codec: Codec
@@ -51,6 +53,7 @@ class Understood:
     rules: Any = None
     renamed: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    aside: Mapping[Key, tuple[Leaf, str]] = field(default_factory=dict)
 
     @property
     def layout(self) -> str:

@@ -13,7 +13,11 @@ from nnxconv.renaming.toml import parse_rules
 @cache
 def builtin_rules() -> Mapping[str, Rules]:
     """The sets that come with nnxconv, by name: the files `nnxconv/renaming/*.toml`."""
-    files = [file for file in resources.files("nnxconv.renaming").iterdir() if ".toml" in file.name]
+    files = [
+        file
+        for file in resources.files("nnxconv.renaming").iterdir()
+        if file.name.endswith(".toml")
+    ]
     texts = {file.name.removesuffix(".toml"): file.read_text() for file in files}
     return {name: parse_rules(texts[name], name) for name in sorted(texts)}
 

@@ -47,7 +47,7 @@ def parse_rules(text: str, name: str = "") -> Rules:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"these are no rules: {error}", where=name) from error
-    unknown = sorted(document.keys() - {"rules", "counts"})
+    unknown = sorted(document.keys() - {"rules", "counts", "family", "left_out"})
     table = document.get("rules")
     if unknown or not isinstance(table, dict):
         told = f"`{unknown[0]}` is not known" if unknown else "there is no table `[rules]`"

@@ -1,5 +1,6 @@
 from .companions import CONFIG as CONFIG
 from .companions import companions as companions
+from .companions import home_of as home_of
 from .files import Tensors as Tensors
 from .files import find_tensors as find_tensors
 from .files import has_tensors as has_tensors

@@ -3,6 +3,7 @@
 from etils import epath
 
 from nnxconv.storage.files import Folder
+from nnxconv.storage.safetensors.header import SUFFIX
 
 CONFIG = "config.json"
 _WEIGHTS = (
@@ -11,6 +12,11 @@ _WEIGHTS = (
 )
 MAX_BYTES = 100 * 2**20
 """Larger files are weights of some kind."""
+
+
+def home_of(path: epath.Path) -> epath.Path:
+    """The folder of a checkpoint that is a folder, or a file in one."""
+    return path.parent if path.suffix == SUFFIX else path
 
 
 def companions(folder: Folder) -> dict[str, epath.Path]:

@@ -1,0 +1,227 @@
+"""Families of Hugging Face: from the names of transformers to those of MaxText, and back.
+
+Each family is a file `hf-NAME.toml.j2` beside this one: a set of rules (see `toml`) in which Jinja
+fills in what a model's `config.json` says, between `<<` and `>>`, and `<%` and `%>`. Besides rules
+it has
+
+```toml
+[family]
+model_types = ["llama", "mistral"]      # of `config.json`
+period = 6                              # stacked layers are blocks of so many; 1 by default
+
+[left_out]
+"lm_head.weight" = "is tied: ..."       # arrays that MaxText's model does not have, and why
+```
+
+A template knows `config` (of a model of texts and images that of the texts), `size(NAME, AXIS)` of
+an array, which is None where the array is not there, `sqrt`, and `float32` and `bfloat16`, which
+round.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+from math import sqrt
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from nnxconv.errors import BadInput
+from nnxconv.layouts import Options, Understood
+from nnxconv.renaming.apply import fits
+from nnxconv.renaming.checkpoints import renamed
+from nnxconv.renaming.pattern import Pattern, parse
+from nnxconv.renaming.rule import Rules
+from nnxconv.renaming.toml import parse_rules
+from nnxconv.state import Arrangement, Blocks
+from nnxconv.tree import Key, Literal, View, cast, dtype_of, in_order, notation, spell
+
+SUFFIX = ".toml.j2"
+_MODEL_TYPES = re.compile(r"^model_types = (\[.*\])$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's rules, for one model of it.
+
+    Attributes:
+      name: `hf-llama`.
+      rules: from transformers to MaxText.
+      left_out: which arrays MaxText's model does not have, and why.
+      period: how many layers a block has, where stacked layers are blocks.
+      dtypes: the types of the arrays of a folder that is written like another one.
+    """
+
+    name: str
+    rules: Rules
+    left_out: tuple[tuple[Pattern, str], ...] = ()
+    period: int = 1
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    def blocks(self, axis: int | None) -> Arrangement | None:
+        """How stacked layers are arranged; None where one after the other."""
+        return Blocks(1 if axis is None else axis, self.period) if self.period > 1 else None
+
+
+@cache
+def templates() -> Mapping[str, str]:
+    """The families that come with nnxconv: their files, by name."""
+    files = resources.files("nnxconv.renaming").iterdir()
+    texts = {f.name.removesuffix(SUFFIX): f.read_text() for f in files if f.name.endswith(SUFFIX)}
+    return dict(sorted(texts.items()))
+
+
+def model_types(template: str) -> list[str]:
+    """What `config.json` calls the models of a family."""
+    found = _MODEL_TYPES.search(template)
+    return tomllib.loads(f"types = {found[1]}")["types"] if found else []
+
+
+def family_for(
+    config: Mapping[str, Any], arrays: Mapping[str, View], *, template: str = "", name: str = ""
+) -> Family:
+    """The family of a model.
+
+    Args:
+      config: what its `config.json` says.
+      arrays: those of its folder, by name; none where there are none.
+      template: a family's file; by default the one for the model's type.
+      name: what the file is called.
+
+    Raises:
+      BadInput: there is no family for this type, or its file cannot be filled in.
+    """
+    kind = config.get("model_type")
+    if not template:
+        known = [n for n, text in templates().items() if kind in model_types(text)]
+        if not known:
+            every = sorted(kind for text in templates().values() for kind in model_types(text))
+            raise BadInput(
+                f"no family of nnxconv has models of the type `{kind}`",
+                details=[f"known are {', '.join(every)}"],
+                hint="`nnxconv match SRC TEMPLATE` proposes rules; `--to nnx-pure` keeps the names",
+            )
+        name = known[0]
+        template = templates()[name]
+    text = _filled_in(template, config, arrays, name)
+    document = tomllib.loads(text)
+    told = document.get("left_out", {})
+    return Family(
+        name,
+        parse_rules(text, name),
+        tuple((parse(pattern), str(why)) for pattern, why in told.items()),
+        int(document.get("family", {}).get("period", 1)),
+    )
+
+
+def _filled_in(
+    template: str, config: Mapping[str, Any], arrays: Mapping[str, View], name: str
+) -> str:
+    """The rules of a family for one model."""
+    import jinja2.sandbox  # noqa: TID251
+
+    def size(array: str, axis: int) -> int | None:
+        found = arrays.get(array)
+        return None if found is None or axis >= len(found.shape) else found.shape[axis]
+
+    environment = jinja2.sandbox.SandboxedEnvironment(
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.tests["found_below"] = lambda root: any(n.startswith(f"{root}.") for n in arrays)
+    whole = {**config, **(config.get("text_config") or {}), "model_type": config.get("model_type")}
+    try:
+        return environment.from_string(template).render(
+            config=_Config(whole),
+            size=size,
+            sqrt=sqrt,
+            float32=lambda number: repr(float(np.float32(number))),
+            bfloat16=lambda number: repr(float(ml_dtypes.bfloat16(number))),
+        )
+    except jinja2.TemplateError as error:
+        raise BadInput(f"`config.json` does not tell what `{name}` needs: {error}") from error
+
+
+class _Config(dict[str, Any]):
+    """A configuration, whose entries a template may also name as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+
+def from_hugging_face(source: Understood, family: Family, options: Options) -> Understood:
+    """The checkpoint under MaxText's names; what its model does not have is set aside.
+
+    Raises:
+      BadInput: the folder has arrays that the family does not know.
+      RuleError: the arrays are not those of the family.
+    """
+    params = source.state.params
+    aside = {
+        key: why
+        for key in params
+        for pattern, why in family.left_out
+        if pattern.match(key) is not None
+    }
+    kept = {key: leaf for key, leaf in params.items() if key not in aside}
+    known = fits(kept, family.rules.counted(list(kept)))
+    unknown = in_order(key for key in kept if key not in known)
+    if unknown:
+        raise BadInput(
+            f"{len(unknown):,} arrays are none of `{family.name}`",
+            details=[f"{spell(key)}  {notation(kept[key])}" for key in unknown],
+            hint=f"`--drop '{spell(unknown[0])}'` leaves it out",
+        )
+    new = renamed(source, family.rules, options)
+    kept = {key: leaf for key, leaf in new.state.params.items() if key not in aside}
+    new = replace(new, state=replace(new.state, params=kept))
+    gone = {("params", *key): (params[key], why) for key, why in aside.items()}
+    return replace(new, aside={**source.aside, **gone})
+
+
+def to_hugging_face(source: Understood, family: Family, options: Options) -> Understood:
+    """The checkpoint under the names of transformers.
+
+    Raises:
+      RuleError: the arrays are not those of the family.
+    """
+    new = renamed(source, family.rules.inverse(), options)
+    params = {key: _typed(key, leaf, family) for key, leaf in new.state.params.items()}
+    left = [key for key in params if not (key and key[0] in _roots(family))]
+    if left:
+        raise BadInput(
+            f"{len(left):,} parameters are none of `{family.name}`",
+            details=list(map(spell, in_order(left))),
+            hint="`--drop GLOB` leaves them out",
+        )
+    return replace(new, state=replace(new.state, params=params))
+
+
+def _typed(key: Key, leaf: Any, family: Family) -> Any:
+    """A parameter in the type that it has in the folder whose configuration is taken."""
+    dtype = family.dtypes.get(".".join(map(str, key)), family.dtypes.get(""))
+    if isinstance(leaf, Literal) or dtype is None or dtype_of(leaf) == dtype:
+        return leaf
+    return cast(leaf, dtype)
+
+
+def _roots(family: Family) -> set[str]:
+    """The first names of transformers' keys."""
+    return {
+        str(part.fill({}))
+        for rule in family.rules
+        for source in rule.sources
+        for part in source.parts[:1]
+    }
