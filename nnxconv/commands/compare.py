@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.hugging_face import one_sided
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.comparing import (
@@ -25,7 +26,15 @@ from nnxconv.comparing import (
 )
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Survey
-from nnxconv.renaming import Rules, alike_in_blocks, asked_rules, follow, renamed_tree
+from nnxconv.renaming import (
+    Family,
+    Rules,
+    alike_in_blocks,
+    asked_rules,
+    follow,
+    from_hugging_face,
+    renamed_tree,
+)
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import LayerGroup, TrainState, Tree, dequantised, scales_of, under
 from nnxconv.tree import Key, Leaf, parse_bytes
@@ -84,7 +93,8 @@ def compare(
         item_a, item_b = opened_a.item, opened_b.item
         chosen = (tuple(filter), tuple(exclude))
         selection = Selection(compare_only, ignore_rngs, ignore_dtype, *chosen)
-        both = _lined_up(opened_a.survey, opened_b.survey, rules, selection, dequantize)
+        families = (None, None) if rules is not None else one_sided(opened_a, opened_b)
+        both = _lined_up(opened_a.survey, opened_b.survey, rules, selection, dequantize, families)
         both.refuse_nothing()
         findings, common = line_up(both.a, both.b, ignore_dtype=ignore_dtype)
         tolerance = Tolerance(atol, rtol, equal_nan)
@@ -161,7 +171,12 @@ class _Both:
 
 
 def _lined_up(
-    a: Survey, b: Survey, rules: Rules | None, selection: Selection, dequantize: bool
+    a: Survey,
+    b: Survey,
+    rules: Rules | None,
+    selection: Selection,
+    dequantize: bool,
+    families: tuple[Family | None, Family | None],
 ) -> _Both:
     """The leaves of both sides: state by state, or as they are stored where there is none."""
     both = _Both((a.layout, b.layout))
@@ -171,8 +186,12 @@ def _lined_up(
         _take(both, (), tree, b.tree, replace(selection, compare_only="all"))
         return both
     for couple in couples:
-        left, _ = follow(couple.a, rules, None, Options())
-        left, right = alike_in_blocks(left, couple.b)
+        left, right = (
+            side if family is None else from_hugging_face(side, family, Options())
+            for side, family in zip((couple.a, couple.b), families, strict=True)
+        )
+        left, _ = follow(left, rules, None, Options())
+        left, right = alike_in_blocks(left, right)
         left, right = agree_on_layers(left, right)
         states = [left.state, right.state]
         if dequantize:

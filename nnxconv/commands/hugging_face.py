@@ -9,8 +9,12 @@ from nnxconv.errors import BadInput
 from nnxconv.layouts import TENSORS, Conversion, Options, Understood, convert_tree
 from nnxconv.renaming import (
     Family,
+    Rules,
+    asked_rules,
     family_for,
     from_hugging_face,
+    renamed,
+    rounding,
     templates,
     to_hugging_face,
 )
@@ -40,11 +44,13 @@ class Crossing:
 
     def source(self, source: Understood, options: Options) -> Understood:
         """The source under the target's names."""
-        if self.is_back:
-            return to_hugging_face(source, self.family, options)
-        found = from_hugging_face(source, self.family, options)
-        told = f"as `{self.family.name}`, which is what `config.json` says"
-        return replace(found, notes=(*found.notes, told))
+        to, told = "to" if self.is_back else "from", self.family.name
+        notes = [f"{to} the names of transformers by `{told}`, as `config.json` says"]
+        if rounded := rounding(self.family, source, options, is_back=self.is_back):
+            notes.append(rounded)
+        step = to_hugging_face if self.is_back else from_hugging_face
+        found = step(source, self.family, options)
+        return replace(found, notes=(*found.notes, *notes))
 
     def converted(self, source: Understood, options: Options) -> Conversion:
         """A source under the target's names in the target's layout."""
@@ -85,6 +91,32 @@ def crossing(
     return options, None if family is None else Crossing(family, False, {})
 
 
+def asked_names(
+    rename: str | Rules | None, rename_back: str | Rules | None, opened: Opened
+) -> Rules | Family | None:
+    """The rules that are asked for, or the family whose name is given.
+
+    Raises:
+      BadInput: both ways are asked for, or what is named is not there or cannot be read.
+    """
+    from nnxconv.storage.files import read_text
+
+    if isinstance(rename, str) and rename in templates() and rename_back is None:
+        return family_of(opened, rename)
+    return asked_rules(rename, rename_back, read_text)
+
+
+def under_names(source: Understood, names: Rules | Family, options: Options) -> Understood:
+    """A checkpoint under the names that rules or a family give it.
+
+    Raises:
+      RuleError: they do not fit.
+    """
+    if isinstance(names, Family):
+        return from_hugging_face(source, names, options)
+    return renamed(source, names, options)
+
+
 def family_of(opened: Opened, name: str = "") -> Family | None:
     """The family of an opened folder, or the one of this name; None without `config.json`.
 
@@ -101,6 +133,26 @@ def family_of(opened: Opened, name: str = "") -> Family | None:
         return None
     return family_for(
         read_json(file), _arrays(opened), template=templates().get(name, ""), name=name
+    )
+
+
+def one_sided(a: Opened, b: Opened) -> tuple[Family | None, Family | None]:
+    """The families of two sides of which one has the names of transformers, the other MaxText's.
+
+    Two folders of Hugging Face are compared under their own names.
+    """
+    is_tensors = [side.location.container == TENSORS for side in (a, b)]
+    if is_tensors[0] == is_tensors[1] or not _is_of_maxtext(b if is_tensors[0] else a):
+        return None, None
+    return (family_of(a), None) if is_tensors[0] else (None, family_of(b))
+
+
+def _is_of_maxtext(opened: Opened) -> bool:
+    """True for parameters below the names that MaxText's models have."""
+    return any(
+        ("decoder" in key or "token_embedder" in key)
+        for state in opened.survey.states
+        for key in state.understood.state.params
     )
 
 

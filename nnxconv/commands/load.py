@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnxconv.commands.boundary import as_arguments, in_python
+from nnxconv.commands.hugging_face import asked_names, under_names
 from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.layouts import Options, Survey, SurveyOptions, Understood, one_state, survey
@@ -31,7 +32,7 @@ from nnxconv.loading import (
     with_parameters_of,
 )
 from nnxconv.planning import Wanted
-from nnxconv.renaming import Rules, asked_rules, renamed, towards
+from nnxconv.renaming import Family, Rules, towards
 from nnxconv.running import Watcher, fetch, ignore, share_one_heap
 from nnxconv.state import Tree
 from nnxconv.storage.orbax import refuse_changed
@@ -125,16 +126,14 @@ def _loaded(
     way: _Way,
 ) -> tuple[Like, Loaded]:
     """What `like` is with the values of a checkpoint, and which differences were accepted."""
-    from nnxconv.storage.files import read_text
-
     share_one_heap()
-    rules = asked_rules(rename, rename_back, read_text)
     template = template_of(like)
     sources = {key: leaf for key, leaf in template.tree.items() if isinstance(leaf, Source)}
     refuse_wide(template.leaves, sources)
     opened = open_checkpoint(
         path, step, way.options, allow_uncommitted=allow_uncommitted, is_read=True
     )
+    rules = asked_names(rename, rename_back, opened)
     filled = dict(template.leaves)
     tree = opened.survey.tree
     pairs = None if rules is not None or way.options.without else same_leaves(template, tree)
@@ -158,7 +157,7 @@ def _loaded(
 
 
 def _fitted(
-    like: Any, template: Template, there: Survey, rules: Rules | None, way: _Way
+    like: Any, template: Template, there: Survey, rules: Rules | Family | None, way: _Way
 ) -> tuple[dict[Key, View], tuple[str, ...], Loaded]:
     """The views of a checkpoint's state by key of `like`, and what is kept or left out."""
     found = one_state(there, "`load`", "at=").understood
@@ -184,11 +183,11 @@ def _fitted(
 
 
 def _sides(
-    like: Any, tree: Tree, found: Understood, rules: Rules | None, options: Options
+    like: Any, tree: Tree, found: Understood, rules: Rules | Family | None, options: Options
 ) -> tuple[Understood, Understood, Mapping[Key, Key]]:
     """The checkpoint under the names of `like`, and `like`, with the keys that its leaves have."""
     if rules is not None:
-        found = renamed(found, rules, options)
+        found = under_names(found, rules, options)
     if isinstance(like, tuple) or is_bare_optimizer(tree):
         around = surround(tree, found, options.layer_axis)
         return with_parameters_of(found, around.understood), around.understood, around.own

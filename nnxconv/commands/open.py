@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnxconv.commands.boundary import in_python
+from nnxconv.commands.hugging_face import asked_names, under_names
 from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Survey, one_state
 from nnxconv.planning import Wanted
-from nnxconv.renaming import Rules, asked_rules, renamed, renamed_tree
+from nnxconv.renaming import Family, Rules, renamed_tree
 from nnxconv.running import fetch
 from nnxconv.tree import (
     Key,
@@ -63,11 +64,9 @@ def open(  # noqa: A001
     Raises:
       NnxconvError: there is no checkpoint there, or its layout is not known.
     """
-    from nnxconv.storage.files import read_text
-
-    rules = asked_rules(rename, rename_back, read_text)
     options = Options(from_=from_, layer_axis=layer_axis, layer_group=tuple(layer_group), at=at)
     opened = open_checkpoint(os.fspath(path), step, options, allow_uncommitted=allow_uncommitted)
+    rules = asked_names(rename, rename_back, opened)
     item, survey = opened.item, opened.survey
     if rules is not None:
         survey = _renamed(survey, rules, options)
@@ -81,12 +80,12 @@ def open(  # noqa: A001
     return Checkpoint(str(item.path), survey.layout, arrays)
 
 
-def _renamed(survey: Survey, rules: Rules, options: Options) -> Survey:
+def _renamed(survey: Survey, rules: Rules | Family, options: Options) -> Survey:
     """The checkpoint under the names that rules give its state, or its keys where it has none."""
-    if not survey.states:
+    if not survey.states and isinstance(rules, Rules):
         return replace(survey, tree=renamed_tree(survey.tree, rules))
     main = one_state(survey, "`rename`", "at=")
-    new = replace(main, understood=renamed(main.understood, rules, options))
+    new = replace(main, understood=under_names(main.understood, rules, options))
     return replace(survey, states=tuple(new if one is main else one for one in survey.states))
 
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
-from math import sqrt
+from math import frexp, sqrt
 from typing import Any
 
 import ml_dtypes
@@ -34,8 +34,10 @@ from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Understood
 from nnxconv.renaming.apply import fits
 from nnxconv.renaming.checkpoints import renamed
+from nnxconv.renaming.numbers import Add, DivideBy, Times
 from nnxconv.renaming.pattern import Pattern, parse
 from nnxconv.renaming.rule import Rules
+from nnxconv.renaming.steps import Step
 from nnxconv.renaming.toml import parse_rules
 from nnxconv.state import Arrangement, Blocks
 from nnxconv.tree import Key, Literal, View, cast, dtype_of, in_order, notation, spell
@@ -197,6 +199,9 @@ def to_hugging_face(source: Understood, family: Family, options: Options) -> Und
     Raises:
       RuleError: the arrays are not those of the family.
     """
+    names = {group.key for group in source.groups}
+    if _ONLY_REMAINDER in names and (*_ONLY_REMAINDER[:1], "layers") not in names:
+        source = renamed(source, _OUT_OF_REMAINDER, options)
     new = renamed(source, family.rules.inverse(), options)
     params = {key: _typed(key, leaf, family) for key, leaf in new.state.params.items()}
     left = [key for key in params if not (key and key[0] in _roots(family))]
@@ -207,6 +212,34 @@ def to_hugging_face(source: Understood, family: Family, options: Options) -> Und
             hint="`--drop GLOB` leaves them out",
         )
     return replace(new, state=replace(new.state, params=params))
+
+
+_ONLY_REMAINDER: Key = ("decoder", "layers_remainder", "layers")
+"""Where MaxText has the layers that fill no block; all of a small model's."""
+_OUT_OF_REMAINDER = parse_rules(
+    '[rules]\n"decoder.layers_remainder.layers[{i}]" = "decoder.layers[{i}]"'
+)
+
+
+def rounding(family: Family, source: Understood, options: Options, *, is_back: bool) -> str:
+    """What is said of a conversion that computes with arrays; empty where it does not round."""
+    steps = [step for rule in family.rules for step in rule.steps]
+    if all(_is_exact(step) for step in steps):
+        return ""
+    if is_back:
+        return "what MaxText keeps scaled or shifted comes back to within a rounding"
+    leaves = [leaf for leaf in source.state.params.values() if not isinstance(leaf, Literal)]
+    narrow = sorted({dtype_of(leaf) for leaf in leaves} & {"bfloat16", "float16"})
+    if not narrow or options.dtype is not None:
+        return ""
+    return f"what is scaled or shifted is rounded to {narrow[0]}; `--dtype float32` is exact"
+
+
+def _is_exact(step: Step) -> bool:
+    """True for a step that rounds nothing."""
+    if isinstance(step, Times | DivideBy):
+        return frexp(step.by)[0] == 0.5
+    return not isinstance(step, Add)
 
 
 def _typed(key: Key, leaf: Any, family: Family) -> Any:

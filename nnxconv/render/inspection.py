@@ -31,6 +31,7 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
         "decided": [] if understood is None else list(understood.notes),
         "problem": found.problem or None,
         "container": {
+            "kind": "safetensors" if found.item.is_raw else "orbax",
             "ocdbt": found.item.use_ocdbt,
             "zarr_format": 3 if found.item.use_zarr3 else 2,
             "processes": list(found.processes),
@@ -132,7 +133,8 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
         of = f" of `{spell(copy.copy_of)}`" if copy.copy_of else ""
         yield "copy", f"{spell(copy.at)}: a second copy of the parameters{of}"
     yield "container", _container(found)
-    yield "stored", f"{_counted(found.chunks)}; compressed by {_counted(found.compressors)}"
+    if not found.item.is_raw:
+        yield "stored", f"{_counted(found.chunks)}; compressed by {_counted(found.compressors)}"
     if found.processes:
         yield "written by", ", ".join(found.processes)
     if isinstance(found.step, tuple):
@@ -176,6 +178,9 @@ def _unknown_rows(found: Inspection) -> Iterator[tuple[str, str]]:
 
 
 def _container(found: Inspection) -> str:
+    if found.item.is_raw:
+        files = {one.metadata["file"] for one in found.item.formats.values()}
+        return f"safetensors, {counted(len(files), 'file')}"
     kind = "OCDBT" if found.item.use_ocdbt else "a directory per array"
     return f"{kind}, zarr{3 if found.item.use_zarr3 else 2}"
 

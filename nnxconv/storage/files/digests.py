@@ -27,7 +27,9 @@ def _place(path: str) -> epath.Path:
 
 
 def digest_files(item: epath.Path) -> dict[str, str]:
-    """XXH3-128 of every file under an item, by relative path."""
+    """XXH3-128 of every file under an item, by relative path; an item may be one file."""
+    if not is_remote(item) and item.is_file():
+        return {item.name: digest_file(item)}
     return {name: digest_file(item / name) for name in sorted(files_below(item))}
 
 

@@ -222,7 +222,8 @@ def tensors_item(
         tuple(name.split(".")): Source(name, one.shape, one.dtype, one.chunks, store=store)
         for name, one in formats.items()
     }
-    return Item(path, tree, formats, use_ocdbt=False, use_zarr3=False, seen=seen)
+    kinds = dict.fromkeys(tree, "np.ndarray")
+    return Item(path, tree, formats, use_ocdbt=False, use_zarr3=False, value_types=kinds, seen=seen)
 
 
 def array_name(key: Key) -> str:
