@@ -31,7 +31,7 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
         "decided": [] if understood is None else list(understood.notes),
         "problem": found.problem or None,
         "container": {
-            "kind": "safetensors" if found.item.is_raw else "orbax",
+            "kind": _container(found).partition(",")[0] if found.item.is_raw else "orbax",
             "ocdbt": found.item.use_ocdbt,
             "zarr_format": 3 if found.item.use_zarr3 else 2,
             "processes": list(found.processes),
@@ -179,8 +179,11 @@ def _unknown_rows(found: Inspection) -> Iterator[tuple[str, str]]:
 
 def _container(found: Inspection) -> str:
     if found.item.is_raw:
-        files = {one.metadata["file"] for one in found.item.formats.values()}
-        return f"safetensors, {counted(len(files), 'file')}"
+        files = {
+            one.metadata["file"] for one in found.item.formats.values() if one.metadata.get("file")
+        }
+        kind = "safetensors" if all(file.endswith(".safetensors") for file in files) else "msgpack"
+        return f"{kind}, {counted(len(files), 'file')}"
     kind = "OCDBT" if found.item.use_ocdbt else "a directory per array"
     return f"{kind}, zarr{3 if found.item.use_zarr3 else 2}"
 

@@ -37,7 +37,7 @@ from nnxconv.storage.safetensors import (
     write_region,
 )
 from nnxconv.storage.transfer import Moved, Share
-from nnxconv.storage.zarr import damaged
+from nnxconv.storage.zarr import RAW, damaged
 from nnxconv.tree import Key, Region, Source, dtype_of
 
 COPIES_AT_ONCE = 4
@@ -115,7 +115,10 @@ async def _fill(
 
 def _is_whole(array: TargetArray, items: Mapping[str, Item]) -> bool:
     """True for a stored array whose bytes lie in a file as they are wanted."""
-    return isinstance(array.view, Source) and items[array.view.store].is_raw
+    if not isinstance(array.view, Source):
+        return False
+    stored = items[array.view.store].formats[array.view.name]
+    return stored.zarr_format == RAW and len(stored.metadata.get("parts", ())) == 1
 
 
 async def _copy_all(
@@ -138,7 +141,7 @@ async def _copy_all(
                 await asyncio.to_thread(
                     copy_bytes,
                     files.descriptor(stored.metadata["file"]),
-                    stored.metadata["start"],
+                    stored.metadata["parts"][0][0],
                     writer.descriptor(there),
                     there.start,
                     there.nbytes,

@@ -38,6 +38,7 @@ INNER = [
     "storage.zarr",
     "storage.ocdbt",
     "storage.safetensors",
+    "storage.msgpack",
     "storage.resume",
     "storage.orbax",
     "storage.transfer",

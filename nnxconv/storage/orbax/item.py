@@ -21,6 +21,7 @@ from nnxconv.storage.files import (
     read_json,
 )
 from nnxconv.storage.gcs import first_sentence
+from nnxconv.storage.msgpack import OLD_TREE, Array, read_tree
 from nnxconv.storage.ocdbt import Contents, read_contents
 from nnxconv.storage.orbax.location import Location
 from nnxconv.storage.orbax.stability import Seen, look
@@ -121,6 +122,8 @@ def open_item(location: Location, *, is_read: bool = False) -> Item:
     """
     if location.container == "safetensors":
         return _open_tensors(location.folder, is_read)
+    if location.container == "msgpack":
+        return _open_old(location.folder.path, None, is_read)
     if not location.joined:
         return _open_item(location.folder, is_read)
     parts = {folder.path.name: _open_item(folder, is_read) for folder in location.joined}
@@ -135,6 +138,8 @@ def _open_item(folder: Folder, is_read: bool) -> Item:
       DamagedCheckpoint: an array that the tree names is not there.
     """
     path = folder.path
+    if TREE_METADATA not in folder.files:
+        return _open_old(path / OLD_TREE, folder, is_read)
     seen = look(path) if is_read else {}
     metadata = read_json(path / TREE_METADATA)
     try:
@@ -210,7 +215,10 @@ def tensors_item(
     formats = {
         name: ArrayFormat(
             RAW,
-            {"file": (home / tensor.file).as_posix(), "start": tensor.start},
+            {
+                "file": (home / tensor.file).as_posix(),
+                "parts": ((tensor.start, tensor.nbytes),),
+            },
             tensor.shape,
             tensor.dtype,
             chunks_of(tensor.shape, tensor.dtype),
@@ -224,6 +232,82 @@ def tensors_item(
     }
     kinds = dict.fromkeys(tree, "np.ndarray")
     return Item(path, tree, formats, use_ocdbt=False, use_zarr3=False, value_types=kinds, seen=seen)
+
+
+_PLACEHOLDER = "PLACEHOLDER://"
+
+
+def _open_old(file: epath.Path, folder: Folder | None, is_read: bool) -> Item:
+    """A tree in msgpack: a file of Flax, or an item of the Orbax of 2023.
+
+    That has arrays in the file itself, or says where in its folder they are. Sequences of a file
+    of Flax are mappings keyed by digits; in the optimizer's state they are taken for sequences.
+    """
+    path = file if folder is None else folder.path
+    seen = look(path) if is_read else {}
+    values = read_tree(file)
+    if folder is None:
+        values = _with_sequences(values)
+    elsewhere = {
+        key: value.removeprefix(_PLACEHOLDER)
+        for key, value in values.items()
+        if isinstance(value, str) and value.startswith(_PLACEHOLDER)
+    }
+    formats = read_formats(path, None, False, elsewhere.values()) if elsewhere else {}
+    tree: dict[Key, Leaf] = {}
+    for key, value in values.items():
+        name = elsewhere.get(key, array_name(key))
+        if key not in elsewhere and (raw := _raw_format(value, file)) is not None:
+            formats[name] = raw
+        if name not in formats:
+            tree[key] = _literal(value)
+            continue
+        one = formats[name]
+        kind = "array" if "value" not in one.metadata else "scalar"
+        how = "" if one.zarr_format == RAW else encoding(one)
+        tree[key] = Source(
+            name, one.shape, one.dtype, one.chunks, path.as_posix(), kind, encoding=how
+        )
+    kinds = {key: "np.ndarray" for key, leaf in tree.items() if isinstance(leaf, Source)}
+    return Item(path, tree, formats, False, False, value_types=kinds, seen=seen)
+
+
+def _raw_format(value: Any, file: epath.Path) -> ArrayFormat | None:
+    """Of an array or number in a msgpack file; None for what else stands there."""
+    match value:
+        case Array(dtype, shape, parts):
+            metadata = {"file": file.as_posix(), "parts": parts}
+            return ArrayFormat(RAW, metadata, shape, dtype, chunks_of(shape, dtype))
+        case bool() | int() | float():
+            dtype = {bool: "bool", int: "int64", float: "float64"}[type(value)]
+            return ArrayFormat(RAW, {"value": value}, (), dtype, ())
+    return None
+
+
+def _literal(value: Any) -> Literal:
+    if value is None:
+        return Literal("None")
+    return Literal("string", value) if isinstance(value, str) else Literal(value.kind)
+
+
+def _with_sequences(values: Mapping[Key, Any]) -> dict[Key, Any]:
+    """The tree with ints for the digits that key sequences in the optimizer's state."""
+    digits: dict[Key, set[str]] = {}
+    for key in values:
+        if "opt_state" in key:
+            first = key.index("opt_state") + 1
+            for size in range(first, len(key)):
+                digits.setdefault(key[:size], set()).add(str(key[size]))
+    counted = {
+        parent for parent, names in digits.items() if names == {str(n) for n in range(len(names))}
+    }
+
+    def numbered(key: Key) -> Key:
+        return tuple(
+            int(part) if key[:place] in counted else part for place, part in enumerate(key)
+        )
+
+    return {numbered(key): value for key, value in values.items()}
 
 
 def array_name(key: Key) -> str:

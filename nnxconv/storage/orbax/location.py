@@ -35,6 +35,7 @@ from nnxconv.storage.files import (
     refuse_strangers,
 )
 from nnxconv.storage.gcs import is_remote, prepare
+from nnxconv.storage.msgpack import OLD_TREE, is_msgpack, newest_file
 from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
 from nnxconv.storage.orbax.foreign import seems_to_be
 from nnxconv.storage.safetensors import SUFFIX, has_tensors
@@ -66,7 +67,7 @@ class Location:
     step_metadata: dict[str, Any] | None = None
     joined: tuple[Folder, ...] = ()
     newest_of: int = 0
-    container: OneOf["orbax", "safetensors"] = "orbax"
+    container: OneOf["orbax", "safetensors", "msgpack"] = "orbax"
 
     @property
     def choice(self) -> str:
@@ -112,10 +113,12 @@ def locate(
       NotACheckpoint: there is nothing there that Orbax could read.
       BadInput: there are several steps or items to choose from, or the step is not there.
     """
-    given = _tensors_file(path) or finished_directory(path)
+    given = _tensors_file(path) or _msgpack_file(path, step) or finished_directory(path)
+    if isinstance(given, Location):
+        return given
     if TREE_METADATA not in given.files and (given.path.suffix == SUFFIX or has_tensors(given)):
         return _of_tensors(path, given, step)
-    if TREE_METADATA in given.files:
+    if holds_tree(given):
         if step is not None and not _is_called(given.path.name, step):
             raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
         refuse_strangers(given.path, given.path)
@@ -133,7 +136,7 @@ def locate(
     given = _holding_steps(given)
     chosen = open_folder(choose_step(given, step, has_step, allow_uncommitted, takes_newest=True))
     refuse_strangers(given.path, chosen.path)
-    if TREE_METADATA in chosen.files:
+    if holds_tree(chosen):
         _refuse_uncommitted(allow_uncommitted, chosen)
         metadata = _read_step_metadata(chosen.path)
         location = Location(chosen, "root", chosen.path.name, step_metadata=metadata)
@@ -147,6 +150,43 @@ def _tensors_file(path: str) -> Folder | None:
     given = absolute(path)
     is_file = given.suffix == SUFFIX and not is_remote(given) and given.is_file()
     return Folder(given, frozenset(), frozenset()) if is_file else None
+
+
+def _msgpack_file(path: str, step: Step | None) -> Location | None:
+    """A msgpack file that a user names, or the newest of a folder of flax.training.checkpoints."""
+    given = absolute(path)
+    if is_remote(given) or not given.exists():
+        return None
+    count = 0
+    if given.is_dir():
+        folder = open_folder(given)
+        found = None if folder.folders or holds_tree(folder) else newest_file(folder)
+        if found is None and "flax_model.msgpack" in folder.files and not has_tensors(folder):
+            found = given / "flax_model.msgpack", 1
+        if found is None:
+            return None
+        given, count = found
+        if step is not None:
+            given = given.parent / f"checkpoint_{step}"
+            if not given.exists():
+                raise BadInput(f"`{path}` has no step {step}", hint="it has one file for each step")
+    elif given.name.startswith("streaming_") or not is_msgpack(given):
+        return None
+    refuse_strangers(given.parent, given)
+    return Location(
+        Folder(given, frozenset(), frozenset()),
+        "item",
+        container="msgpack",
+        newest_of=0 if step is not None else count,
+    )
+
+
+def holds_tree(folder: Folder) -> bool:
+    """True for an item: of today's Orbax, or of that of 2023, which had no `_METADATA`."""
+    if TREE_METADATA in folder.files:
+        return True
+    is_other = any(name.startswith("target.") for name in folder.folders)  # a checkpoint of T5X
+    return OLD_TREE in folder.files and not is_other and is_msgpack(folder.path / OLD_TREE)
 
 
 def _of_tensors(path: str, given: Folder, step: Step | None) -> Location:
@@ -265,7 +305,7 @@ def _items(step: Folder) -> list[Folder]:
     """The directories under a step that hold a tree of arrays."""
     names = [n for n in step.folders if _step_number(n) is None and UNFINISHED not in n]
     children = [open_folder(step.path / name) for name in names]
-    found = [child for child in children if TREE_METADATA in child.files]
+    found = [child for child in children if holds_tree(child)]
     gone = deleted_item(step)
     left = [child for child in found if child.path.name != gone]
     if gone is not None and not left:

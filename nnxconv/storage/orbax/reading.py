@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import tensorstore as ts
@@ -11,7 +12,7 @@ from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage import run
 from nnxconv.storage.orbax.item import Item
 from nnxconv.storage.safetensors import OpenFiles, read_region
-from nnxconv.storage.zarr import array_spec, damaged, new_context
+from nnxconv.storage.zarr import RAW, array_spec, damaged, new_context
 from nnxconv.tree import Source, View, first_source, notation
 
 
@@ -31,7 +32,7 @@ class Reader:
           DamagedCheckpoint: a chunk is missing or cannot be decoded.
         """
         item = self._items[source.store]
-        if item.is_raw:
+        if item.formats[source.name].zarr_format == RAW:
             return await self._read_raw(item, source, region)
         try:
             store = self._open.get(source)
@@ -50,11 +51,14 @@ class Reader:
 
     async def _read_raw(self, item: Item, source: Source, region: tuple[slice, ...]) -> np.ndarray:
         """The values of a region of an array that lies in C order in a file."""
-        stored = item.formats[source.name]
+        stored, dtype = item.formats[source.name], np.dtype(item.formats[source.name].dtype)
+        told = stored.metadata
+        if "value" in told:
+            return np.array(told["value"], dtype)
         try:
-            file = self._raw.descriptor(stored.metadata["file"])
-            start, dtype = stored.metadata["start"], np.dtype(stored.dtype)
-            return await asyncio.to_thread(read_region, file, start, dtype, stored.shape, region)
+            file = self._raw.descriptor(told["file"])
+            read = partial(read_region, file, told["parts"], dtype, stored.shape, region)
+            return await asyncio.to_thread(read)
         except (ValueError, OSError) as error:
             raise damaged(item.path, source.name, error) from error
 

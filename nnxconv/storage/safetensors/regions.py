@@ -4,7 +4,7 @@ import errno
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,10 +57,14 @@ def runs(shape: Shape, region: Region, itemsize: int) -> Iterator[tuple[int, int
         yield start + sum(i * stride for i, stride in zip(index, strides, strict=False)), length
 
 
+Parts = Sequence[tuple[int, int]]
+"""Offset and length of each run of an array's bytes in a file, in C order; most have one."""
+
+
 def read_region(
-    descriptor: int, start: int, dtype: np.dtype, shape: Shape, region: Region
+    descriptor: int, parts: Parts, dtype: np.dtype, shape: Shape, region: Region
 ) -> np.ndarray:
-    """The values of a region of an array that begins at `start` in an open file.
+    """The values of a region of an array whose bytes are in these parts of an open file.
 
     Raises:
       OSError: they cannot be read.
@@ -72,13 +76,27 @@ def read_region(
     whole = values.reshape(-1).view(np.uint8).data
     done = 0
     for offset, nbytes in runs(shape, region, dtype.itemsize):
-        end = done + nbytes
-        while done < end:
-            count = os.preadv(descriptor, [whole[done:end]], start + offset + nbytes - (end - done))
-            if not count:
-                raise ValueError("the file ends before its arrays")
-            done += count
+        for start, length in _within(parts, offset, nbytes):
+            end = done + length
+            while done < end:
+                count = os.preadv(descriptor, [whole[done:end]], start + length - (end - done))
+                if not count:
+                    raise ValueError("the file ends before its arrays")
+                done += count
     return values
+
+
+def _within(parts: Parts, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
+    """Where bytes of an array lie in the file, part by part."""
+    for start, length in parts:
+        taken = min(length - offset, nbytes)
+        if taken > 0:
+            yield start + offset, taken
+            offset, nbytes = 0, nbytes - taken
+            if not nbytes:
+                return
+        else:
+            offset -= length
 
 
 def write_region(

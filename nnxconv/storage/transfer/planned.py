@@ -285,6 +285,9 @@ def rewritten_bytes(plan: Plan, item: Item) -> int:
 
 def _encoded_bytes(item: Item) -> dict[str, int]:
     """Bytes of each array as it is stored."""
+    if item.is_raw:
+        raw = (one for one in item.tree.values() if isinstance(one, Source))
+        return {source.name: size_bytes(source) for source in raw}
     if item.contents is None:
         sizes = files_below(item.path)
     else:

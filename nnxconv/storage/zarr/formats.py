@@ -26,7 +26,8 @@ class ArrayFormat:
 
     Attributes:
       zarr_format: 2 or 3, or `RAW`.
-      metadata: the contents of `.zarray` or `zarr.json`; of raw bytes the file and their start.
+      metadata: the contents of `.zarray` or `zarr.json`; of raw bytes the `file` and its `parts`
+        that hold them, by offset and length, or the `value` of a number.
       shape: of the array.
       dtype: numpy or ml_dtypes name.
       chunks: shape of the piece that is decoded at once (the inner chunk of a sharded array).
