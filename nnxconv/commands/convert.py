@@ -139,7 +139,7 @@ def _places(
 ) -> Places:
     """Where is read and written; the target lies as the source does, unless its layout says."""
     from nnxconv.storage.orbax import target_for
-    from nnxconv.storage.safetensors import companions
+    from nnxconv.storage.safetensors import small_files
     from nnxconv.storage.zarr import ORBAX
 
     custom = source.location.custom_metadata
@@ -153,7 +153,7 @@ def _places(
         container = ORBAX  # nothing is taken over as encoded chunks
         files = {} if cross is None else cross.files
         if source.location.container == TENSORS:
-            files = companions(source.location.folder)
+            files = small_files(source.location.folder)
         target = target if target.tensors_file else replace(target, files=files)
     stores = source.item.stores
     return Places(

@@ -164,7 +164,7 @@ def _back(config: str) -> Crossing:
     """What a folder of Hugging Face, or its `config.json`, says of how another one is written."""
     from nnxconv.storage.files import open_folder, read_json
     from nnxconv.storage.orbax import absolute
-    from nnxconv.storage.safetensors import CONFIG, companions, find_tensors, has_tensors
+    from nnxconv.storage.safetensors import CONFIG, find_tensors, has_tensors, small_files
 
     given = absolute(config)
     home = given.parent if given.name == CONFIG else given
@@ -182,4 +182,4 @@ def _back(config: str) -> Crossing:
     if not dtypes and isinstance(usual, str):
         dtypes[""] = usual
     family = replace(family_for(told, arrays), dtypes=dtypes)
-    return Crossing(family, True, companions(folder))
+    return Crossing(family, True, small_files(folder))

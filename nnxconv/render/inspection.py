@@ -182,7 +182,8 @@ def _container(found: Inspection) -> str:
         files = {
             one.metadata["file"] for one in found.item.formats.values() if one.metadata.get("file")
         }
-        kind = "safetensors" if all(file.endswith(".safetensors") for file in files) else "msgpack"
+        endings = {".safetensors": "safetensors", ".npz": "npz"}
+        kind = endings.get(f".{next(iter(files), '').rpartition('.')[2]}", "msgpack")
         return f"{kind}, {counted(len(files), 'file')}"
     kind = "OCDBT" if found.item.use_ocdbt else "a directory per array"
     return f"{kind}, zarr{3 if found.item.use_zarr3 else 2}"

@@ -17,11 +17,8 @@ from nnxconv.tree.elements import dtype_of
 from nnxconv.tree.views import Literal
 from tests.support import checkpoints, models, states
 from tests.support.disk import on_disk
+from tests.support.layouts import LAYOUTS, TRAINING
 from tests.support.states import array, table, tiny, told
-
-LAYOUTS = tuple(CODECS)
-TRAINING = tuple(name for name in LAYOUTS if name not in ("linen-variables", "nnx-rl"))
-"""Layouts that hold an optimizer's state."""
 
 each_layout = pytest.mark.parametrize("layout", TRAINING)
 each_pair = pytest.mark.parametrize(

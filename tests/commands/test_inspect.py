@@ -123,6 +123,7 @@ def test_json_holds_the_whole_tree_and_everything_that_the_text_says(stacked):
         "decided": [],
         "problem": None,
         "container": {
+            "kind": "orbax",
             "ocdbt": True,
             "zarr_format": 2,
             "processes": ["ocdbt.process_0"],
@@ -210,19 +211,6 @@ NO_CHECKPOINT = {
         lambda path: [(path / name).mkdir(parents=True) for name in ("metadata", "state")],
         "`PATH` is not an Orbax checkpoint",
         "it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3",
-    ),
-    "safetensors": (
-        lambda path: write(path / "model-00001-of-00002.safetensors"),
-        "`PATH` is not an Orbax checkpoint",
-        "it looks like a safetensors file: read it with `safetensors.numpy.load_file(FILE)`, then"
-        " `ocp.StandardCheckpointer().save(NEW, tree)`",
-    ),
-    "flax_msgpack": (
-        lambda path: write(path / "checkpoint"),
-        "`PATH` is not an Orbax checkpoint",
-        "it looks like a checkpoint of flax.training.checkpoints from before 2024: read it with"
-        " `flax.training.checkpoints.restore_checkpoint(PATH, None)`, then"
-        " `ocp.StandardCheckpointer().save(NEW, tree)`",
     ),
     "empty": (
         lambda path: path.mkdir(),

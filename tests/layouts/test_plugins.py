@@ -174,7 +174,8 @@ def test_the_help_names_it_without_importing_it(tmp_path):
     shown = nnxconv_beside(site, "convert", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     text = re.sub(r"\s+", "", shown.stdout)
-    assert text.count(f"[{'|'.join([*OWN, 'house'])}]") == 2
+    assert text.count(f"[{'|'.join([*OWN, 'house', 'hf'])}]") == 1
+    assert text.count(f"[{'|'.join([*OWN, 'house'])}]") == 1
 
 
 def test_the_short_help_does_not_look_for_other_packages():
@@ -190,7 +191,8 @@ def test_a_name_that_no_layout_has_is_refused_with_all_names(site, tmp_path):
     outcome = nnxconv_beside(site, "convert", tmp_path, tmp_path / "b", "--to", "mansion")
     assert outcome.returncode == 2
     assert outcome.stderr.splitlines()[-1] == (
-        f"Error: Invalid value for '--to': 'mansion' is not one of {', '.join([*OWN, 'house'])}."
+        "Error: Invalid value for '--to': 'mansion' is not one of"
+        f" {', '.join([*OWN, 'house', 'hf'])}."
     )
 
 

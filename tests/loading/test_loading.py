@@ -14,7 +14,6 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import nnxconv
-from nnxconv.layouts.recognition import CODECS
 from tests.promises.test_training import (
     AFTER,
     BEFORE,
@@ -30,6 +29,7 @@ from tests.promises.test_training import (
     nnx_transformer,
 )
 from tests.support import checkpoints, models
+from tests.support.layouts import LAYOUTS
 from tests.support.models import save, tokens, train_linen, train_nnx
 
 __all__ = ["compile_quickly"]
@@ -528,7 +528,7 @@ def in_layout(tmp_path_factory):
 @pytest.mark.sample(13)
 @pytest.mark.parametrize("like", [checkpoints.linen, checkpoints.nnx_pure, checkpoints.nnx_state])
 @pytest.mark.parametrize("axis", [None, 1])
-@pytest.mark.parametrize("layout", CODECS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_loaded_as_a_program_has_it(layout, axis, like, in_layout):
     is_bare = layout in WITHOUT_OPTIMIZER
     zeros = jax.tree.map(np.zeros_like, like(axis=axis))

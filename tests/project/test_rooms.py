@@ -39,6 +39,7 @@ INNER = [
     "storage.ocdbt",
     "storage.safetensors",
     "storage.msgpack",
+    "storage.npz",
     "storage.resume",
     "storage.orbax",
     "storage.transfer",

@@ -69,6 +69,8 @@ def read_tree(file: epath.Path) -> dict[Key, Value]:
                 raise ValueError(f"it goes on after {decoder.at:,} of {len(m):,} bytes")
             if not isinstance(tree, dict):
                 raise ValueError("it holds no mapping")
+            if not tree:
+                raise ValueError("it holds nothing")
             found: dict[Key, Value] = {}
             _flatten(tree, (), found)
             return found

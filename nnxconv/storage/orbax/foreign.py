@@ -29,7 +29,8 @@ class Format:
     @property
     def hint(self) -> str:
         """What it looks like, and what to do."""
-        return f"it looks like {self.name}: {self.load}, then {SAVE}"
+        then = "" if "nnxconv reads" in self.load else f", then {SAVE}"
+        return f"it looks like {self.name}: {self.load}{then}"
 
 
 FORMATS = (
@@ -55,34 +56,19 @@ FORMATS = (
         together=("*.index", "*.data-?????-of-?????"),
     ),
     Format(
-        "a checkpoint of flax.training.checkpoints from before 2024",
-        "read it with `flax.training.checkpoints.restore_checkpoint(PATH, None)`",
-        together=("checkpoint",),
-    ),
-    Format(
         "parameters streamed by EasyLM",
         "read them with `StreamingCheckpointer.load_checkpoint(FILE)` of EasyLM",
         files=("streaming_params*", "streaming_train_state*"),
     ),
     Format(
-        "a msgpack file of Flax",
-        'read it with `flax.serialization.msgpack_restore(open(FILE, "rb").read())`',
-        files=("*.msgpack",),
-    ),
-    Format(
-        "a safetensors file",
-        "read it with `safetensors.numpy.load_file(FILE)`",
-        files=("*.safetensors",),
-    ),
-    Format(
-        "arrays of numpy",
-        "read them with `np.load(FILE)` (Big Vision's keys are paths: make a tree of them by"
-        ' `flax.traverse_util.unflatten_dict(arrays, sep="/")`)',
-        files=("*.npz", "*.npy"),
+        "one array of numpy",
+        "read it with `np.load(FILE)`",
+        files=("*.npy",),
     ),
     Format(
         "a PyTorch checkpoint",
-        "read it with `torch.load(FILE, weights_only=True)`, make numpy arrays of the tensors",
+        "make safetensors of it, which nnxconv reads:"
+        ' `safetensors.torch.save_file(torch.load(FILE, weights_only=True), "model.safetensors")`',
         files=("*.bin", "*.pt", "*.pth", "*.ckpt"),
     ),
     Format(

@@ -1,5 +1,6 @@
 """A checkpoint item, opened without reading its arrays."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -22,6 +23,7 @@ from nnxconv.storage.files import (
 )
 from nnxconv.storage.gcs import first_sentence
 from nnxconv.storage.msgpack import OLD_TREE, Array, read_tree
+from nnxconv.storage.npz import key_of, read_members
 from nnxconv.storage.ocdbt import Contents, read_contents
 from nnxconv.storage.orbax.location import Location
 from nnxconv.storage.orbax.stability import Seen, look
@@ -39,7 +41,7 @@ from nnxconv.storage.zarr import (
     kvstore_spec,
     parse_format,
 )
-from nnxconv.tree import Key, Leaf, Literal, Source
+from nnxconv.tree import Key, Leaf, Literal, Source, item_bytes, permuted
 
 _EMPTY_TYPES = {
     "None": "None",
@@ -122,6 +124,8 @@ def open_item(location: Location, *, is_read: bool = False) -> Item:
     """
     if location.container == "safetensors":
         return _open_tensors(location.folder, is_read)
+    if location.container == "npz":
+        return _open_npz(location.folder.path, is_read)
     if location.container == "msgpack":
         return _open_old(location.folder.path, None, is_read)
     if not location.joined:
@@ -232,6 +236,25 @@ def tensors_item(
     }
     kinds = dict.fromkeys(tree, "np.ndarray")
     return Item(path, tree, formats, use_ocdbt=False, use_zarr3=False, value_types=kinds, seen=seen)
+
+
+def _open_npz(file: epath.Path, is_read: bool) -> Item:
+    """The arrays of an npz file, whose names are keys."""
+    seen = look(file) if is_read else {}
+    members = read_members(file)
+    have_slashes = any("/" in name for name in members)
+    formats: dict[str, ArrayFormat] = {}
+    tree: dict[Key, Leaf] = {}
+    for name, one in members.items():
+        chunks = chunks_of(one.shape, one.dtype)
+        nbytes = math.prod(one.shape) * item_bytes(one.dtype)
+        metadata = {"file": file.as_posix(), "parts": ((one.start, nbytes),)}
+        formats[name] = ArrayFormat(RAW, metadata, one.shape, one.dtype, chunks)
+        source = Source(name, one.shape, one.dtype, chunks, store=file.as_posix())
+        turned = permuted(source, tuple(reversed(range(len(one.shape)))))
+        tree[key_of(name, have_slashes)] = turned if one.is_turned else source
+    kinds = dict.fromkeys(tree, "np.ndarray")
+    return Item(file, tree, formats, False, False, value_types=kinds, seen=seen)
 
 
 _PLACEHOLDER = "PLACEHOLDER://"

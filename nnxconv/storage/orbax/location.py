@@ -36,6 +36,7 @@ from nnxconv.storage.files import (
 )
 from nnxconv.storage.gcs import is_remote, prepare
 from nnxconv.storage.msgpack import OLD_TREE, is_msgpack, newest_file
+from nnxconv.storage.npz import SUFFIX as NPZ
 from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
 from nnxconv.storage.orbax.foreign import seems_to_be
 from nnxconv.storage.safetensors import SUFFIX, has_tensors
@@ -67,7 +68,7 @@ class Location:
     step_metadata: dict[str, Any] | None = None
     joined: tuple[Folder, ...] = ()
     newest_of: int = 0
-    container: OneOf["orbax", "safetensors", "msgpack"] = "orbax"
+    container: OneOf["orbax", "safetensors", "msgpack", "npz"] = "orbax"
 
     @property
     def choice(self) -> str:
@@ -113,7 +114,7 @@ def locate(
       NotACheckpoint: there is nothing there that Orbax could read.
       BadInput: there are several steps or items to choose from, or the step is not there.
     """
-    given = _tensors_file(path) or _msgpack_file(path, step) or finished_directory(path)
+    given = _tensors_file(path) or _one_file(path, step) or finished_directory(path)
     if isinstance(given, Location):
         return given
     if TREE_METADATA not in given.files and (given.path.suffix == SUFFIX or has_tensors(given)):
@@ -152,8 +153,8 @@ def _tensors_file(path: str) -> Folder | None:
     return Folder(given, frozenset(), frozenset()) if is_file else None
 
 
-def _msgpack_file(path: str, step: Step | None) -> Location | None:
-    """A msgpack file that a user names, or the newest of a folder of flax.training.checkpoints."""
+def _one_file(path: str, step: Step | None) -> Location | None:
+    """A msgpack or npz file that a user names, or the newest of flax.training.checkpoints."""
     given = absolute(path)
     if is_remote(given) or not given.exists():
         return None
@@ -170,13 +171,16 @@ def _msgpack_file(path: str, step: Step | None) -> Location | None:
             given = given.parent / f"checkpoint_{step}"
             if not given.exists():
                 raise BadInput(f"`{path}` has no step {step}", hint="it has one file for each step")
-    elif given.name.startswith("streaming_") or not is_msgpack(given):
+    elif given.name.startswith("streaming_"):
+        return None
+    container = "npz" if given.suffix == NPZ else "msgpack" if is_msgpack(given) else None
+    if container is None:
         return None
     refuse_strangers(given.parent, given)
     return Location(
         Folder(given, frozenset(), frozenset()),
         "item",
-        container="msgpack",
+        container=container,
         newest_of=0 if step is not None else count,
     )
 

@@ -19,7 +19,7 @@ def home_of(path: epath.Path) -> epath.Path:
     return path.parent if path.suffix == SUFFIX else path
 
 
-def companions(folder: Folder) -> dict[str, epath.Path]:
+def small_files(folder: Folder) -> dict[str, epath.Path]:
     """The small files of a folder that are no weights, by name."""
     found = {}
     for name in sorted(folder.files):

@@ -47,7 +47,8 @@ def find_tensors(folder: Folder, file: str = "") -> Tensors:
     if len(indices) == 1:
         return _indexed(folder, indices[0])
     files = sorted(name for name in folder.files if name.endswith(SUFFIX))
-    if len(indices) > 1 or (len(files) > 1 and not _are_shards(folder.path, files)):
+    are_one = _are_shards(folder.path, files) or len(files) == 1
+    if len(indices) > 1 or not are_one:
         raise BadInput(
             f"`{folder.path}` holds several checkpoints",
             details=indices or files,

@@ -9,9 +9,6 @@ from pathlib import Path
 from nnxconv.storage.safetensors.header import METADATA, NAMES, Tensor
 from nnxconv.tree import Shape, item_bytes
 
-DEFAULT_SHARD_BYTES = 5 * 10**9
-"""What Hugging Face's `save_pretrained` writes."""
-
 INDEX = "model.safetensors.index.json"
 _ALIGNMENT = 8
 
