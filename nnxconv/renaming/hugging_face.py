@@ -43,6 +43,7 @@ from nnxconv.state import Arrangement, Blocks
 from nnxconv.tree import Key, Literal, View, cast, dtype_of, in_order, notation, spell
 
 SUFFIX = ".toml.j2"
+_NUMBERS = re.compile(r"\[\d+\]")
 _MODEL_TYPES = re.compile(r"^model_types = (\[.*\])$", re.MULTILINE)
 
 
@@ -184,7 +185,7 @@ def from_hugging_face(source: Understood, family: Family, options: Options) -> U
         raise BadInput(
             f"{len(unknown):,} arrays are none of `{family.name}`",
             details=[f"{spell(key)}  {notation(kept[key])}" for key in unknown],
-            hint=f"`--drop '{spell(unknown[0])}'` leaves it out",
+            hint=f"`--drop '{_NUMBERS.sub('*', spell(unknown[0]))}'` leaves it out of all layers",
         )
     new = renamed(source, family.rules, options)
     kept = {key: leaf for key, leaf in new.state.params.items() if key not in aside}
@@ -199,10 +200,7 @@ def to_hugging_face(source: Understood, family: Family, options: Options) -> Und
     Raises:
       RuleError: the arrays are not those of the family.
     """
-    names = {group.key for group in source.groups}
-    if _ONLY_REMAINDER in names and (*_ONLY_REMAINDER[:1], "layers") not in names:
-        source = renamed(source, _OUT_OF_REMAINDER, options)
-    new = renamed(source, family.rules.inverse(), options)
+    new = renamed(out_of_remainder(source, options), family.rules.inverse(), options)
     params = {key: _typed(key, leaf, family) for key, leaf in new.state.params.items()}
     left = [key for key in params if not (key and key[0] in _roots(family))]
     if left:
@@ -219,6 +217,14 @@ _ONLY_REMAINDER: Key = ("decoder", "layers_remainder", "layers")
 _OUT_OF_REMAINDER = parse_rules(
     '[rules]\n"decoder.layers_remainder.layers[{i}]" = "decoder.layers[{i}]"'
 )
+
+
+def out_of_remainder(source: Understood, options: Options) -> Understood:
+    """A checkpoint of MaxText with its layers where they are when all of them fill no block."""
+    names = {group.key for group in source.groups}
+    if _ONLY_REMAINDER not in names or (*_ONLY_REMAINDER[:1], "layers") in names:
+        return source
+    return renamed(source, _OUT_OF_REMAINDER, options)
 
 
 def rounding(family: Family, source: Understood, options: Options, *, is_back: bool) -> str:

@@ -71,7 +71,8 @@ def execute_tensors(
         for shard in shards:
             begin(folder, shard)
         moved = Moved()
-        run(_fill(share, items, TensorsWriter(place, shards), moved, check, watch, proof))
+        with TensorsWriter(place, shards) as writer:
+            run(_fill(share, items, writer, moved, check, watch, proof))
         for name, source in target.files.items():
             (folder / name).write_bytes(source.read_bytes())
         if len(shards) > 1:
@@ -185,9 +186,15 @@ class TensorsWriter:
         return _Array(self.descriptor(tensor), tensor)
 
     def settle(self) -> None:
-        """Waits until all is on disk, and closes the files."""
+        """Waits until all is on disk."""
         for file in self._files.values():
             os.fsync(file.fileno())
+
+    def __enter__(self) -> "TensorsWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
             file.close()
 
     def read_back(self, tree: Tree) -> Item:

@@ -1,0 +1,214 @@
+"""Families of Hugging Face: MaxText's arrays are those of formulas, and of its own converter."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import nnxconv
+from nnxconv.errors import BadInput
+from nnxconv.renaming import templates
+from tests.support import checkpoints
+from tests.support.command import run
+from tests.support.hugging_face import (
+    Sizes,
+    arrays_of,
+    config_of,
+    maxtext_of,
+    save_folder,
+    stacked,
+)
+
+KINDS = [
+    *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"),
+    "gpt_oss",
+]
+OTHER = Sizes(16, 2, 1, 8, 10, 30, 8, 2)
+ROUNDED_BACK = ("llama", "mistral", "mixtral", "gemma2", "gemma3_text")
+"""Families that MaxText keeps scaled or shifted."""
+
+
+def parameters(path) -> dict[str, np.ndarray]:
+    """What an Orbax item has below `params`, by path."""
+    found: dict[str, np.ndarray] = {}
+
+    def walk(tree, head):
+        for name, inner in tree.items():
+            if isinstance(inner, dict):
+                walk(inner, f"{head}{name}/")
+            else:
+                found[head + name] = np.asarray(inner)
+
+    walk(checkpoints.restore(Path(path))["params"]["params"], "")
+    return found
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def check_equal(found, wanted):
+    assert found.keys() == wanted.keys()
+    unequal = [k for k in found if not np.array_equal(found[k], wanted[k])]
+    assert unequal == []
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("sizes", [Sizes(), OTHER], ids=["small", "other"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_maxtext_has_what_the_formulas_say_bit_for_bit(kind, sizes, scan, tmp_path):
+    arrays = arrays_of(kind, sizes)
+    folder = save_folder(tmp_path / "hf", kind, sizes, arrays)
+    result = nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext", scan_layers=scan)
+    apart = maxtext_of(kind, sizes, arrays)
+    check_equal(parameters(tmp_path / "out"), stacked(kind, apart) if scan else apart)
+    assert result.account.left_out == {}
+    for pair in ((folder, tmp_path / "out"), (tmp_path / "out", folder)):
+        report = nnxconv.compare(*map(str, pair), compare_values=True, atol=0, rtol=0)
+        assert report.is_match
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_comes_back_is_the_folder_byte_for_byte(kind, scan, tmp_path):
+    """Of bfloat16, in which models are published; by way of float32, which keeps all of it."""
+    arrays = arrays_of(kind, OTHER, dtype="bfloat16")
+    folder = save_folder(tmp_path / "hf", kind, OTHER, arrays)
+    nnxconv.convert(
+        str(folder), str(tmp_path / "mt"), to="maxtext", scan_layers=scan, dtype="float32"
+    )
+    result = nnxconv.convert(
+        str(tmp_path / "mt"), str(tmp_path / "back"), to="hf", config=str(folder)
+    )
+    found = tensors(tmp_path / "back")
+    assert {k: v.dtype for k, v in found.items()} == {k: v.dtype for k, v in arrays.items()}
+    shifted = [] if kind not in ("gemma2", "gemma3_text") else [k for k in arrays if "norm" in k]
+    unequal = [k for k in arrays if not np.array_equal(found[k], arrays[k])]
+    assert set(unequal) <= set(shifted)  # `w + 1` in float32 has not room for all of a small `w`
+    for name in unequal:
+        np.testing.assert_allclose(
+            found[name].astype(np.float32), arrays[name].astype(np.float32), rtol=0, atol=2**-22
+        )
+    names = {"config.json", "tokenizer.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "back").iterdir()} == names
+    told = "what MaxText keeps scaled or shifted comes back to within a rounding"
+    assert (told in result.conversion.source.notes) == (kind in ROUNDED_BACK)
+
+
+def test_a_folder_that_is_written_has_the_type_that_its_configuration_says(tmp_path):
+    arrays = arrays_of("qwen3", OTHER)
+    folder = save_folder(tmp_path / "hf", "qwen3", OTHER, arrays)
+    nnxconv.convert(str(folder), str(tmp_path / "mt"), to="linen")
+    (tmp_path / "config").mkdir()
+    told = {**config_of("qwen3", OTHER), "torch_dtype": "bfloat16"}
+    (tmp_path / "config/config.json").write_text(json.dumps(told))
+    nnxconv.convert(
+        str(tmp_path / "mt"),
+        str(tmp_path / "back"),
+        to="hf",
+        config=str(tmp_path / "config/config.json"),
+        params_only=True,
+    )
+    found = tensors(tmp_path / "back")
+    assert {str(array.dtype) for array in found.values()} == {"bfloat16"}
+    check_equal(found, {k: v.astype(found[k].dtype) for k, v in arrays.items()})
+
+
+def test_what_maxtext_does_not_have_is_left_out_by_name(tmp_path):
+    arrays = arrays_of("gemma2", OTHER)
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
+    folder = save_folder(tmp_path / "hf", "gemma2", OTHER, arrays)
+    result = nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext")
+    why = "is tied: the embedding is used"
+    assert result.account.left_out == {("lm_head", "weight"): why}
+    shown = run("convert", folder, tmp_path / "other", "--to", "maxtext").stdout
+    assert f"left out  1 array of params.lm_head ({why})" in shown
+
+
+def test_what_a_family_does_not_know_is_an_error_that_names_it(tmp_path):
+    arrays = arrays_of("llama", OTHER)
+    arrays["model.layers.0.self_attn.q_norm.weight"] = np.ones(8, np.float32)
+    folder = save_folder(tmp_path / "hf", "llama", OTHER, arrays)
+    with pytest.raises(BadInput) as refused:
+        nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext")
+    assert refused.value.render() == (
+        "error: 1 arrays are none of `hf-llama`\n"
+        "  model.layers[0].self_attn.q_norm.weight  f32[8]\n\n"
+        "hint: `--drop 'model.layers*.self_attn.q_norm.weight'` leaves it out of all layers"
+    )
+    drop = ["model.layers*.self_attn.q_norm.weight"]
+    nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext", drop=drop)
+    assert len(parameters(tmp_path / "out")) == 3 + 9 * OTHER.layers
+
+
+def test_a_model_of_no_family_is_named_and_can_keep_its_names(tmp_path):
+    folder = save_folder(tmp_path / "hf", "llama", OTHER, arrays_of("llama", OTHER))
+    (folder / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(BadInput) as refused:
+        nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext")
+    assert refused.value.message == "no family of nnxconv has models of the type `mamba`"
+    nnxconv.convert(str(folder), str(tmp_path / "out"), to="nnx-pure")
+    assert nnxconv.compare(str(folder), str(tmp_path / "out"), compare_values=True).is_match
+
+
+def test_hf_needs_a_configuration_and_nothing_else_takes_one(tmp_path):
+    folder = save_folder(tmp_path / "hf", "llama", OTHER, arrays_of("llama", OTHER))
+    for options in ({"to": "hf"}, {"to": "maxtext", "config": str(folder)}):
+        with pytest.raises(BadInput, match="--config"):
+            nnxconv.convert(str(folder), str(tmp_path / "out"), **options)
+
+
+def test_a_configuration_that_lacks_what_a_family_needs_is_told(tmp_path):
+    folder = save_folder(tmp_path / "hf", "llama", OTHER, arrays_of("llama", OTHER))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(BadInput, match="does not tell what `hf-llama` needs"):
+        nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext")
+
+
+def test_a_family_is_followed_by_name_when_a_folder_is_opened(tmp_path):
+    arrays = arrays_of("qwen3", OTHER)
+    folder = save_folder(tmp_path / "hf", "qwen3", OTHER, arrays)
+    opened = nnxconv.open(str(folder), rename="hf-qwen3")
+    wanted = maxtext_of("qwen3", OTHER, arrays)
+    found = opened["params.decoder.layers[3].self_attention.out.kernel"]
+    np.testing.assert_array_equal(found, wanted["decoder/layers_3/self_attention/out/kernel"])
+    assert len(opened) == len(wanted)
+
+
+def test_every_family_is_tried():
+    kinds = {kind for kind in KINDS if any(f'"{kind}"' in text for text in templates().values())}
+    assert kinds == set(KINDS) and len(templates()) == 7
+
+
+SHARED = ["llama3.1-8b", "qwen3-4b", "gemma2-2b", "mixtral-8x7b"]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("model", SHARED)
+def test_maxtexts_own_converter_makes_the_same_bit_for_bit(model, scan, conformance, tmp_path):
+    file = conformance / "hf" / model / f"maxtext_{'stacked' if scan else 'apart'}.npz"
+    if not file.exists():
+        pytest.skip(f"MaxText converts {model} apart alone")
+    nnxconv.convert(
+        str(conformance / "hf" / model / "hf"),
+        str(tmp_path / "out"),
+        to="maxtext",
+        scan_layers=scan,
+    )
+    wanted = {k.removeprefix("params/"): v for k, v in np.load(file).items()}
+    check_equal(parameters(tmp_path / "out"), wanted)
+    nnxconv.convert(
+        str(tmp_path / "out"),
+        str(tmp_path / "back"),
+        to="hf",
+        config=str(conformance / "hf" / model / "hf"),
+    )
+    there, back = tensors(conformance / "hf" / model / "hf"), tensors(tmp_path / "back")
+    assert there.keys() - back.keys() <= {"lm_head.weight"}  # which is tied
+    for name, array in back.items():
+        np.testing.assert_allclose(array, there[name], rtol=0, atol=2.5e-7)
