@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import jax
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from flax.training.train_state import TrainState
 import nnxconv
 from nnxconv.layouts import CODECS
 from tests.project.test_readme import TX, pair
-from tests.support import checkpoints, model_pairs, models, pax
+from tests.support import checkpoints, hugging_face, model_pairs, models, pax
 from tests.support.command import run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -81,6 +82,7 @@ CHECKPOINTS: Mapping[str, Trees] = {
     "convert.md": {"SRC": checkpoints.linen},
     "gcs.md": {"linen/4000": checkpoints.linen},
     "gpt3-from-paxml.md": {},
+    "hugging-face.md": {"linen_ckpt": checkpoints.linen},
     "many-machines.md": {},
     "rename.md": {"linen_ckpt": pair, "nnx_ckpt": lambda: models.nnx_states(*nnx_mlp())},
     "resume.md": {"SRC": checkpoints.nnx_pure},
@@ -150,6 +152,26 @@ def test_commands_that_compute(here):
     layers = {f"decoder/layers_{n}/self_attention/max_logits": np.full(4, 200.0) for n in range(2)}
     np.savez("logits.npz", **layers)
     check_each_is_done(here)
+
+
+@of("hugging-face.md")
+def test_commands_that_read_and_write_other_containers(here):
+    arrays = hugging_face.arrays_of("qwen3", hugging_face.Sizes())
+    hugging_face.save_folder(Path("hf_model"), "qwen3", hugging_face.Sizes(), arrays)
+    Path("flax_run").mkdir()
+    tree = checkpoints.linen()
+    for step in (200, 300):
+        text = flax.serialization.to_bytes({**tree, "step": step})
+        Path(f"flax_run/checkpoint_{step}").write_bytes(text)
+    np.savez("weights.npz", **{"dense/kernel": np.ones((2, 3)), "dense/bias": np.ones(3)})
+    Path("model.safetensors").unlink(missing_ok=True)
+    check_each_is_done(here)
+    [program] = programs(here)
+    sizes = hugging_face.Sizes()
+    model = hugging_face.nnx_model("qwen3", sizes)
+    exec(program, {"model": model})
+    wanted = hugging_face.maxtext_of("qwen3", sizes, arrays)["decoder/layers_2/mlp/wo/kernel"]
+    assert np.array_equal(model.decoder.layers[2].mlp.wo.kernel[...], wanted)
 
 
 @of("gcs.md")
@@ -255,7 +277,11 @@ def test_a_part_of_a_model_is_loaded_as_shown(tmp_path, monkeypatch):
 
 
 def test_every_program_is_tried():
-    assert [page.name for page in [*DOCS, README] if programs(page)] == ["any-tree.md", "python.md"]
+    assert [page.name for page in [*DOCS, README] if programs(page)] == [
+        "any-tree.md",
+        "hugging-face.md",
+        "python.md",
+    ]
 
 
 # What is named

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import flax.serialization
 import numpy as np
 import optax
 import pytest
@@ -12,7 +13,7 @@ from flax.training.train_state import TrainState
 
 import nnxconv
 from tests.layouts import test_adapters, test_tunix
-from tests.support import checkpoints, model_pairs, models, pax
+from tests.support import checkpoints, hugging_face, model_pairs, models, pax
 from tests.support.command import run
 
 README = Path(__file__).parents[2] / "README.md"
@@ -61,6 +62,12 @@ def directory(tmp_path_factory):
     test_adapters.saved(root / "lora_ckpt", is_stacked=False)
     test_tunix.save(root / "tunix_ckpt", *test_tunix.trained())
     pax.write(root / "pax_ckpt", pax.leaves())
+    sizes = hugging_face.Sizes()
+    arrays = hugging_face.arrays_of("qwen3", sizes)
+    hugging_face.save_folder(root / "hf_model", "qwen3", sizes, arrays)
+    nnxconv.convert(str(root / "hf_model"), str(root / "qwen3_ckpt"), to="maxtext")
+    text = flax.serialization.to_bytes(checkpoints.weights())
+    (root / "flax_model.msgpack").write_bytes(text)
     (root / "train_model.py").write_text(
         "from tests.support.model_pairs import abstract_mlp as abstract_model\n"
     )
@@ -122,4 +129,4 @@ def test_a_line_of_python_does_what_its_row_says(code, here):
 
 def test_the_names_of_checkpoints_are_those_of_the_table():
     used = set(re.findall(r"\b(\w*ckpt|variables|linen_model)\b", "\n".join(COMMANDS + PYTHON)))
-    assert used == {*CHECKPOINTS, "lora_ckpt", "tunix_ckpt", "pax_ckpt"}
+    assert used == {*CHECKPOINTS, "lora_ckpt", "tunix_ckpt", "pax_ckpt", "qwen3_ckpt"}

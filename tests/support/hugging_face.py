@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax import nnx
 from safetensors.numpy import save_file
 
 Arrays = dict[str, np.ndarray]
@@ -250,3 +252,27 @@ def stacked(kind: str, apart: Mapping[str, np.ndarray]) -> Arrays:
         for path, array in layers[i].items():
             found[f"decoder/layers_remainder/layers_{i - blocks * period}/{path}"] = array
     return found
+
+
+class _Module(nnx.Module):
+    """What stands below one name of a tree."""
+
+
+def nnx_model(kind: str, s: Sizes) -> Any:
+    """An NNX model with MaxText's names, all zeros, its layers in a list."""
+    model = _Module()
+    for path, array in maxtext_of(kind, s, arrays_of(kind, s)).items():
+        here = model
+        *names, last = path.split("/")
+        for name in names:
+            head, _, number = name.partition("_")
+            if head == "layers":
+                layers = getattr(here, head, None) or nnx.List([_Module() for _ in range(s.layers)])
+                here.layers = layers
+                here = layers[int(number)]
+            else:
+                if not hasattr(here, name):
+                    setattr(here, name, _Module())
+                here = getattr(here, name)
+        setattr(here, last, nnx.Param(np.zeros_like(array)))
+    return model
