@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nnxconv.commands.inspect import inspect
     from nnxconv.commands.load import load, load_into
     from nnxconv.commands.match import match
+    from nnxconv.commands.merge_lora import merge_lora
     from nnxconv.commands.open import Checkpoint, LazyArray, open  # noqa: A004
     from nnxconv.commands.qk_clip import qk_clip_checkpoint
     from nnxconv.commands.result import Result
@@ -41,6 +42,7 @@ __all__ = [
     "load",
     "load_into",
     "match",
+    "merge_lora",
     "open",
     "qk_clip_checkpoint",
     "write_checksums",

@@ -14,6 +14,7 @@ from nnxconv.cli.convert import convert
 from nnxconv.cli.gpt3_from_paxml import gpt3_from_paxml
 from nnxconv.cli.inspect import inspect
 from nnxconv.cli.match import match
+from nnxconv.cli.merge_lora import merge_lora
 from nnxconv.cli.output import say
 from nnxconv.cli.qk_clip import qk_clip
 from nnxconv.errors import NnxconvError, with_notes
@@ -46,6 +47,7 @@ nnxconv.add_command(inspect)
 nnxconv.add_command(match)
 nnxconv.add_command(checksum)
 nnxconv.add_command(average)
+nnxconv.add_command(merge_lora)
 nnxconv.add_command(qk_clip)
 nnxconv.add_command(gpt3_from_paxml)
 

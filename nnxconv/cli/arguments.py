@@ -51,6 +51,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "rename": {"metavar": "RULES"},
     "rename_back": {"metavar": "RULES"},
     "config": {"metavar": "HF_DIR"},
+    "alpha": {"type": float},
+    "rslora": {"flags": "--rslora/--no-rslora", "default": None},
+    "unmerge": _FLAG,
     "fused_qkv": {"flags": "--fused_qkv/--split_qkv", "default": True, **_SHOWN},
     "optimizer": {
         "type": click.Choice(["adam_pax", "adamw"]),

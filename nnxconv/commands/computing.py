@@ -9,6 +9,7 @@ from nnxconv.commands.result import Places, Result, Way, carry_out
 from nnxconv.errors import BadInput
 from nnxconv.layouts import (
     ITEMS,
+    TENSORS,
     Located,
     Options,
     Understood,
@@ -18,6 +19,7 @@ from nnxconv.layouts import (
     one_state,
 )
 from nnxconv.state import TrainState
+from nnxconv.tree import Key, Leaf
 
 if TYPE_CHECKING:
     from nnxconv.storage.orbax import Item
@@ -44,14 +46,20 @@ class Read:
         return self.located.understood
 
 
-def opened(path: str, step: int | None = None, *, allow_uncommitted: bool = False) -> Read:
+def opened(
+    path: str,
+    step: int | None = None,
+    *,
+    how: Options | None = None,
+    allow_uncommitted: bool = False,
+) -> Read:
     """Opens a checkpoint whose values will be read.
 
     Raises:
       BadInput: it holds several states.
     """
     found = open_checkpoint(
-        path, step, Options(), allow_uncommitted=allow_uncommitted, is_read=True
+        path, step, how or Options(), allow_uncommitted=allow_uncommitted, is_read=True
     )
     return Read(path, found, one_state(found.survey, "arithmetic"))
 
@@ -76,6 +84,7 @@ def write_computed(
     notes: Sequence[str],
     options: Mapping[str, Any],
     started: float,
+    aside: Mapping[Key, tuple[Leaf, str]] | None = None,
 ) -> Result:
     """Writes a state in the layout, the arrangement and the container of the source.
 
@@ -88,25 +97,33 @@ def write_computed(
       notes: what was decided, for the result.
       options: what was asked for; a run that goes on has the same.
       started: when the call began, on the monotonic clock, in seconds.
+      aside: leaves of the source that the state no longer has, by canonical key, and why.
     """
     from nnxconv.storage.orbax import target_for
+    from nnxconv.storage.safetensors import small_files
+    from nnxconv.storage.zarr import ORBAX
 
     found, location, asked = source.understood, source.opened.location, Options()
-    understood = replace(found, state=state, notes=(*found.notes, *notes))
+    understood = replace(found, state=state, notes=(*found.notes, *notes), aside=aside or {})
     conversion = convert_tree(understood, replace(asked, to=found.codec.name), None)
     whole = join(source.opened.survey, [(source.located, conversion)], asked, None)
     items = dict(source.item.stores)
     for other in others:
         items |= other.item.stores
     is_split = conversion.layout in ITEMS
-    target = target_for(target_path, location, location.custom_metadata, is_split=is_split)
+    is_tensors = conversion.layout == TENSORS
+    target = target_for(
+        target_path, location, location.custom_metadata, is_split=is_split, tensors=is_tensors
+    )
+    if is_tensors and not target.tensors_file and location.folder.files:
+        target = replace(target, files=small_files(location.folder))
     places = Places(
         source.path,
         location,
         items,
         target_path,
         target,
-        source.item.container,
+        ORBAX if is_tensors else source.item.container,
         len(source.item.stores),
     )
     return carry_out(

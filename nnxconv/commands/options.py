@@ -17,6 +17,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "path": "an item directory, a step, or a root of steps; it is only read",
         "ckpt_path_1": "side a: an item directory, a step, or a root with one step",
         "ckpt_path_2": "side b",
+        "base_path": "the weights: an item directory, a step, or a root of steps",
+        "adapter_path": "the adapters; the same path where one tree holds both",
         "source_paths": "the checkpoints, each an item directory, a step, or a root of steps",
         "template": "another checkpoint; or `module:function`, a function without arguments; or"
         " what it returns: an `nnx.Module`, an `nnx.State`, Linen variables or a `TrainState`, for"
@@ -49,6 +51,10 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "weights": "one number for each checkpoint, in their order; they add up to 1",
         "last": "average the last steps of one root, so many; the newest comes first",
         "ema": "the decay of an exponential moving average over the checkpoints, newest first",
+        "alpha": "what the product is scaled by, over its rank; by default `lora_alpha` in"
+        " `adapter_config.json` or in the metadata",
+        "rslora": "over the root of the rank instead",
+        "unmerge": "subtract what was added",
         "output": "write the rules to this TOML file; what is not certain is in its comments",
         "cast": "read floats in the float types of `like`, and integers in its integer types;"
         " otherwise another type is a mismatch",

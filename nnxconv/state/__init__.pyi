@@ -15,6 +15,11 @@ from .layer_groups import joined as joined
 from .layer_groups import names_in as names_in
 from .layer_groups import newly_stacked as newly_stacked
 from .layer_groups import sections_of as sections_of
+from .lora import Adapter as Adapter
+from .lora import adapters_in as adapters_in
+from .lora import arrays_of as arrays_of
+from .lora import merged as merged
+from .lora import rank_of as rank_of
 from .optimizer import LEVEL as LEVEL
 from .optimizer import digits_from_sequences as digits_from_sequences
 from .optimizer import drop_level as drop_level
@@ -30,6 +35,7 @@ from .qk_clip import clip as clip
 from .qk_clip import logits_of as logits_of
 from .quantised import dequantised as dequantised
 from .quantised import is_amax_history as is_amax_history
+from .quantised import is_quantised as is_quantised
 from .quantised import scales_of as scales_of
 from .rngs import shared_rngs as shared_rngs
 from .roles import Amount as Amount

@@ -26,6 +26,7 @@ from .normal_form import slot as slot
 from .normal_form import stack as stack
 from .operations import Average as Average
 from .operations import Dequantize as Dequantize
+from .operations import LowRank as LowRank
 from .operations import Multiply as Multiply
 from .operations import compute as compute
 from .operations import operand_regions as operand_regions

@@ -12,7 +12,7 @@ An operation is computed in float32 or float64 and cast once, by whoever runs it
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, Union
 
 import numpy as np
@@ -59,18 +59,20 @@ class Multiply:
 class LowRank:
     """The first operand plus `factor` times the product of two of low rank.
 
-    Operands are `w` (in..., out...), `a` (in..., rank) and `b` (rank, out...). With a `layer_axis`
-    all have layers: `w` on that axis, `a` and `b` on axis 0.
+    Operands are `w` (batch..., in..., out...), `a` (batch..., in..., rank) and `b` (batch..., rank,
+    out...). With a `layer_axis` all have layers: `w` on that axis, `a` and `b` on axis 0.
 
     Attributes:
       factor: of the product: alpha / rank, or with the other sign to take it out again.
       in_axes: how many of the axes of `w`, layers not counted, are those of `a`.
       layer_axis: where `w` has its layers; None where it has none.
+      batch: how many leading axes all three share, layers not counted.
     """
 
     factor: float
     in_axes: int
     layer_axis: int | None = None
+    batch: int = 0
 
     def __str__(self) -> str:
         return f"plus {self.factor:.6g} times a product of low rank"
@@ -124,14 +126,14 @@ def operand_regions(operation: Operation, shapes: Sequence[Shape], region: Regio
     match operation:
         case Average() | Multiply():
             return [region] * len(shapes)
-        case LowRank(_, in_axes, layer_axis):
+        case LowRank(_, in_axes, layer_axis, batch):
             own = [part for axis, part in enumerate(region) if axis != layer_axis]
-            layers = [] if layer_axis is None else [region[layer_axis]]
+            lead = [*([] if layer_axis is None else [region[layer_axis]]), *own[:batch]]
             rank = slice(0, shapes[1][-1])
             return [
                 region,
-                (*layers, *own[:in_axes], rank),
-                (*layers, rank, *own[in_axes:]),
+                (*lead, *own[batch : batch + in_axes], rank),
+                (*lead, rank, *own[batch + in_axes :]),
             ]
         case Dequantize(blocks, layer_axis):
             own = [part for axis, part in enumerate(region) if axis != layer_axis]
@@ -166,18 +168,19 @@ def compute(
                     for size, part in zip(shape, region, strict=True)
                 )
                 return wide[0] * whole[inside]
-            case LowRank(factor, in_axes, layer_axis):
+            case LowRank(factor):
                 return wide[0] + np.dtype(precision).type(factor) * _product(
-                    wide[1], wide[2], in_axes, layer_axis
+                    wide[1], wide[2], operation
                 )
             case Dequantize(blocks, layer_axis):
                 return wide[0] * _spread(wide[1], region, blocks, layer_axis)
 
 
-def _product(a: np.ndarray, b: np.ndarray, in_axes: int, layer_axis: int | None) -> np.ndarray:
+def _product(a: np.ndarray, b: np.ndarray, how: LowRank) -> np.ndarray:
     """`a @ b` over the rank: the axes of both beside each other, layers where `w` has them."""
-    lead = 0 if layer_axis is None else 1
-    rows, columns = a.shape[lead : lead + in_axes], b.shape[lead + 1 :]
+    layer_axis = how.layer_axis
+    lead = how.batch + (layer_axis is not None)
+    rows, columns = a.shape[lead : lead + how.in_axes], b.shape[lead + 1 :]
     rank = a.shape[-1]
     left = a.reshape(*a.shape[:lead], math.prod(rows), rank)
     right = b.reshape(*b.shape[:lead], rank, math.prod(columns))
@@ -213,9 +216,9 @@ def stacked(operations: Sequence[Operation], axis: int) -> Operation | None:
     match first:
         case Average():
             return first if all(one == first for one in operations) else None
-        case LowRank(factor, in_axes, None):
+        case LowRank(layer_axis=None):
             is_same = all(one == first for one in operations)
-            return LowRank(factor, in_axes, axis) if is_same else None
+            return replace(first, layer_axis=axis) if is_same else None
         case Dequantize(blocks, None):
             is_same = all(one == first for one in operations)
             return Dequantize(blocks, axis) if is_same else None

@@ -51,6 +51,14 @@ def latent_attention():
     return {"step": np.int32(1), "params": {"params": {"decoder": layers}}, "opt_state": {}}
 
 
+def adapters():
+    """Factors of rank 2 for the kernels of an MLP."""
+    ones = {"lora_a": {"kernel": np.ones((16, 2), np.float32)}}
+    ones["lora_b"] = {"kernel": np.ones((2, 32), np.float32)}
+    layers = {f"layers_{n}": {"mlp": {"wi": ones}} for n in range(3)}
+    return {"params": {"params": {"decoder": layers}}}
+
+
 def replicated():
     """What `flax.jax_utils.replicate` makes of a small state, on eight devices."""
     kernel = np.zeros((8, 2, 3), np.float32)
@@ -76,6 +84,8 @@ CHECKPOINTS: Mapping[str, Trees] = {
     "arithmetic.md": {
         **dict.fromkeys(("run_a/1000", "run_a/2000", "run_b/1000"), checkpoints.linen),
         "deepseek/1000": latent_attention,
+        "base/1000": checkpoints.linen,
+        "lora/1000": adapters,
     },
     "checksum.md": {"ckpt/1000": checkpoints.linen, "nnx_ckpt/1000": checkpoints.nnx_pure},
     "compare.md": dict.fromkeys(("before", "after", "a", "b"), checkpoints.linen),

@@ -66,6 +66,11 @@ def directory(tmp_path_factory):
     arrays = hugging_face.arrays_of("qwen3", sizes)
     hugging_face.save_folder(root / "hf_model", "qwen3", sizes, arrays)
     nnxconv.convert(str(root / "hf_model"), str(root / "qwen3_ckpt"), to="maxtext")
+    adapted = checkpoints.linen()
+    module = adapted["params"]["params"]["decoder"]["layers_1"]["mlp"]["wi"]
+    module["lora_a"] = {"kernel": np.ones((16, 2), np.float32)}
+    module["lora_b"] = {"kernel": np.ones((2, 32), np.float32)}
+    models.save(root / "adapted_ckpt", adapted)
     text = flax.serialization.to_bytes(checkpoints.weights())
     (root / "flax_model.msgpack").write_bytes(text)
     (root / "train_model.py").write_text(
@@ -103,7 +108,8 @@ def test_a_command_does_what_its_row_says(command, here):
     found = nnxconv.inspect("out").understood
     assert found is not None
     if "--to" in words:
-        assert found.layout == words[words.index("--to") + 1]
+        to = words[words.index("--to") + 1]
+        assert found.layout == {"hf": "safetensors"}.get(to, to)
     stacked = {"--scan_layers": True, "--no-scan_layers": False, "--layer_axis": True}
     for option in stacked.keys() & set(words):
         text = run("inspect", "out").stdout
@@ -129,4 +135,11 @@ def test_a_line_of_python_does_what_its_row_says(code, here):
 
 def test_the_names_of_checkpoints_are_those_of_the_table():
     used = set(re.findall(r"\b(\w*ckpt|variables|linen_model)\b", "\n".join(COMMANDS + PYTHON)))
-    assert used == {*CHECKPOINTS, "lora_ckpt", "tunix_ckpt", "pax_ckpt", "qwen3_ckpt"}
+    assert used == {
+        *CHECKPOINTS,
+        "lora_ckpt",
+        "tunix_ckpt",
+        "pax_ckpt",
+        "qwen3_ckpt",
+        "adapted_ckpt",
+    }

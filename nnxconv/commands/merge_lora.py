@@ -1,0 +1,214 @@
+"""`merge-lora`: low-rank adapters added to the weights that they belong to, or taken out again."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from nnxconv.commands.boundary import plainly
+from nnxconv.commands.computing import Read, check_precision, opened, write_computed
+from nnxconv.commands.options import documented
+from nnxconv.commands.result import Result, Way
+from nnxconv.errors import BadInput
+from nnxconv.layouts import Options
+from nnxconv.running import Watcher, ignore, share_one_heap
+from nnxconv.state import RNGS, Adapter, adapters_in, arrays_of, is_quantised, merged, rank_of
+from nnxconv.tree import Key, View, counted, notation, spell
+
+CONFIGURATION = "adapter_config.json"
+
+
+@plainly
+@documented
+def merge_lora(
+    base_path: str,
+    adapter_path: str,
+    target_path: str,
+    *,
+    alpha: float | None = None,
+    rslora: bool | None = None,
+    unmerge: bool = False,
+    layer_axis: int | None = None,
+    precision: str = "float32",
+    max_memory: int | str = "2GiB",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    verify: bool = False,
+    resume: bool = False,
+    allow_uncommitted: bool = False,
+    watch: Watcher = ignore,
+) -> Result:
+    """Adds low-rank adapters to the weights that they belong to: `w + alpha / r * a @ b`.
+
+    The base gives the layout, the arrangement of layers and the container; the adapter may be
+    arranged otherwise, or stand in the same tree, whose path is then given twice. Everything else
+    of the base, the optimizer's state included, is as it was. `state.lora` has the names that are
+    known.
+
+    Returns:
+      What was done, as `convert` returns it.
+
+    Raises:
+      BadInput: alpha is not known; a factor is alone, or fits no weights; the adapter has other
+        arrays; or weights are quantised.
+    """
+    started = time.monotonic()
+    share_one_heap()
+    check_precision(precision)
+    how = Options(layer_axis=layer_axis)
+    base = opened(base_path, how=how, allow_uncommitted=allow_uncommitted)
+    adapter = base
+    if adapter_path != base_path:
+        adapter = opened(adapter_path, how=how, allow_uncommitted=allow_uncommitted)
+    for one in (base, adapter):
+        _refuse_unclear(one)
+    theirs, ours = _arrays(adapter), _arrays(base)
+    found, alone = adapters_in(theirs)
+    _refuse_others(found, alone, theirs, ours if adapter is base else {})
+    told = _configuration(adapter)
+    alpha = _number(told, "lora_alpha") if alpha is None else alpha
+    if alpha is None:
+        raise BadInput(
+            "alpha is not known, and it scales what is added",
+            where=adapter_path,
+            hint=f"`--alpha ALPHA` says it, or `lora_alpha` in `{CONFIGURATION}`",
+        )
+    by_root = bool(told.get("use_rslora")) if rslora is None else rslora
+    changed: dict[Key, View] = {}
+    for one in found:
+        weights, places = _weights(one, ours)
+        rank = rank_of(theirs[one.a])
+        _refuse_other_rank(told, rank, one)
+        factor = alpha / (math.sqrt(rank) if by_root else rank) * (-1 if unmerge else 1)
+        full = places[weights]
+        if is_quantised(full):
+            raise BadInput(
+                f"`{spell(weights)}` is quantised: {notation(full)}",
+                hint="`nnxconv convert --dequantize` writes weights that can be added to",
+            )
+        if weights in changed:
+            raise BadInput(f"`{spell(weights)}` has two adapters")
+        changed[weights] = merged(full, theirs[one.a], theirs[one.b], factor, precision, weights)
+    state, gone = base.understood.state, {one.a for one in found} | {one.b for one in found}
+    gone = gone if adapter is base else set[Key]()
+    aux = {key: leaf for key, leaf in state.aux.items() if key[1:] not in gone}
+    params = {key: changed.get(key, leaf) for key, leaf in state.params.items() if key not in gone}
+    aux = {key: changed.get(key[1:], leaf) for key, leaf in aux.items()}
+    way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
+    what = "taken out of" if unmerge else "added to"
+    scale = f"{alpha:g} / {'the root of ' if by_root else ''}the rank"
+    notes = [f"{counted(len(found), 'adapter')} {what} the weights, times {scale}"]
+    if state.opt_state is not None:
+        notes.append("the optimizer's state is as it was")
+    aside = {
+        ("params", *key) if key in state.params else _in_aux(key, state.aux): leaf
+        for key, leaf in ours.items()
+        if key in gone
+    }
+    return write_computed(
+        base,
+        replace(state, params=params, aux=aux),
+        [] if adapter is base else [adapter],
+        target_path,
+        way,
+        notes=notes,
+        aside={key: (leaf, what + " the weights") for key, leaf in aside.items()},
+        options={"adapter": adapter_path, "alpha": alpha, "rslora": by_root, "unmerge": unmerge},
+        started=started,
+    )
+
+
+def _refuse_unclear(read: Read) -> None:
+    """Refuses stacks whose layers cannot be told, for an adapter belongs to each of them.
+
+    Raises:
+      BadInput: there is one.
+    """
+    for group in read.understood.groups:
+        if group.problem:
+            raise BadInput(
+                group.problem,
+                where=read.path,
+                hint="`--layer_axis 0` or `--layer_axis 1` says which it is",
+            )
+
+
+def _arrays(read: Read) -> dict[Key, View]:
+    """Parameters and other variables by their path in the model, without RNG state."""
+    state = read.understood.state
+    aux = {key[1:]: leaf for key, leaf in state.aux.items() if key[0] != RNGS}
+    return arrays_of({**aux, **state.params})
+
+
+def _in_aux(key: Key, aux: Mapping[Key, Any]) -> Key:
+    return next(("aux", *full) for full in aux if full[1:] == key)
+
+
+def _weights(adapter: Adapter, ours: Mapping[Key, View]) -> tuple[Key, Mapping[Key, View]]:
+    """The weights of an adapter.
+
+    Raises:
+      BadInput: the base has none of the names that they may have.
+    """
+    for key in adapter.weights:
+        if key in ours:
+            return key, ours
+    raise BadInput(
+        f"the base has no weights for the adapter `{spell(adapter.a)}`",
+        details=[f"looked for {spell(key)}" for key in adapter.weights],
+        hint="base and adapter need the same names: `nnxconv convert --rename` gives them",
+    )
+
+
+def _refuse_others(
+    found: list[Adapter], alone: list[Key], theirs: Mapping[Key, View], base: Mapping[Key, View]
+) -> None:
+    """Refuses a tree without adapters, factors without their other half, and arrays besides."""
+    if alone:
+        raise BadInput(
+            f"{counted(len(alone), 'factor')} of adapters without the other",
+            details=[spell(key) for key in alone],
+        )
+    if not found:
+        raise BadInput(
+            "there is no adapter", details=["no two arrays are called `lora_a` and `lora_b`"]
+        )
+    used = {one.a for one in found} | {one.b for one in found}
+    others = [key for key in theirs if key not in used and key not in base]
+    if others:
+        raise BadInput(
+            f"the adapter has {counted(len(others), 'array')} besides, which would be lost",
+            details=[f"{spell(key)}  {notation(theirs[key])}" for key in others],
+            hint="give that tree as the base too, if it holds both",
+        )
+
+
+def _configuration(adapter: Read) -> Mapping[str, Any]:
+    """What `adapter_config.json` beside the item, its step or root says; or custom metadata."""
+    from nnxconv.storage.files import read_if_there, read_json
+
+    item = adapter.opened.location.item
+    for folder in (item, item.parent, item.parent.parent):
+        file = folder / CONFIGURATION
+        is_folder = folder != item or item.is_dir()
+        if is_folder and read_if_there(file) is not None:
+            return read_json(file)
+    return {**adapter.opened.location.custom_metadata, **adapter.item.custom_metadata}
+
+
+def _number(told: Mapping[str, Any], name: str) -> float | None:
+    value = told.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _refuse_other_rank(told: Mapping[str, Any], rank: int, adapter: Adapter) -> None:
+    """Refuses what `adapter_config.json` says of other ranks, or of several."""
+    for name in ("rank_pattern", "alpha_pattern"):
+        if told.get(name):
+            raise BadInput(f"`{CONFIGURATION}` has a `{name}`: modules that differ are not known")
+    stated = _number(told, "r") or _number(told, "lora_rank")
+    if stated is not None and stated != rank:
+        raise BadInput(
+            f"`{spell(adapter.a)}` has the rank {rank}, but `{CONFIGURATION}` says {stated:g}"
+        )

@@ -1,0 +1,137 @@
+"""Low-rank adapters: which two matrices belong to which weights, and how their product is shaped.
+
+| names | written by |
+|---|---|
+| `MODULE.lora_a.kernel`, `MODULE.lora_b.kernel` | MaxText |
+| `MODULE.WEIGHT_lora_a`, `MODULE.WEIGHT_lora_b` | qwix and Tunix; openpi's feed-forward |
+| `MODULE.lora_a`, `MODULE.lora_b`, beside `kernel` or `w` | openpi's attention |
+| `MODULE.lora.lora_a`, `MODULE.lora.lora_b` | `flax.nnx.LoRALinear` |
+| `base_model.model.MODULE.lora_A.weight`, `lora_B.weight` | PEFT: A is (rank, in), B (out, rank) |
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from nnxconv.errors import BadInput
+from nnxconv.tree import (
+    Formula,
+    Key,
+    Leaf,
+    Literal,
+    LowRank,
+    Shape,
+    View,
+    dtype_of,
+    in_order,
+    notation,
+    reshaped,
+    spell,
+)
+
+_FACTOR = re.compile(r"(?:(?P<weight>.+)_)?lora_(?P<which>[abAB])(?:\.(?P<leaf>\w+))?")
+_WEIGHTS = ("kernel", "w", "weight", "embedding")
+"""What weights are called that an adapter does not name."""
+_PEFT = ("base_model", "model")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Two matrices and the weights that they belong to.
+
+    Attributes:
+      weights: candidates for the key of the weights, the likeliest first.
+      a, b: keys of the matrices, whose product has the shape of the weights.
+      is_torch: `a` and `b` are those of PyTorch, which come to (out, in).
+    """
+
+    weights: tuple[Key, ...]
+    a: Key
+    b: Key
+    is_torch: bool = False
+
+
+def adapters_in(keys: Mapping[Key, Leaf]) -> tuple[list[Adapter], list[Key]]:
+    """The adapters of a tree, and factors that are alone."""
+    halves: dict[tuple[tuple[Key, ...], bool], dict[str, Key]] = {}
+    for key in in_order(keys):
+        found = _factor(key)
+        if found is not None:
+            which, weights, is_torch = found
+            halves.setdefault((weights, is_torch), {})[which] = key
+    found, alone = [], []
+    for (weights, is_torch), both in halves.items():
+        if both.keys() == {"a", "b"}:
+            first, second = (both["b"], both["a"]) if is_torch else (both["a"], both["b"])
+            found.append(Adapter(weights, first, second, is_torch))
+        else:
+            alone += both.values()
+    return found, alone
+
+
+def _factor(key: Key) -> tuple[str, tuple[Key, ...], bool] | None:
+    """Which factor a key is, and the keys that its weights may have."""
+    for place in range(len(key) - 1, max(len(key) - 3, -1), -1):
+        match = _FACTOR.fullmatch(str(key[place]))
+        if match is None:
+            continue
+        head, rest = key[:place], key[place + 1 :]
+        is_torch = match["which"].isupper()
+        if is_torch and head[: len(_PEFT)] == _PEFT:
+            head = head[len(_PEFT) :]
+        if head and head[-1] == "lora":
+            head = head[:-1]
+        leaf = match["leaf"] or (str(rest[0]) if rest else None)
+        if match["weight"] is not None:
+            names = (match["weight"],)
+        else:
+            names = (leaf, *_WEIGHTS) if leaf is not None else _WEIGHTS
+        weights = tuple(dict.fromkeys((*head, name) for name in names))
+        return match["which"].lower(), weights, is_torch
+    return None
+
+
+def merged(weights: View, a: View, b: View, factor: float, precision: str, where: Key) -> View:
+    """The weights plus `factor` times the product of two matrices.
+
+    Raises:
+      BadInput: the product does not have the weights' shape.
+    """
+    for batch, in_axes, first, second in _ways(weights.shape, a.shape, b.shape):
+        a_whole = a if a.shape == first else reshaped(a, first)
+        b_whole = b if b.shape == second else reshaped(b, second)
+        operation = LowRank(factor, in_axes, batch=batch)
+        return Formula(operation, (weights, a_whole, b_whole), dtype_of(weights), precision)
+    raise BadInput(
+        f"the adapter does not fit `{spell(where)}`",
+        details=[f"{notation(a)} times {notation(b)}, for {notation(weights)}"],
+    )
+
+
+def rank_of(a: View) -> int:
+    """The rank of the product: the last axis of its first matrix."""
+    return a.shape[-1] if a.shape else 0
+
+
+def _ways(w: Shape, a: Shape, b: Shape) -> Iterator[tuple[int, int, Shape, Shape]]:
+    """How a product may have a shape: leading axes of both, those of `a`, and both shapes then.
+
+    Axes are as they stand first; matrices whose heads are together are taken apart next.
+    """
+    rank = a[-1] if a else 0
+    for batch in range(len(w) - 1):
+        for in_axes in range(1, len(w) - batch):
+            lead, rows, columns = w[:batch], w[batch : batch + in_axes], w[batch + in_axes :]
+            if a == (*lead, *rows, rank) and b == (*lead, rank, *columns):
+                yield batch, in_axes, a, b
+    if len(a) == len(b) == 2 and b[0] == rank:
+        for in_axes in range(1, len(w)):
+            rows, columns = w[:in_axes], w[in_axes:]
+            if (math.prod(rows), math.prod(columns)) == (a[0], b[1]):
+                yield 0, in_axes, (*rows, rank), (rank, *columns)
+
+
+def arrays_of(tree: Mapping[Key, Leaf]) -> dict[Key, View]:
+    """The leaves of a tree that are arrays."""
+    return {key: leaf for key, leaf in tree.items() if not isinstance(leaf, Literal)}
