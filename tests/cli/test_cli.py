@@ -26,6 +26,7 @@ ONLY_OPTIONS = {
     "match": {"as_json", "source"},
     "checksum": {"as_json", "is_check"},
     "average": {"as_json", "paths"},
+    "merge-lora": {"as_json", "base", "adapter", "target"},
     "qk-clip": {"as_json", "source", "target"},
     "gpt3-from-paxml": {"as_json", "source", "target", "paxml_ckpt_path", "output_path"},
 }
@@ -37,6 +38,7 @@ FUNCTIONS = {
     "match": nnxconv.match,
     "checksum": nnxconv.write_checksums,
     "average": nnxconv.average,
+    "merge-lora": nnxconv.merge_lora,
     "qk-clip": nnxconv.qk_clip_checkpoint,
     "gpt3-from-paxml": nnxconv.gpt3_from_paxml,
 }
@@ -44,6 +46,7 @@ PATHS = {
     "match": {"source_path"},
     "gpt3-from-paxml": {"source_path", "target_path"},
     "average": {"source_paths", "target_path"},
+    "merge-lora": {"base_path", "adapter_path", "target_path"},
     "qk-clip": {"source_path", "target_path"},
 }
 """Paths of a function whose words on the command line are called otherwise."""
@@ -58,7 +61,8 @@ NEEDED = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_command_and_its_function_have_the_same_options_and_defaults(name):
     function = inspect.signature(FUNCTIONS[name]).parameters
-    paths = ["a"] if name in ("inspect", "checksum") else ["a", "b"]
+    count = {"inspect": 1, "checksum": 1, "merge-lora": 3}.get(name, 2)
+    paths = ["a", "b", "c"][:count]
     paths += [word for option, value in NEEDED.get(name, {}).items() for word in (option, value)]
     parsed = command.commands[name].make_context(name, paths).params
     options = {key: value for key, value in parsed.items() if key not in ONLY_OPTIONS[name]}
