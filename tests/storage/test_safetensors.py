@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -370,3 +372,31 @@ def test_an_index_says_how_many_bytes_and_where():
     told = json.loads(index_text(made))
     assert told["metadata"] == {"total_size": 19}
     assert told["weight_map"] == {"a": made[0].file, "b": made[1].file}
+
+
+CONVERT = [sys.executable, "-c", "from nnxconv.cli import main; main()", "convert"]
+
+
+@pytest.mark.trust
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("seed", range(8))
+def test_a_kill_at_any_moment_leaves_a_whole_target_or_none(seed, tmp_path):
+    tree = checkpoints.linen_with([checkpoints.values((512, 1024), n) for n in range(6)])
+    source = checkpoints.save_item(tmp_path / "source", tree)
+    options = ["--to", "safetensors", "--params_only", "--shard_size", "4MB"]
+    whole = tmp_path / "whole"
+    started = time.monotonic()
+    subprocess.run([*CONVERT, source, whole, *options], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - started
+    wanted = {path.name: path.read_bytes() for path in whole.iterdir()}
+    out, moment = tmp_path / "out", random.Random(seed).uniform(0.3, 1) * seconds
+    running = subprocess.Popen([*CONVERT, source, out, *options], stdout=subprocess.DEVNULL)
+    time.sleep(moment)
+    running.kill()
+    running.wait()
+    if out.exists():
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == wanted
+    again = ["--overwrite"] if out.exists() else []
+    subprocess.run([*CONVERT, source, out, *options, *again], check=True, stdout=subprocess.DEVNULL)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == wanted
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "whole", "out"}
