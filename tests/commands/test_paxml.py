@@ -894,6 +894,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], list[str]]] = 
 }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_cannot_be_imported_is_refused_and_nothing_is_written(name, tmp_path):
     make, options, words = REFUSALS[name]

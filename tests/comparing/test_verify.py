@@ -41,7 +41,7 @@ def saved(tmp_path_factory):
     }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("target", LAYOUTS)
 @pytest.mark.parametrize("source", LAYOUTS)
 def test_every_direction_is_proved_and_compares_as_a_match(source, target, saved, tmp_path):

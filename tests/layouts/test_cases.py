@@ -128,7 +128,7 @@ def stored_leaves(item: Path) -> int:
     return sum(not entry["value_metadata"]["skip_deserialize"] for entry in entries)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(8)
 @each
 def test_states_and_roles_are_those_of_the_case(case, written):
     path = written(case)
@@ -154,7 +154,7 @@ def test_states_and_roles_are_those_of_the_case(case, written):
     assert run("compare", path, path, "--compare_values").exit_code == 0
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(4)
 @each
 @pytest.mark.parametrize("to", ["nnx", "linen"])
 def test_what_is_converted_in_place_comes_back(case, to, written, tmp_path):

@@ -53,6 +53,7 @@ def without_rng_key_sizes(tree):
     }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("source", "options", "model", "needs_rngs"),
     PAIRS,
@@ -118,7 +119,7 @@ def test_an_export_is_what_maxtext_serves(trained, layout, is_unrolled, conforma
 CHECKPOINTS = sorted({pair[0] for pair in PAIRS} | {pair[2] for pair in PAIRS})
 
 
-@pytest.mark.sample(14)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("layout", ["linen", "nnx", "nnx-state", "nnx-pure", "maxtext"])
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_round_trip_gives_every_shared_checkpoint_back(name, layout, conformance, tmp_path):

@@ -58,6 +58,7 @@ def check_equal(found, wanted):
     assert unequal == []
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("sizes", [Sizes(), OTHER], ids=["small", "other"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,6 +74,7 @@ def test_maxtext_has_what_the_formulas_say_bit_for_bit(kind, sizes, scan, tmp_pa
         assert report.is_match
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_comes_back_is_the_folder_byte_for_byte(kind, scan, tmp_path):
@@ -188,6 +190,7 @@ def test_every_family_is_tried():
 SHARED = ["llama3.1-8b", "qwen3-4b", "gemma2-2b", "mixtral-8x7b"]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("model", SHARED)
 def test_maxtexts_own_converter_makes_the_same_bit_for_bit(model, scan, conformance, tmp_path):

