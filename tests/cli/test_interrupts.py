@@ -164,6 +164,7 @@ main()
 """
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("number", ENDS)
 @pytest.mark.parametrize("thread", ["main", "another"])
 def test_a_library_that_does_not_come_back_is_not_waited_for(thread, number, places, tmp_path):

@@ -44,6 +44,7 @@ def linen_checkpoint(tmp_path_factory):
     return save_root(tmp_path_factory.mktemp("imports") / "linen", {7: linen()})
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "command",
     [

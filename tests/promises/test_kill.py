@@ -121,6 +121,7 @@ def undisturbed(kind: str, server: Server, sources: dict[str, Path], target: Pat
     return wanted, statistics.median(times)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kills", [FEW, pytest.param(KILLS, marks=pytest.mark.full)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kill_at_any_moment_leaves_the_source_and_a_whole_target_or_none(

@@ -134,7 +134,7 @@ def bytes_read(log: Path) -> int:
     return sum(map(int, log.read_text().split())) if log.exists() else 0
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", KILLS)
 @pytest.mark.parametrize("kind", KINDS)

@@ -320,6 +320,7 @@ def test_parameters_are_rows_and_layers_are_columns(browser: Browser) -> None:
     assert browser.run("return document.querySelectorAll('.heatmaplayer image').length") == 2
 
 
+@pytest.mark.full
 def test_what_is_equal_within_beyond_and_not_comparable_look_different(browser: Browser) -> None:
     browser.open(differing())
     assert browser.texts("#legend div") == [
@@ -366,6 +367,7 @@ def test_a_cell_of_96_layers_is_the_one_under_the_pointer(browser: Browser) -> N
     assert browser.text("#tip").splitlines()[0] == "params.decoder.layers[95].norm.scale"
 
 
+@pytest.mark.full
 def test_selecting_a_parameter_changes_the_histogram(browser: Browser) -> None:
     browser.open(differing())
     assert browser.text("#leaf-key") == "params.decoder.layers[1].mlp.kernel"
@@ -421,6 +423,7 @@ def test_a_search_finds_rows_of_the_table_and_of_the_heat_map(browser: Browser) 
     assert len(browser.keys()) == 8
 
 
+@pytest.mark.full
 def test_a_click_on_a_column_sorts_the_table(browser: Browser) -> None:
     browser.open(differing())
     heads = browser.texts("#table th")
@@ -502,6 +505,7 @@ def test_the_page_follows_the_system_and_then_the_button(browser: Browser) -> No
     assert browser.console() == []
 
 
+@pytest.mark.full
 @pytest.mark.trust
 def test_names_are_text_and_never_run(browser: Browser) -> None:
     names = [

@@ -99,6 +99,7 @@ def items(target: Path) -> list[Path]:
     return sorted(file.parent for file in target.rglob("_METADATA"))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", CASES)
 def test_several_processes_write_what_one_writes(case, by_one, by_many):
     [expected], [found] = items(by_one / case), items(by_many[0] / case)
