@@ -137,6 +137,7 @@ CASES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_memory_stays_within_max_memory_and_300_mib(name, saved, capsys):

@@ -128,7 +128,7 @@ def stored_leaves(item: Path) -> int:
     return sum(not entry["value_metadata"]["skip_deserialize"] for entry in entries)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(3)
 @each
 def test_states_and_roles_are_those_of_the_case(case, written):
     path = written(case)

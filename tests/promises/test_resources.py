@@ -79,6 +79,7 @@ def opened_to_all(path: Path) -> Path:
     return path
 
 
+@pytest.mark.full
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("name", "options"),

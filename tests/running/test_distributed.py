@@ -171,6 +171,7 @@ def lost(process):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("process", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_when_one_is_killed_all_others_end_within_a_minute_and_nothing_is_there(
     process, large, tmp_path

@@ -107,6 +107,7 @@ def test_the_old_target_is_there_until_the_new_one_is_complete(storage, sources,
     assert {path.split("/")[0] for path in storage.names("out")} == {"x"}
 
 
+@pytest.mark.full
 def test_whatever_fails_while_overwriting_a_whole_checkpoint_stays(storage, sources, local):
     def is_data(request: Request) -> bool:
         """A lock that cannot be removed at the end is no failure."""

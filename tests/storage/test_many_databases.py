@@ -137,6 +137,7 @@ def test_every_process_has_written_its_own_chunks(name, sources):
     assert not set.intersection(*parts)
 
 
+@pytest.mark.full
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_processes_have_saved_one_checkpoint(name, sources):

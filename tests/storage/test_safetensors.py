@@ -240,6 +240,7 @@ def test_two_thousand_mutations_of_a_header_are_read_as_the_package_reads_them(t
             assert shapes == {name: tensor.shape for name, tensor in found.items()}
 
 
+@pytest.mark.full
 def test_a_header_of_a_hundred_thousand_arrays_opens_in_a_second(tmp_path):
     [shard] = shards_of([(f"layers.{n}.w", "int8", (1,)) for n in range(100_000)], 10**9)
     file = tmp_path / "model.safetensors"
