@@ -51,3 +51,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for file, count in passed.items():
         about = ast.get_docstring(ast.parse((REPOSITORY / file).read_text())) or ""
         terminalreporter.write_line(f"{count:>5,}  {file}: {about.splitlines()[0]}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Lets a worker of `-n 2` that is done take over what the other has left."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "worksteal"
