@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.commands.opening import Opened, open_checkpoint
-from nnxconv.commands.result import Places, Result, Way, carry_out
+from nnxconv.commands.result import Result, Way, carry_out, places_of
 from nnxconv.errors import BadInput
 from nnxconv.layouts import (
     ITEMS,
-    TENSORS,
     Located,
     Options,
     Understood,
@@ -99,32 +98,14 @@ def write_computed(
       started: when the call began, on the monotonic clock, in seconds.
       aside: leaves of the source that the state no longer has, by canonical key, and why.
     """
-    from nnxconv.storage.orbax import target_for
-    from nnxconv.storage.safetensors import small_files
-    from nnxconv.storage.zarr import ORBAX
-
-    found, location, asked = source.understood, source.opened.location, Options()
+    found, asked = source.understood, Options()
     understood = replace(found, state=state, notes=(*found.notes, *notes), aside=aside or {})
     conversion = convert_tree(understood, replace(asked, to=found.codec.name), None)
     whole = join(source.opened.survey, [(source.located, conversion)], asked, None)
-    items = dict(source.item.stores)
-    for other in others:
-        items |= other.item.stores
-    is_split = conversion.layout in ITEMS
-    is_tensors = conversion.layout == TENSORS
-    target = target_for(
-        target_path, location, location.custom_metadata, is_split=is_split, tensors=is_tensors
-    )
-    if is_tensors and not target.tensors_file and location.folder.files:
-        target = replace(target, files=small_files(location.folder))
-    places = Places(
-        source.path,
-        location,
-        items,
-        target_path,
-        target,
-        ORBAX if is_tensors else source.item.container,
-        len(source.item.stores),
+    read = {path: item for other in others for path, item in other.item.stores.items()}
+    layout = conversion.layout
+    places = places_of(
+        source.path, target_path, source.opened, read, layout, is_split=layout in ITEMS
     )
     return carry_out(
         whole,

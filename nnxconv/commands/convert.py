@@ -9,11 +9,10 @@ from nnxconv.commands.boundary import plainly
 from nnxconv.commands.hugging_face import Crossing, crossing
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
-from nnxconv.commands.result import Places, Result, Way, carry_out
+from nnxconv.commands.result import Places, Result, Way, carry_out, places_of
 from nnxconv.layouts import (
     ALONE,
     ITEMS,
-    TENSORS,
     Conversion,
     Direction,
     Located,
@@ -138,33 +137,19 @@ def _places(
     cross: Crossing | None,
 ) -> Places:
     """Where is read and written; the target lies as the source does, unless its layout says."""
-    from nnxconv.storage.orbax import target_for
-    from nnxconv.storage.safetensors import small_files
-    from nnxconv.storage.zarr import ORBAX
-
     custom = source.location.custom_metadata
     if whole.scan_layers is not None:
         custom["scan_layers"] = whole.scan_layers
-    is_split = whole.layout in ITEMS or _is_in_items(whole, source.location)
-    is_tensors = whole.layout == TENSORS
-    target = target_for(target_path, source.location, custom, is_split=is_split, tensors=is_tensors)
-    container = source.item.container
-    if is_tensors:
-        container = ORBAX  # nothing is taken over as encoded chunks
-        files = {} if cross is None else cross.files
-        if source.location.container == TENSORS:
-            files = small_files(source.location.folder)
-        target = target if target.tensors_file else replace(target, files=files)
-    stores = source.item.stores
-    return Places(
+    places = places_of(
         source_path,
-        source.location,
-        stores if template is None else stores | template.item.stores,
         target_path,
-        target,
-        container,
-        len(stores),
+        source,
+        {} if template is None else template.item.stores,
+        whole.layout,
+        is_split=whole.layout in ITEMS or _is_in_items(whole, source.location),
+        files=None if cross is None else cross.files,
     )
+    return replace(places, target=replace(places.target, custom_metadata=custom))
 
 
 def converted(

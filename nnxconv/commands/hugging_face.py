@@ -175,7 +175,7 @@ def _back(config: str) -> Crossing:
     arrays: dict[str, View] = {}
     dtypes: dict[str, str] = {}
     if has_tensors(folder):
-        for name, one in find_tensors(folder).arrays.items():
+        for name, one in find_tensors(folder, home).items():
             arrays[name] = Source(name, one.shape, one.dtype, one.shape)
             dtypes[name] = one.dtype
     usual = told.get("dtype") or told.get("torch_dtype")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,17 @@ from nnxconv.commands.result import Result, Way
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.state import RNGS, Adapter, adapters_in, arrays_of, is_quantised, merged, rank_of
-from nnxconv.tree import Key, View, counted, notation, spell
+from nnxconv.state import (
+    RNGS,
+    Adapter,
+    TrainState,
+    adapters_in,
+    arrays_of,
+    is_quantised,
+    merged,
+    rank_of,
+)
+from nnxconv.tree import Key, Leaf, View, counted, notation, spell
 
 CONFIGURATION = "adapter_config.json"
 
@@ -67,53 +76,35 @@ def merge_lora(
     found, alone = adapters_in(theirs)
     _refuse_others(found, alone, theirs, ours if adapter is base else {})
     told = _configuration(adapter)
-    alpha = _number(told, "lora_alpha") if alpha is None else alpha
-    if alpha is None:
-        raise BadInput(
-            "alpha is not known, and it scales what is added",
-            where=adapter_path,
-            hint=f"`--alpha ALPHA` says it, or `lora_alpha` in `{CONFIGURATION}`",
-        )
+    alpha = _known_alpha(told, alpha, adapter_path)
     by_root = bool(told.get("use_rslora")) if rslora is None else rslora
+    factor = -alpha if unmerge else alpha
     changed: dict[Key, View] = {}
     for one in found:
-        weights, places = _weights(one, ours)
-        rank = rank_of(theirs[one.a])
-        _refuse_other_rank(told, rank, one)
-        factor = alpha / (math.sqrt(rank) if by_root else rank) * (-1 if unmerge else 1)
-        full = places[weights]
-        if is_quantised(full):
-            raise BadInput(
-                f"`{spell(weights)}` is quantised: {notation(full)}",
-                hint="`nnxconv convert --dequantize` writes weights that can be added to",
-            )
+        weights = _weights(one, ours)
         if weights in changed:
             raise BadInput(f"`{spell(weights)}` has two adapters")
-        changed[weights] = merged(full, theirs[one.a], theirs[one.b], factor, precision, weights)
-    state, gone = base.understood.state, {one.a for one in found} | {one.b for one in found}
-    gone = gone if adapter is base else set[Key]()
-    aux = {key: leaf for key, leaf in state.aux.items() if key[1:] not in gone}
-    params = {key: changed.get(key, leaf) for key, leaf in state.params.items() if key not in gone}
-    aux = {key: changed.get(key[1:], leaf) for key, leaf in aux.items()}
-    way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
-    what = "taken out of" if unmerge else "added to"
+        a, b, rank = theirs[one.a], theirs[one.b], rank_of(theirs[one.a])
+        _refuse_other_rank(told, rank, one)
+        over = math.sqrt(rank) if by_root else rank
+        changed[weights] = merged(ours[weights], a, b, factor / over, precision, weights)
+    state = base.understood.state
+    gone = {key for one in found for key in (one.a, one.b)} if adapter is base else set[Key]()
+    params = {k: changed.get(k, leaf) for k, leaf in state.params.items() if k not in gone}
+    aux = {k: changed.get(k[1:], leaf) for k, leaf in state.aux.items() if k[1:] not in gone}
+    what = f"{'taken out of' if unmerge else 'added to'} the weights"
     scale = f"{alpha:g} / {'the root of ' if by_root else ''}the rank"
-    notes = [f"{counted(len(found), 'adapter')} {what} the weights, times {scale}"]
+    notes = [f"{counted(len(found), 'adapter')} {what}, times {scale}"]
     if state.opt_state is not None:
         notes.append("the optimizer's state is as it was")
-    aside = {
-        ("params", *key) if key in state.params else _in_aux(key, state.aux): leaf
-        for key, leaf in ours.items()
-        if key in gone
-    }
     return write_computed(
         base,
         replace(state, params=params, aux=aux),
         [] if adapter is base else [adapter],
         target_path,
-        way,
+        Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch),
         notes=notes,
-        aside={key: (leaf, what + " the weights") for key, leaf in aside.items()},
+        aside={key: (leaf, what) for key, leaf in _at(state, gone).items()},
         options={"adapter": adapter_path, "alpha": alpha, "rslora": by_root, "unmerge": unmerge},
         started=started,
     )
@@ -141,19 +132,30 @@ def _arrays(read: Read) -> dict[Key, View]:
     return arrays_of({**aux, **state.params})
 
 
-def _in_aux(key: Key, aux: Mapping[Key, Any]) -> Key:
-    return next(("aux", *full) for full in aux if full[1:] == key)
+def _at(state: TrainState, paths: Collection[Key]) -> dict[Key, Leaf]:
+    """The leaves at these paths in the model, by canonical key."""
+    starts = {"params": 1, "aux": 2}
+    return {
+        key: leaf
+        for key, leaf in state.leaves().items()
+        if key[0] in starts and key[starts[str(key[0])] :] in paths
+    }
 
 
-def _weights(adapter: Adapter, ours: Mapping[Key, View]) -> tuple[Key, Mapping[Key, View]]:
-    """The weights of an adapter.
+def _weights(adapter: Adapter, ours: Mapping[Key, View]) -> Key:
+    """The key of the weights of an adapter.
 
     Raises:
-      BadInput: the base has none of the names that they may have.
+      BadInput: the base has none of the names that they may have, or they are quantised.
     """
     for key in adapter.weights:
         if key in ours:
-            return key, ours
+            if is_quantised(ours[key]):
+                raise BadInput(
+                    f"`{spell(key)}` is quantised: {notation(ours[key])}",
+                    hint="`nnxconv convert --dequantize` writes weights that can be added to",
+                )
+            return key
     raise BadInput(
         f"the base has no weights for the adapter `{spell(adapter.a)}`",
         details=[f"looked for {spell(key)}" for key in adapter.weights],
@@ -195,6 +197,22 @@ def _configuration(adapter: Read) -> Mapping[str, Any]:
         if is_folder and read_if_there(file) is not None:
             return read_json(file)
     return {**adapter.opened.location.custom_metadata, **adapter.item.custom_metadata}
+
+
+def _known_alpha(told: Mapping[str, Any], asked: float | None, where: str) -> float:
+    """The scale that is asked for, or that the configuration says.
+
+    Raises:
+      BadInput: neither does.
+    """
+    alpha = _number(told, "lora_alpha") if asked is None else asked
+    if alpha is None:
+        raise BadInput(
+            "alpha is not known, and it scales what is added",
+            where=where,
+            hint=f"`--alpha ALPHA` says it, or `lora_alpha` in `{CONFIGURATION}`",
+        )
+    return alpha
 
 
 def _number(told: Mapping[str, Any], name: str) -> float | None:

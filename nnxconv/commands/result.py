@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from nnxconv.commands.opening import Opened
 from nnxconv.errors import BadInput
-from nnxconv.layouts import RECORD, Account, Conversion, Whole, nothing_lost
+from nnxconv.layouts import RECORD, TENSORS, Account, Conversion, Whole, nothing_lost
 from nnxconv.planning import Plan, Transfer
 from nnxconv.running import Watcher, check_memory, ignore, peak_memory_bytes
 from nnxconv.running.cluster import SINGLE_PROCESS, Team
@@ -118,6 +119,44 @@ class Places:
         """The item that is read; the step, where it is several of its items."""
         item = next(iter(self.items.values()))
         return str(item.path if self.source_items == 1 else item.path.parent)
+
+
+def places_of(
+    source_path: str,
+    target_path: str,
+    source: Opened,
+    others: Mapping[str, "Item"],
+    layout: str,
+    *,
+    is_split: bool,
+    files: Mapping[str, Any] | None = None,
+) -> Places:
+    """Where is read and written; the target lies as the source does, unless its layout says.
+
+    Args:
+      source_path, target_path: as the user gave them.
+      source: what was found there.
+      others: further items that are read, by path.
+      layout: of the target.
+      is_split: the names at the target's root are items.
+      files: small files for a folder of safetensors, where the source is none.
+    """
+    from nnxconv.storage.orbax import target_for
+    from nnxconv.storage.safetensors import small_files
+    from nnxconv.storage.zarr import ORBAX
+
+    location, stores = source.location, source.item.stores
+    is_tensors = layout == TENSORS
+    target = target_for(
+        target_path, location, location.custom_metadata, is_split=is_split, tensors=is_tensors
+    )
+    if is_tensors and not target.tensors_file:
+        own = small_files(location.folder) if location.container == TENSORS else files
+        target = replace(target, files=own or {})
+    # of safetensors nothing is taken over as encoded chunks
+    container = ORBAX if is_tensors else source.item.container
+    items = {**stores, **others}
+    return Places(source_path, location, items, target_path, target, container, len(stores))
 
 
 def carry_out(

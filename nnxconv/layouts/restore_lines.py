@@ -53,11 +53,8 @@ def _line(path: str, layout: str, *, has_optimizer: bool, roots: set[str | int],
     place = json.dumps(path, ensure_ascii=False)
     below = f", at={json.dumps(spell(at), ensure_ascii=False)}" if at else ""
     if layout == "safetensors":
-        return (
-            f"safetensors.numpy.load_file({place})"
-            if place.endswith('.safetensors"')
-            else (f"nnxconv.open({place})")
-        )
+        is_file = path.endswith(".safetensors")
+        return f"{'safetensors.numpy.load_file' if is_file else 'nnxconv.open'}({place})"
     if layout == "maxtext":
         return f"MaxText: load_{'full_state' if has_optimizer else 'parameters'}_path={path}"
     if layout == "tunix":

@@ -1,5 +1,6 @@
 """The arrays of an npz file, and where their bytes are."""
 
+import math
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def read_members(file: epath.Path) -> dict[str, Member]:
                     problems.append(f"{name}: {dtype} is no type of numbers")
                 elif not dtype.isnative:
                     problems.append(f"{name}: its bytes are in another order")
-                elif stream.tell() - begin + _nbytes(shape, dtype) != entry.file_size:
+                elif stream.tell() - begin + math.prod(shape) * dtype.itemsize != entry.file_size:
                     raise ValueError(f"`{name}` is cut off")
                 else:
                     sizes = tuple(reversed(shape)) if is_fortran else tuple(shape)
@@ -72,13 +73,6 @@ def read_members(file: epath.Path) -> dict[str, Member]:
             hint="`np.savez(NEW, **np.load(FILE))` writes them so",
         )
     return found
-
-
-def _nbytes(shape: Shape, dtype: np.dtype) -> int:
-    size = dtype.itemsize
-    for one in shape:
-        size *= one
-    return size
 
 
 def key_of(name: str, names_have_slashes: bool) -> Key:

@@ -5,15 +5,15 @@ from .commit import nothing_left_on_failure as nothing_left_on_failure
 from .encoded_chunks import EncodedChunks as EncodedChunks
 from .item import Item as Item
 from .item import array_name as array_name
-from .item import open_item as open_item
 from .item import read_formats as read_formats
-from .item import tensors_item as tensors_item
 from .location import Location as Location
 from .location import absolute as absolute
 from .location import choose_step as choose_step
 from .location import finished_directory as finished_directory
 from .location import locate as locate
 from .location import steps_in as steps_in
+from .opening import open_item as open_item
+from .raw_items import tensors_item as tensors_item
 from .reading import Reader as Reader
 from .reading import read_number as read_number
 from .reading import read_numbers as read_numbers

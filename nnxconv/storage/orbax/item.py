@@ -1,6 +1,5 @@
 """A checkpoint item, opened without reading its arrays."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -22,13 +21,9 @@ from nnxconv.storage.files import (
     read_json,
 )
 from nnxconv.storage.gcs import first_sentence
-from nnxconv.storage.msgpack import OLD_TREE, Array, read_tree
-from nnxconv.storage.npz import key_of, read_members
 from nnxconv.storage.ocdbt import Contents, read_contents
-from nnxconv.storage.orbax.location import Location
 from nnxconv.storage.orbax.stability import Seen, look
 from nnxconv.storage.orbax.tree_metadata import tree_entries
-from nnxconv.storage.safetensors import SUFFIX, Tensor, chunks_of, find_tensors
 from nnxconv.storage.zarr import (
     ORBAX,
     RAW,
@@ -41,7 +36,7 @@ from nnxconv.storage.zarr import (
     kvstore_spec,
     parse_format,
 )
-from nnxconv.tree import Key, Leaf, Literal, Source, item_bytes, permuted
+from nnxconv.tree import Key, Leaf, Literal, Source
 
 _EMPTY_TYPES = {
     "None": "None",
@@ -112,29 +107,7 @@ def joined_items(path: epath.Path, parts: Mapping[str, Item]) -> Item:
     )
 
 
-def open_item(location: Location, *, is_read: bool = False) -> Item:
-    """Opens the item that was located, or the items that are one tree.
-
-    Where values `is_read` besides metadata, its files are looked at before, so that it can be told
-    whether they have changed since.
-
-    Raises:
-      NotACheckpoint: `_METADATA` is not what Orbax writes.
-      DamagedCheckpoint: an array that the tree names is not there.
-    """
-    if location.container == "safetensors":
-        return _open_tensors(location.folder, is_read)
-    if location.container == "npz":
-        return _open_npz(location.folder.path, is_read)
-    if location.container == "msgpack":
-        return _open_old(location.folder.path, None, is_read)
-    if not location.joined:
-        return _open_item(location.folder, is_read)
-    parts = {folder.path.name: _open_item(folder, is_read) for folder in location.joined}
-    return joined_items(location.item.parent, parts)
-
-
-def _open_item(folder: Folder, is_read: bool) -> Item:
+def orbax_item(folder: Folder, is_read: bool) -> Item:
     """Reads an item's metadata: tree, shapes, types and chunks of all arrays.
 
     Raises:
@@ -142,8 +115,6 @@ def _open_item(folder: Folder, is_read: bool) -> Item:
       DamagedCheckpoint: an array that the tree names is not there.
     """
     path = folder.path
-    if TREE_METADATA not in folder.files:
-        return _open_old(path / OLD_TREE, folder, is_read)
     seen = look(path) if is_read else {}
     metadata = read_json(path / TREE_METADATA)
     try:
@@ -200,137 +171,6 @@ def _open_item(folder: Folder, is_read: bool) -> Item:
         contents,
         seen,
     )
-
-
-def _open_tensors(folder: Folder, is_read: bool) -> Item:
-    """An item of the arrays in safetensors; names are keys, taken apart at their dots."""
-    path = folder.path
-    seen = look(path) if is_read else {}
-    is_file = path.suffix == SUFFIX
-    home = path.parent if is_file else path
-    found = find_tensors(open_folder(home) if is_file else folder, path.name if is_file else "")
-    return tensors_item(path, home, found.arrays, seen)
-
-
-def tensors_item(
-    path: epath.Path, home: epath.Path, arrays: Mapping[str, Tensor], seen: Seen
-) -> Item:
-    """The item of arrays that lie in the files of a folder."""
-    formats = {
-        name: ArrayFormat(
-            RAW,
-            {
-                "file": (home / tensor.file).as_posix(),
-                "parts": ((tensor.start, tensor.nbytes),),
-            },
-            tensor.shape,
-            tensor.dtype,
-            chunks_of(tensor.shape, tensor.dtype),
-        )
-        for name, tensor in arrays.items()
-    }
-    store = path.as_posix()
-    tree: dict[Key, Leaf] = {
-        tuple(name.split(".")): Source(name, one.shape, one.dtype, one.chunks, store=store)
-        for name, one in formats.items()
-    }
-    kinds = dict.fromkeys(tree, "np.ndarray")
-    return Item(path, tree, formats, use_ocdbt=False, use_zarr3=False, value_types=kinds, seen=seen)
-
-
-def _open_npz(file: epath.Path, is_read: bool) -> Item:
-    """The arrays of an npz file, whose names are keys."""
-    seen = look(file) if is_read else {}
-    members = read_members(file)
-    have_slashes = any("/" in name for name in members)
-    formats: dict[str, ArrayFormat] = {}
-    tree: dict[Key, Leaf] = {}
-    for name, one in members.items():
-        chunks = chunks_of(one.shape, one.dtype)
-        nbytes = math.prod(one.shape) * item_bytes(one.dtype)
-        metadata = {"file": file.as_posix(), "parts": ((one.start, nbytes),)}
-        formats[name] = ArrayFormat(RAW, metadata, one.shape, one.dtype, chunks)
-        source = Source(name, one.shape, one.dtype, chunks, store=file.as_posix())
-        turned = permuted(source, tuple(reversed(range(len(one.shape)))))
-        tree[key_of(name, have_slashes)] = turned if one.is_turned else source
-    kinds = dict.fromkeys(tree, "np.ndarray")
-    return Item(file, tree, formats, False, False, value_types=kinds, seen=seen)
-
-
-_PLACEHOLDER = "PLACEHOLDER://"
-
-
-def _open_old(file: epath.Path, folder: Folder | None, is_read: bool) -> Item:
-    """A tree in msgpack: a file of Flax, or an item of the Orbax of 2023.
-
-    That has arrays in the file itself, or says where in its folder they are. Sequences of a file
-    of Flax are mappings keyed by digits; in the optimizer's state they are taken for sequences.
-    """
-    path = file if folder is None else folder.path
-    seen = look(path) if is_read else {}
-    values = read_tree(file)
-    if folder is None:
-        values = _with_sequences(values)
-    elsewhere = {
-        key: value.removeprefix(_PLACEHOLDER)
-        for key, value in values.items()
-        if isinstance(value, str) and value.startswith(_PLACEHOLDER)
-    }
-    formats = read_formats(path, None, False, elsewhere.values()) if elsewhere else {}
-    tree: dict[Key, Leaf] = {}
-    for key, value in values.items():
-        name = elsewhere.get(key, array_name(key))
-        if key not in elsewhere and (raw := _raw_format(value, file)) is not None:
-            formats[name] = raw
-        if name not in formats:
-            tree[key] = _literal(value)
-            continue
-        one = formats[name]
-        kind = "array" if "value" not in one.metadata else "scalar"
-        how = "" if one.zarr_format == RAW else encoding(one)
-        tree[key] = Source(
-            name, one.shape, one.dtype, one.chunks, path.as_posix(), kind, encoding=how
-        )
-    kinds = {key: "np.ndarray" for key, leaf in tree.items() if isinstance(leaf, Source)}
-    return Item(path, tree, formats, False, False, value_types=kinds, seen=seen)
-
-
-def _raw_format(value: Any, file: epath.Path) -> ArrayFormat | None:
-    """Of an array or number in a msgpack file; None for what else stands there."""
-    match value:
-        case Array(dtype, shape, parts):
-            metadata = {"file": file.as_posix(), "parts": parts}
-            return ArrayFormat(RAW, metadata, shape, dtype, chunks_of(shape, dtype))
-        case bool() | int() | float():
-            dtype = {bool: "bool", int: "int64", float: "float64"}[type(value)]
-            return ArrayFormat(RAW, {"value": value}, (), dtype, ())
-    return None
-
-
-def _literal(value: Any) -> Literal:
-    if value is None:
-        return Literal("None")
-    return Literal("string", value) if isinstance(value, str) else Literal(value.kind)
-
-
-def _with_sequences(values: Mapping[Key, Any]) -> dict[Key, Any]:
-    """The tree with ints for the digits that key sequences in the optimizer's state."""
-    digits: dict[Key, set[str]] = {}
-    for key in values:
-        if "opt_state" in key:
-            first = key.index("opt_state") + 1
-            for size in range(first, len(key)):
-                digits.setdefault(key[:size], set()).add(str(key[size]))
-    counted = {
-        parent for parent, names in digits.items() if names == {str(n) for n in range(len(names))}
-    }
-
-    def numbered(key: Key) -> Key:
-        return tuple(
-            int(part) if key[:place] in counted else part for place, part in enumerate(key)
-        )
-
-    return {numbered(key): value for key, value in values.items()}
 
 
 def array_name(key: Key) -> str:

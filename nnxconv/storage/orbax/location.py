@@ -114,11 +114,13 @@ def locate(
       NotACheckpoint: there is nothing there that Orbax could read.
       BadInput: there are several steps or items to choose from, or the step is not there.
     """
-    given = _tensors_file(path) or _one_file(path, step) or finished_directory(path)
-    if isinstance(given, Location):
-        return given
+    file = _named_file(path)
+    given = Folder(file, frozenset(), frozenset()) if file else finished_directory(path)
     if TREE_METADATA not in given.files and (given.path.suffix == SUFFIX or has_tensors(given)):
         return _of_tensors(path, given, step)
+    of_flax = (file, 0) if file else _file_of_flax(path, given, step)
+    if of_flax is not None:
+        return _of_one_file(*of_flax)
     if holds_tree(given):
         if step is not None and not _is_called(given.path.name, step):
             raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
@@ -146,43 +148,33 @@ def locate(
     return replace(location, newest_of=0 if step is not None else len(steps_in(given)))
 
 
-def _tensors_file(path: str) -> Folder | None:
-    """A safetensors file that a user names, as a folder without names."""
+def _named_file(path: str) -> epath.Path | None:
+    """A safetensors, npz or msgpack file that a user names."""
     given = absolute(path)
-    is_file = given.suffix == SUFFIX and not is_remote(given) and given.is_file()
-    return Folder(given, frozenset(), frozenset()) if is_file else None
+    if is_remote(given) or not given.is_file() or given.name.startswith("streaming_"):
+        return None
+    return given if given.suffix in (SUFFIX, NPZ) or is_msgpack(given) else None
 
 
-def _one_file(path: str, step: Step | None) -> Location | None:
-    """A msgpack or npz file that a user names, or the newest of flax.training.checkpoints."""
-    given = absolute(path)
-    if is_remote(given) or not given.exists():
-        return None
-    count = 0
-    if given.is_dir():
-        folder = open_folder(given)
-        found = None if folder.folders or holds_tree(folder) else newest_file(folder)
-        if found is None and "flax_model.msgpack" in folder.files and not has_tensors(folder):
-            found = given / "flax_model.msgpack", 1
-        if found is None:
-            return None
-        given, count = found
-        if step is not None:
-            given = given.parent / f"checkpoint_{step}"
-            if not given.exists():
-                raise BadInput(f"`{path}` has no step {step}", hint="it has one file for each step")
-    elif given.name.startswith("streaming_"):
-        return None
-    container = "npz" if given.suffix == NPZ else "msgpack" if is_msgpack(given) else None
-    if container is None:
-        return None
-    refuse_strangers(given.parent, given)
-    return Location(
-        Folder(given, frozenset(), frozenset()),
-        "item",
-        container=container,
-        newest_of=0 if step is not None else count,
-    )
+def _file_of_flax(path: str, given: Folder, step: Step | None) -> tuple[epath.Path, int] | None:
+    """The newest file of flax.training.checkpoints or the one of a step, and of how many."""
+    found = None if given.folders or holds_tree(given) else newest_file(given)
+    if found is None:
+        is_there = "flax_model.msgpack" in given.files
+        return (given.path / "flax_model.msgpack", 1) if is_there else None
+    if step is None:
+        return found
+    file = given.path / f"checkpoint_{step}"
+    if file.name not in given.files:
+        raise BadInput(f"`{path}` has no step {step}", hint="it has one file for each step")
+    return file, 0
+
+
+def _of_one_file(file: epath.Path, count: int) -> Location:
+    refuse_strangers(file.parent, file)
+    container = "npz" if file.suffix == NPZ else "msgpack"
+    folder = Folder(file, frozenset(), frozenset())
+    return Location(folder, "item", container=container, newest_of=count)
 
 
 def holds_tree(folder: Folder) -> bool:

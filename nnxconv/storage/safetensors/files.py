@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from etils import epath
 
@@ -14,35 +13,20 @@ INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
-@dataclass(frozen=True)
-class Tensors:
-    """The arrays of one checkpoint.
-
-    Attributes:
-      arrays: by name.
-      files: the names of the files that hold them.
-      metadata: free texts of the first file.
-    """
-
-    arrays: Mapping[str, Tensor]
-    files: tuple[str, ...]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
 def has_tensors(folder: Folder) -> bool:
     """True for a folder with safetensors files or an index of some."""
     return any(name.endswith((SUFFIX, INDEX_SUFFIX)) for name in folder.files)
 
 
-def find_tensors(folder: Folder, file: str = "") -> Tensors:
-    """The arrays of a folder, or of one file in it.
+def find_tensors(folder: Folder, path: epath.Path) -> dict[str, Tensor]:
+    """The arrays at a path, by name: those of the folder, or of one file in it.
 
     Raises:
       BadInput: the folder has several checkpoints.
       DamagedCheckpoint: shards are missing, hold an array twice, or are not what the index says.
     """
-    if file:
-        return _read(folder.path, [file], None)
+    if path != folder.path:
+        return _read(folder.path, [path.name], None)
     indices = sorted(name for name in folder.files if name.endswith(INDEX_SUFFIX))
     if len(indices) == 1:
         return _indexed(folder, indices[0])
@@ -57,7 +41,7 @@ def find_tensors(folder: Folder, file: str = "") -> Tensors:
     return _read(folder.path, files, None)
 
 
-def _indexed(folder: Folder, index: str) -> Tensors:
+def _indexed(folder: Folder, index: str) -> dict[str, Tensor]:
     """What an index names: every array is in the file that it says, and no other is there."""
     told = read_json(folder.path / index).get("weight_map")
     if not isinstance(told, dict) or not all(isinstance(file, str) for file in told.values()):
@@ -90,12 +74,12 @@ def _are_shards(path: epath.Path, files: Iterable[str]) -> bool:
     return True
 
 
-def _read(path: epath.Path, files: list[str], told: Mapping[str, str] | None) -> Tensors:
+def _read(
+    path: epath.Path, files: Iterable[str], told: Mapping[str, str] | None
+) -> dict[str, Tensor]:
     arrays: dict[str, Tensor] = {}
-    first: Mapping[str, str] = {}
-    for number, file in enumerate(files):
-        found, metadata = read_header(path / file)
-        first = first if number else metadata
+    for file in files:
+        found, _ = read_header(path / file)
         doubles = sorted(arrays.keys() & found.keys())
         if doubles:
             raise DamagedCheckpoint(
@@ -105,7 +89,7 @@ def _read(path: epath.Path, files: list[str], told: Mapping[str, str] | None) ->
         arrays |= found
     if told is not None:
         _refuse_other_places(path, arrays, told)
-    return Tensors(arrays, tuple(files), first)
+    return arrays
 
 
 def _refuse_other_places(
