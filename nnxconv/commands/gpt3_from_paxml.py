@@ -123,15 +123,17 @@ def _understood(
         paxml.check_model(model, sizes, where)
     count, step_number, told = _counts(found, layers, leaves)
     redundant = set(paxml.counters(layers)[1:])
+    state = paxml.decode(leaves, layers, replace(wanted, count=count))
     source = Understood(
         CODECS["linen"],
         (f"{counted(len(found.leaves), 'leaf', 'leaves')} of a Pax GPT-3", _sizes_text(sizes)),
         (*notes, *told),
-        paxml.decode(leaves, layers, replace(wanted, count=count)),
+        state,
         (LayerGroup(LAYERS, tuple(range(layers)), Stacked(0)),),
         Form(step_dtype="int32", empties=_EMPTIES if wanted.optimizer == "adamw" else ()),
         Record(),
         {(name,): leaf for name, leaf in leaves.items() if name not in redundant},
+        state,
         origin="paxml",
     )
     return source, step_number

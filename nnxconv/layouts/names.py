@@ -7,7 +7,7 @@ Those are entry points of the group `nnxconv.codecs`:
 ours = "our_package.our_codec"
 ```
 
-The entry point's name is the layout's, and what it refers to is a `codecs.Codec`: a module, or any
+The entry point's name is the layout's, and what it refers to is a `form.Codec`: a module, or any
 object, with those names in it. `examples/write_a_codec.py` is one. Names are told without importing
 anything of the other packages, or of our own codecs.
 """

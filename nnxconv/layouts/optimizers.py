@@ -45,10 +45,11 @@ def repeats_in(root: Node) -> Repeats:
 
 def walk(node: Node) -> Iterator[Node]:
     """The node and all subtrees below it, from the top."""
-    yield node
-    for kid in node.kids.values():
-        if kid.leaf is None:
-            yield from walk(kid)
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += [kid for kid in reversed(node.kids.values()) if kid.leaf is None]
 
 
 def find_optimizers(root: Node, repeats: Repeats) -> Tops:

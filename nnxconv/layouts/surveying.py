@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from nnxconv.errors import BadInput, NnxconvError, UnknownLayout
@@ -40,6 +41,20 @@ class Located:
     stored: Mapping[Key, Key]
     copy_of: Key | None = None
     placements: Mapping[str, Placement] = field(default_factory=dict)
+
+    @cached_property
+    def own_roles(self) -> dict[Key, Role]:
+        """The role of each of its leaves in its layout, by key of the tree."""
+        by_name: dict[str, Role] = {
+            first_source(leaf).name: _canonical_role(key, leaf)
+            for key, leaf in self.understood.as_stored.leaves().items()
+            if not isinstance(leaf, Literal)
+        }
+        return {
+            stored: by_name.get(first_source(leaf).name, "other")
+            for key, stored in self.stored.items()
+            if not isinstance(leaf := self.understood.tree[key], Literal)
+        }
 
 
 @dataclass(frozen=True)
@@ -338,7 +353,7 @@ _MAY_BE: Mapping[Role, tuple[Role, ...]] = {
 
 def _is_sound(located: Located, roles: Mapping[Key, Role]) -> bool:
     """True when a reading takes no leaf for what it is not by the tree's structure."""
-    return all(role in _MAY_BE[roles[key]] for key, role in _roles_of(located).items())
+    return all(role in _MAY_BE[roles[key]] for key, role in located.own_roles.items())
 
 
 def _copy(
@@ -372,7 +387,7 @@ def _whole(
     roles = dict(roles)
     claimed: set[Key] = set()
     for located in (*states, *copies):
-        for key, role in _roles_of(located).items():
+        for key, role in located.own_roles.items():
             roles[key] = role if located.copy_of is None or role == "rng" else "variables"
         claimed.update(located.stored.values())
     rest = [key for key in tree if key not in claimed] if around is None else list(around)
@@ -382,21 +397,6 @@ def _whole(
         if roles[key] == "parameters":
             roles[key] = "other"
     return Survey(tree, tuple(states), tuple(copies), {k: tree[k] for k in rest}, roles)
-
-
-def _roles_of(located: Located) -> dict[Key, Role]:
-    """The role of each of a state's leaves, by key of the tree."""
-    understood = located.understood
-    by_name: dict[str, Role] = {
-        first_source(leaf).name: _canonical_role(key, leaf)
-        for key, leaf in understood.as_stored.leaves().items()
-        if not isinstance(leaf, Literal)
-    }
-    return {
-        stored: by_name.get(first_source(leaf).name, "other")
-        for key, stored in located.stored.items()
-        if not isinstance(leaf := understood.tree[key], Literal)
-    }
 
 
 def _canonical_role(key: Key, leaf: Leaf) -> Role:

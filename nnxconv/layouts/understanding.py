@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError
@@ -36,7 +35,8 @@ class Understood:
     codec is then that of the layout whose state it holds. Where there are rules (of `renaming`),
     state and groups are the renamed ones, and `renamed` says what that did; the tree is as it is on
     disk. `others` are layouts that it could be of as well, with the same meaning. `aside` names, by
-    canonical key, leaves that are not in the state, and why.
+    canonical key, leaves that are not in the state, and why. `as_stored` is the state under its own
+    names, its layers arranged as they are on disk.
     """
 
     codec: Codec
@@ -47,6 +47,7 @@ class Understood:
     form: Form
     record: Record
     tree: Tree
+    as_stored: TrainState
     is_scanned: bool | None = None
     layer_group: tuple[str, ...] = ()
     origin: str = ""
@@ -59,11 +60,6 @@ class Understood:
     def layout(self) -> str:
         """What the checkpoint is, by name."""
         return self.origin or self.codec.name
-
-    @cached_property
-    def as_stored(self) -> TrainState:
-        """The state under its own names, its layers arranged as they are on disk."""
-        return self.codec.decode(self.tree, self.record).state
 
 
 def understand(
@@ -95,6 +91,7 @@ def understand(
         decoded.form,
         record,
         tree,
+        decoded.state,
         is_scanned,
         tuple(dict.fromkeys((*layer_group, *record.layer_group))),
         others=reading.others,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
 from nnxconv.tree import Key
 
@@ -56,18 +57,21 @@ WEAK = frozenset(("w", "b", "offset", "weights", "table", "logits"))
 """Those of them that other things have as well: told by them are matrices alone."""
 
 
-def tokens(name: str) -> set[str]:
+@cache
+def tokens(name: str) -> frozenset[str]:
     """The words and numbers in a name.
 
     >>> sorted(tokens("disc_opt2"))
     ['2', 'disc', 'opt']
     """
-    return set(re.findall(r"[a-z]+|[0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()))
+    return frozenset(
+        re.findall(r"[a-z]+|[0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+    )
 
 
 def words(key: Iterable[str | int]) -> set[str]:
     """The words and numbers in a key."""
-    return set().union(*(tokens(str(part)) for part in key))
+    return set[str]().union(*(tokens(str(part)) for part in key))
 
 
 def is_optimizers(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is not certain: modules whose names are alike are proposed, others are left open."""
+"""All pairs: what `search` leaves is proposed where names are alike, or left open."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

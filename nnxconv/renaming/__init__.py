@@ -8,7 +8,9 @@ apply        to one tree
 states       to a training state, its moments and its layer groups
 understood   to a checkpoint that is understood; checkpoints: as `--rename` and `--like` ask
 toml         the file format
-builtin      the sets that come with nnxconv, by name
+builtin      the sets that come with nnxconv, by name; families: those of models in blocks
+hugging_face sets made from a `config.json` and a template, hf-NAME.toml.j2
+numbers      steps that multiply, divide and add; shapes: those that the sets need
 ```
 """
 

@@ -1,7 +1,8 @@
 """How named arrays are found and written: only here are Orbax, TensorStore, etils and gcsfs known.
 
-`gcs`, `files`, `zarr`, `ocdbt`, `resume`, `orbax` and `transfer` are rooms of their own, each of
-which knows those before it; `pax` opens what Pax saved, `tasks` runs work at once.
+`gcs`, `files`, `zarr`, `ocdbt`, `safetensors`, `msgpack`, `npz`, `resume`, `orbax` and `transfer`
+are rooms of their own, each of which knows those before it; `pax` opens what Pax saved, `tasks`
+runs work at once.
 """
 
 import lazy_loader

@@ -5,6 +5,8 @@
 'f32[16,32]'
 """
 
+from functools import cache
+
 import ml_dtypes  # noqa: F401  registers bfloat16, float8_* and int4 with numpy
 
 from nnxconv.tree.elements import dtype_of
@@ -14,6 +16,7 @@ _SHORT = {"bfloat16": "bf16", "complex64": "c64", "complex128": "c128", "bool": 
 _PREFIXES = (("float", "f"), ("uint", "u"), ("int", "i"))
 
 
+@cache
 def short_dtype(dtype: str) -> str:
     """`float32` as `f32`, `float8_e4m3fn` as `f8_e4m3fn`."""
     for long, short in _PREFIXES:

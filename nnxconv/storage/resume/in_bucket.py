@@ -3,7 +3,7 @@
 ```
 gs://bucket/out/7.orbax-checkpoint-tmp-resume/
 ├── begun          of which source, by which options and which plan
-├── lock           held by the run that works: see `lease`
+├── lock           held by the run that works: see `gcs/lock.py`
 ├── writing        what is at the target without `commit_success.txt` is of a run with `--resume`
 ├── 0/journal/     for the run that writes it, lines in objects that are counted
 ├── 0/manifest/    for that run, the manifest of the database
