@@ -44,7 +44,7 @@ from nnxconv.tree import Key, Literal, View, cast, dtype_of, in_order, notation,
 
 SUFFIX = ".toml.j2"
 _NUMBERS = re.compile(r"\[\d+\]")
-_MODEL_TYPES = re.compile(r"^model_types = (\[.*\])$", re.MULTILINE)
+_MODEL_TYPES = re.compile(r"^model_types = (\[[^\]]*\])", re.MULTILINE)
 
 
 @dataclass(frozen=True)

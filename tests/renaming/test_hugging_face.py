@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 import nnxconv
 from nnxconv.errors import BadInput
 from nnxconv.renaming import templates
+from nnxconv.renaming.hugging_face import model_types
 from tests.support import checkpoints
 from tests.support.command import run
 from tests.support.hugging_face import (
@@ -215,3 +216,12 @@ def test_maxtexts_own_converter_makes_the_same_bit_for_bit(model, scan, conforma
     assert there.keys() - back.keys() <= {"lm_head.weight"}  # which is tied
     for name, array in back.items():
         np.testing.assert_allclose(array, there[name], rtol=0, atol=2.5e-7)
+
+
+@pytest.mark.parametrize("lines", ['["one", "two"]', '[\n    "one",\n    "two",  # a comment\n]'])
+def test_the_types_of_a_family_may_stand_on_several_lines(lines: str):
+    assert model_types(f"[family]\nmodel_types = {lines}\nperiod = 2\n") == ["one", "two"]
+
+
+def test_every_family_names_its_types():
+    assert all(model_types(text) for text in templates().values())
