@@ -92,23 +92,9 @@ def convert(
 
     started = time.monotonic()
     share_one_heap()
-    options = Options(
-        direction=direction,
-        to=to,
-        from_=from_,
-        scan_layers=scan_layers,
-        layer_axis=layer_axis,
-        layer_group=tuple(layer_group),
-        without=tuple(without),
-        strict=strict,
-        params_only=params_only,
-        dtype=dtype,
-        at=at,
-        drop=tuple(drop),
-        params_from=params_from,
-        replica=replica,
-        dequantize=dequantize,
-    )
+    how = (direction, to, from_, scan_layers, layer_axis, tuple(layer_group), tuple(without))
+    what = (strict, params_only, dtype, at, tuple(drop), params_from, replica, dequantize)
+    options = Options(*how, *what)  # in the order of its fields
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         opened = open_checkpoint(
             source_path, step, options, allow_uncommitted=allow_uncommitted, is_read=True
