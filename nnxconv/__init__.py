@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nnxconv.commands.merge_lora import merge_lora
     from nnxconv.commands.open import Checkpoint, LazyArray, open  # noqa: A004
     from nnxconv.commands.qk_clip import qk_clip_checkpoint
+    from nnxconv.commands.qk_clip_live import qk_clip
     from nnxconv.commands.result import Result
     from nnxconv.comparing import Report
     from nnxconv.errors import NnxconvError
@@ -44,6 +45,7 @@ __all__ = [
     "match",
     "merge_lora",
     "open",
+    "qk_clip",
     "qk_clip_checkpoint",
     "write_checksums",
 ]
@@ -56,6 +58,7 @@ _MODULES = {
     "Result": "commands.result",
     "check_checksums": "commands.checksum",
     "load_into": "commands.load",
+    "qk_clip": "commands.qk_clip_live",
     "qk_clip_checkpoint": "commands.qk_clip",
     "write_checksums": "commands.checksum",
 }

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from typing import Literal as OneOf
@@ -15,7 +15,7 @@ from nnxconv.commands.options import documented
 from nnxconv.commands.result import Result, Way
 from nnxconv.errors import BadInput
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.state import LOGITS, attention_modules, clip, logits_of
+from nnxconv.state import LOGITS, attention_modules, clip, logits_of, refuse_infinite
 from nnxconv.tree import Key, Source, counted, spell
 
 
@@ -60,14 +60,8 @@ def qk_clip_checkpoint(
     state = source.understood.state
     modules = attention_modules(state.params)
     logits = logits_of(modules, read_logits(max_logits))
-    without = [spell(module) for module in modules if module not in logits]
-    if without and missing == "error":
-        raise BadInput(
-            f"{counted(len(without), 'layer')} of {len(modules)} have no recorded logits",
-            where=max_logits,
-            details=without,
-            hint="`--missing keep` leaves them as they are",
-        )
+    refuse_infinite(logits)
+    without = without_logits(modules, logits, missing, max_logits)
     params, changed = clip(state.params, logits, threshold, qk_nope_head_dim, precision)
     notes = [
         f"{counted(len(changed), 'kernel')} of {counted(len(modules), 'layer')} clipped to"
@@ -87,6 +81,25 @@ def qk_clip_checkpoint(
         options={"max_logits": max_logits, "threshold": threshold, "nope": qk_nope_head_dim},
         started=started,
     )
+
+
+def without_logits(
+    modules: Sequence[Key], logits: Mapping[Key, np.ndarray], missing: str, where: str
+) -> list[str]:
+    """The modules that have no recorded logits.
+
+    Raises:
+      BadInput: there are some, and `missing` is not `keep`.
+    """
+    without = [spell(module) for module in modules if module not in logits]
+    if without and missing != "keep":
+        raise BadInput(
+            f"{counted(len(without), 'layer')} of {len(modules)} have no recorded logits",
+            where=where,
+            details=without,
+            hint="`--missing keep` leaves them as they are",
+        )
+    return without
 
 
 def read_logits(path: str) -> dict[Key, np.ndarray]:

@@ -8,6 +8,7 @@ from .leniency import Loaded as Loaded
 from .models import call as call
 from .models import is_python_name as is_python_name
 from .models import state_of as state_of
+from .modules import is_module as is_module
 from .modules import update as update
 from .modules import variables as variables
 from .placement import is_abstract as is_abstract
@@ -17,5 +18,8 @@ from .placement import regions_of as regions_of
 from .same_tree import same_leaves as same_leaves
 from .same_tree import texts as texts
 from .same_tree import views as views
+from .scaling import by_array as by_array
+from .scaling import is_known as is_known
+from .scaling import multiply_parts as multiply_parts
 from .template import Template as Template
 from .template import template_of as template_of

@@ -10,6 +10,13 @@ def variables(module: Any) -> Any:
     return nnx.state(module)
 
 
+def is_module(thing: Any) -> bool:
+    """True for NNX modules and optimizers, which are changed in place."""
+    from flax import nnx
+
+    return isinstance(thing, nnx.Module | nnx.Optimizer)
+
+
 def update(module: Any, state: Any) -> None:
     """Gives a module or an optimizer the values of a state."""
     from flax import nnx

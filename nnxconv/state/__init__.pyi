@@ -30,9 +30,12 @@ from .optimizer import with_empties as with_empties
 from .optimizer import with_level as with_level
 from .optimizer import without_level as without_level
 from .qk_clip import LOGITS as LOGITS
+from .qk_clip import Clipped as Clipped
 from .qk_clip import attention_modules as attention_modules
 from .qk_clip import clip as clip
+from .qk_clip import clipped_kernels as clipped_kernels
 from .qk_clip import logits_of as logits_of
+from .qk_clip import refuse_infinite as refuse_infinite
 from .quantised import dequantised as dequantised
 from .quantised import is_amax_history as is_amax_history
 from .quantised import is_quantised as is_quantised

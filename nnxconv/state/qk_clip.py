@@ -8,10 +8,13 @@ wq_b, or query without q-LoRA   (rank, heads, nope + rope): nope * sqrt(s), rope
 wkv_b                           (rank, heads, nope + v):    nope * sqrt(s), v as it is
 ```
 
-Source of the formula: MuonClip, as MaxText 0.2.5 has it (`apply_qk_clip`), in float32.
+Source of the formula: MuonClip, as MaxText 0.2.5 has it (`apply_qk_clip`), in float32. Logits may
+be arrays of numpy or of JAX, also traced ones: the library that they are of computes it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,14 +36,20 @@ def scales(max_logits: np.ndarray, threshold: float) -> np.ndarray:
     """
     largest = max_logits.astype(np.float32)
     ratio = np.float32(threshold) / (largest + np.float32(_EPSILON))
-    return np.minimum(np.float32(1), ratio)
+    return _library(ratio).minimum(np.float32(1), ratio)
+
+
+def _library(values: np.ndarray) -> Any:
+    """`numpy` or `jax.numpy`, of which an array is."""
+    return values.__array_namespace__()
 
 
 def head_factors(module: str, scale: np.ndarray, nope: int, width: int) -> np.ndarray:
     """What the kernel of a module is multiplied by: shape (heads, width), float32."""
-    root = np.sqrt(scale)[:, None]
-    rest = np.ones_like(root) if module == KEYS_AND_VALUES else scale[:, None]
-    return np.concatenate([root.repeat(nope, 1), rest.repeat(width - nope, 1)], 1)
+    library = _library(scale)
+    root = library.sqrt(scale)[:, None]
+    rest = library.ones_like(root) if module == KEYS_AND_VALUES else scale[:, None]
+    return library.concatenate([root.repeat(nope, 1), rest.repeat(width - nope, 1)], 1)
 
 
 def attention_modules(params: Tree) -> list[Key]:
@@ -67,7 +76,7 @@ def logits_of(modules: Sequence[Key], recorded: Mapping[Key, np.ndarray]) -> dic
     spelling, shape (..., heads); or without, for stacked layers, shape (layers, ..., heads).
 
     Raises:
-      BadInput: an array has another number of layers than there are, or is not a number.
+      BadInput: an array has another number of layers than there are.
     """
     known = {_canonical(path): values for path, values in recorded.items()}
     found: dict[Key, np.ndarray] = {}
@@ -86,15 +95,24 @@ def logits_of(modules: Sequence[Key], recorded: Mapping[Key, np.ndarray]) -> dic
                     )
                 values = values[layers.index(module)]
         if values is not None:
-            found[module] = _checked(module, values)
+            found[module] = _largest(values)
     return found
 
 
-def _checked(module: Key, values: np.ndarray) -> np.ndarray:
-    largest = values.max(axis=tuple(range(values.ndim - 1))) if values.ndim else values[None]
-    if not np.isfinite(largest).all():
-        raise BadInput("a recorded logit is not a finite number", where=spell(module))
-    return largest
+def _largest(values: np.ndarray) -> np.ndarray:
+    """The largest over all axes but the last, which are the heads."""
+    return values.max(axis=tuple(range(values.ndim - 1))) if values.ndim else values[None]
+
+
+def refuse_infinite(logits: Mapping[Key, np.ndarray]) -> None:
+    """Refuses logits that are no finite numbers.
+
+    Raises:
+      BadInput: there is one.
+    """
+    for module, largest in logits.items():
+        if not np.isfinite(largest).all():
+            raise BadInput("a recorded logit is not a finite number", where=spell(module))
 
 
 def _canonical(path: Key) -> Key:
@@ -104,7 +122,7 @@ def _canonical(path: Key) -> Key:
     ('decoder', 'layers', 3, 'self_attention')
     """
     parts = list(path)
-    while parts and str(parts[-1]) in (LOGITS, "attention_op", "0"):
+    while parts and str(parts[-1]) in (LOGITS, "attention_op", "value", "0"):
         parts.pop()
     if parts and parts[0] == "intermediates":
         del parts[0]
@@ -124,27 +142,36 @@ def _stacked(module: Key) -> Key:
     return tuple(part for part in module if not isinstance(part, int))
 
 
-def clip(
-    params: Tree,
-    logits: Mapping[Key, np.ndarray],
-    threshold: float,
-    nope: int,
-    precision: str = "float32",
-) -> tuple[dict[Key, View | Literal], list[Key]]:
-    """The parameters with what exceeds the threshold scaled, and the kernels that are scaled.
+@dataclass(frozen=True)
+class Clipped:
+    """A kernel of attention, and what its heads are multiplied by.
+
+    Attributes:
+      kernel: shape (..., heads, width).
+      scale: of each head, shape (heads,), float32.
+      factors: shape (heads, width), float32.
+    """
+
+    kernel: View
+    scale: np.ndarray
+    factors: np.ndarray
+
+
+def clipped_kernels(
+    params: Tree, logits: Mapping[Key, np.ndarray], threshold: float, nope: int
+) -> dict[Key, Clipped]:
+    """The kernels of attention modules with what each is multiplied by, also where that is 1.
 
     Args:
       params: layers apart.
       logits: the largest of each head of each attention module, shape (heads,).
       threshold: above which logits are scaled down to it.
       nope: how many of the last axis of `wq_b` and `wkv_b` have no rotary position.
-      precision: in which is multiplied.
 
     Raises:
       BadInput: sizes do not fit; all are named.
     """
-    clipped: dict[Key, View | Literal] = dict(params)
-    changed: list[Key] = []
+    found: dict[Key, Clipped] = {}
     problems: list[str] = []
     for module, largest in logits.items():
         scale = scales(largest, threshold)
@@ -160,15 +187,38 @@ def clip(
                     f"{spell(key)}  {notation(kernel)}, for {len(largest)} heads of more than"
                     f" {nope}"
                 )
-            elif (scale < 1).any():
-                factors = head_factors(name, scale, nope, width)
-                shape = (*(1,) * (len(kernel.shape) - 2), heads, width)
-                operation = Multiply(tuple(factors.reshape(-1).tolist()), shape)
-                clipped[key] = Formula(operation, (kernel,), dtype_of(kernel), precision)
-                changed.append(key)
+            else:
+                found[key] = Clipped(kernel, scale, head_factors(name, scale, nope, width))
     if problems:
         raise BadInput("the sizes of attention do not fit the logits", details=problems)
-    return clipped, changed
+    return found
+
+
+def clip(
+    params: Tree,
+    logits: Mapping[Key, np.ndarray],
+    threshold: float,
+    nope: int,
+    precision: str = "float32",
+) -> tuple[dict[Key, View | Literal], list[Key]]:
+    """The parameters with what exceeds the threshold scaled, and the kernels that are scaled.
+
+    Arguments are those of `clipped_kernels`; `precision` is what is multiplied in.
+
+    Raises:
+      BadInput: sizes do not fit; all are named.
+    """
+    found = clipped_kernels(params, logits, threshold, nope)
+    changed = {key: one for key, one in found.items() if (one.scale < 1).any()}
+    scaled = {key: _multiplied(one, precision) for key, one in changed.items()}
+    return {**params, **scaled}, list(changed)
+
+
+def _multiplied(one: Clipped, precision: str) -> Formula:
+    kernel = one.kernel
+    shape = (*(1,) * (len(kernel.shape) - 2), *one.factors.shape)
+    operation = Multiply(tuple(one.factors.reshape(-1).tolist()), shape)
+    return Formula(operation, (kernel,), dtype_of(kernel), precision)
 
 
 def _clipped_modules(module: Key, params: Tree) -> tuple[str, str]:

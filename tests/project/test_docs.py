@@ -286,9 +286,27 @@ def test_a_part_of_a_model_is_loaded_as_shown(tmp_path, monkeypatch):
     assert done.mismatched == ("params.head.bias", "params.head.kernel")
 
 
+def test_a_live_state_is_clipped_as_shown():
+    params = {"params": latent_attention()["params"]["params"]}
+    sown = {"self_attention": {"max_logits": (np.full((2, 4), 400, np.float32),)}}
+    kernel = params["params"]["decoder"]["layers_0"]["self_attention"]["wq_b"]["kernel"]
+    [program] = programs(REPOSITORY / "docs/arithmetic.md")
+    names: dict[str, Any] = {
+        "nnxconv": nnxconv,
+        "state": params,
+        "intermediates": {"decoder": {f"layers_{n}": sown for n in range(2)}},
+        "config": {"qk_nope_head_dim": 8},
+    }
+    exec(program, names)
+    clipped = names["state"]["params"]["decoder"]["layers_0"]["self_attention"]["wq_b"]["kernel"]
+    np.testing.assert_allclose(clipped[..., :8], kernel[..., :8] / 2, rtol=1e-6)
+    np.testing.assert_allclose(clipped[..., 8:], kernel[..., 8:] / 4, rtol=1e-6)
+
+
 def test_every_program_is_tried():
     assert [page.name for page in [*DOCS, README] if programs(page)] == [
         "any-tree.md",
+        "arithmetic.md",
         "hugging-face.md",
         "python.md",
     ]
