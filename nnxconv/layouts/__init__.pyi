@@ -26,6 +26,10 @@ from .joining import layout_of_copies as layout_of_copies
 from .joining import nothing_lost as nothing_lost
 from .joining import one_state as one_state
 from .joining import unchanged as unchanged
+from .located import OTHER as OTHER
+from .located import Located as Located
+from .located import Survey as Survey
+from .located import copy_leaves as copy_leaves
 from .names import ALONE as ALONE
 from .names import TUNIX_ITEMS as TUNIX_ITEMS
 from .names import layouts as layouts
@@ -37,11 +41,7 @@ from .recognition import CODECS as CODECS
 from .recognition import ITEMS as ITEMS
 from .restore_lines import restoring as restoring
 from .restore_lines import restoring_converted as restoring_converted
-from .surveying import OTHER as OTHER
-from .surveying import Located as Located
-from .surveying import Survey as Survey
 from .surveying import SurveyOptions as SurveyOptions
-from .surveying import copy_leaves as copy_leaves
 from .surveying import survey as survey
 from .understanding import RECORD as RECORD
 from .understanding import TENSORS as TENSORS

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnxconv.errors import BadInput
-from nnxconv.layouts.surveying import Located, Survey, SurveyOptions, survey
+from nnxconv.layouts.located import Located, Survey
+from nnxconv.layouts.surveying import SurveyOptions, survey
 from nnxconv.state import Tree
 from nnxconv.tree import (
     Key,

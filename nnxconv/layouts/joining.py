@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnxconv.errors import BadInput, CannotHold
-from nnxconv.layouts.conversion import Conversion, Options, is_excluded
+from nnxconv.layouts.around import stays_around
+from nnxconv.layouts.conversion import Conversion, Options
+from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.names import ALONE
 from nnxconv.layouts.parts import bare
 from nnxconv.layouts.placement import Placement, at_key
-from nnxconv.layouts.surveying import STATES, Located, Survey
-from nnxconv.state import Tree, is_stored
+from nnxconv.layouts.surveying import STATES
+from nnxconv.state import Tree
 from nnxconv.tree import Key, Leaf, Literal, counted, in_order, notation, sources_of, spell
 
 
@@ -133,7 +135,7 @@ def join(
         for located, c in conversions
     ]
     left_aside = {one.at for one in survey.states} - {located.at for located, _ in conversions}
-    around, left_out = _around(survey, options, next(iter(layouts), ""), is_alone)
+    around, left_out = stays_around(survey, options, next(iter(layouts), ""), is_alone)
     tree: dict[Key, Leaf] = {}
     _add(tree, around)
     for part in parts:
@@ -195,80 +197,6 @@ def _target_placement(
         return located.placement
     known = located.placements.get(conversion.layout)
     return known or (Placement() if is_alone else at_key(located.at))
-
-
-def _around(
-    survey: Survey, options: Options, layout: str, is_alone: bool
-) -> tuple[dict[Key, Leaf], dict[Key, str]]:
-    """What stays around the states, and what is left out of it.
-
-    Raises:
-      CannotHold: the target's program has no place for it.
-    """
-    copies = {
-        stored: survey.tree[stored] for copy in survey.copies for stored in copy.stored.values()
-    }
-    if options.params_only:
-        return {}, dict.fromkeys((*survey.around, *copies), "--params_only")
-    excluded = _excluded_copies(survey, options)
-    if not is_alone:
-        return dict(survey.around), excluded
-    reason = f"the {layout} layout keeps none"
-    keeps = {key: leaf for key, leaf in {**survey.around, **copies}.items() if key not in excluded}
-    rngs = [key for key in survey.around if survey.roles[key] == "rng" and not options.strict]
-    empty = [key for key, leaf in keeps.items() if not is_stored(leaf)]
-    expendable = {*rngs, *empty}
-    refuse_around(layout, {k: leaf for k, leaf in keeps.items() if k not in expendable}, survey)
-    return {}, {**excluded, **dict.fromkeys(in_order(expendable), reason)}
-
-
-def _excluded_copies(survey: Survey, options: Options) -> dict[Key, str]:
-    """The leaves of copies that `--without` leaves out: `aux`, or `aux.ema_params`."""
-    gone: dict[Key, str] = {}
-    for copy in survey.copies:
-        if is_excluded(copy.at, options.without):
-            name = next(n for n in options.without if is_excluded(copy.at, (n,)))
-            gone |= dict.fromkeys(copy.stored.values(), f"--without {name}")
-    return gone
-
-
-def refuse_around(layout: str, around: Tree, survey: Survey) -> None:
-    """Refuses what stands around a state where the target's program has one state alone.
-
-    Raises:
-      CannotHold: there is something; the hint is the narrowest option that goes on.
-    """
-    states = survey.states
-    if len(states) > 1:
-        ats = [spell(one.at) for one in states if one.at]
-        raise CannotHold(
-            f"the {layout} layout holds one state, and there are {len(states)}",
-            details=[spell(one.at) or "(the root)" for one in states],
-            hint=f"`--at {ats[0]}` takes that one alone",
-        )
-    state = next(iter(states))
-    at = state.at
-    if at and state.placement == at_key(at):
-        raise CannotHold(
-            f"the {layout} layout has no place for a state below `{spell(at)}`",
-            details=[f"{spell(key)}  {notation(leaf)}" for key, leaf in around.items()],
-            hint=f"`--at {spell(at)}` takes it alone",
-        )
-    if not around:
-        return
-    width = max(len(spell(key)) for key in around)
-    roots = dict.fromkeys(spell(_root_of(key, at)) for key in around)
-    raise CannotHold(
-        f"the {layout} layout has no place for {counted(len(around), 'leaf', 'leaves')}"
-        " beside the state",
-        details=[f"{spell(key):<{width}}  {notation(leaf)}" for key, leaf in around.items()],
-        hint=" ".join(f"`--drop '{root}'`" for root in roots) + " leaves out what is in the way",
-    )
-
-
-def _root_of(key: Key, at: Key) -> Key:
-    """The part of a key that says which thing beside the state it belongs to."""
-    return key[: len(at) + 1] if key[: len(at)] == at else key[:1]
 
 
 def _add(tree: dict[Key, Leaf], more: Mapping[Key, Leaf]) -> None:

@@ -3,7 +3,7 @@
 import json
 
 from nnxconv.layouts.joining import Whole
-from nnxconv.layouts.surveying import Survey
+from nnxconv.layouts.located import Survey
 from nnxconv.tree import Key, spell
 
 _LIKE_STORED = {

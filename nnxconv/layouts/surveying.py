@@ -2,134 +2,23 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 from nnxconv.errors import BadInput, NnxconvError, UnknownLayout
 from nnxconv.layouts.finding import Found, find
 from nnxconv.layouts.form import key_of, mapping
 from nnxconv.layouts.gathering import parts_of, placements
+from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.names import announced
-from nnxconv.layouts.parts import is_rng_state
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.recognition import CODECS
 from nnxconv.layouts.understanding import RECORD, TENSORS, Understood, no_record, understand
-from nnxconv.state import LayerGroup, Role, Tree, children, under
-from nnxconv.tree import Key, Leaf, Literal, first_source, spell
+from nnxconv.state import Role, Tree, children
+from nnxconv.tree import Key, spell
 
 STATES = "states"
 """Where a record of several states, or of one among other things, has them."""
-
-
-@dataclass(frozen=True)
-class Located:
-    """A state in a tree.
-
-    Attributes:
-      at: where it stands; the key of its parameters where others stand there too.
-      placement: which of the tree's keys are which keys of its layout.
-      understood: its meaning.
-      stored: for each of its keys in the layout, the key in the tree.
-      placements: where it stood in other layouts, by name.
-      copy_of: for a second copy of parameters, where the state stands that it is a copy of.
-    """
-
-    at: Key
-    placement: Placement
-    understood: Understood
-    stored: Mapping[Key, Key]
-    copy_of: Key | None = None
-    placements: Mapping[str, Placement] = field(default_factory=dict)
-
-    @cached_property
-    def own_roles(self) -> dict[Key, Role]:
-        """The role of each of its leaves in its layout, by key of the tree."""
-        by_name: dict[str, Role] = {
-            first_source(leaf).name: _canonical_role(key, leaf)
-            for key, leaf in self.understood.as_stored.leaves().items()
-            if not isinstance(leaf, Literal)
-        }
-        return {
-            stored: by_name.get(first_source(leaf).name, "other")
-            for key, stored in self.stored.items()
-            if not isinstance(leaf := self.understood.tree[key], Literal)
-        }
-
-
-@dataclass(frozen=True)
-class Survey:
-    """A tree with its meaning.
-
-    Attributes:
-      tree: the whole tree.
-      states: its states, in order.
-      copies: second copies of their parameters.
-      around: what belongs to none of them, by key of the tree.
-      roles: of every leaf.
-      problem: where there is no state, why not.
-      readings: what the tree could be, and what speaks against it.
-    """
-
-    tree: Tree
-    states: tuple[Located, ...]
-    copies: tuple[Located, ...] = ()
-    around: Tree = field(default_factory=dict)
-    roles: Mapping[Key, Role] = field(default_factory=dict)
-    problem: UnknownLayout | None = None
-
-    @property
-    def layout(self) -> str:
-        """The layouts of its states, each once; `unknown` where it has none."""
-        return (
-            " and ".join(dict.fromkeys(one.understood.layout for one in self.states)) or "unknown"
-        )
-
-    @property
-    def is_plain(self) -> bool:
-        """True where the whole tree is one state in a known layout."""
-        return (
-            len(self.states) == 1
-            and not self.around
-            and not self.copies
-            and self.states[0].placement.is_plain
-        )
-
-    def head(self, located: Located) -> Key:
-        """What the canonical keys of a state begin with, where there are several."""
-        if located.copy_of is not None:
-            return ("aux", *located.at)
-        return located.at if len(self.states) > 1 else ()
-
-    def leaves(self) -> dict[Key, Leaf]:
-        """Every leaf under its canonical key; where there is no state, under its own."""
-        if not self.states:
-            return dict(self.tree)
-        found: dict[Key, Leaf] = {}
-        for located in self.states:
-            found |= under(self.head(located), located.understood.state.leaves())
-        for copy in self.copies:
-            found |= copy_leaves(copy)
-        return found | under(OTHER, self.around)
-
-    def groups(self) -> list[LayerGroup]:
-        """The layer groups of all states, by the keys that their leaves have."""
-        return [
-            replace(group, key=(*self.head(located), *group.key))
-            for located in (*self.states, *self.copies)
-            for group in located.understood.groups
-        ]
-
-
-OTHER: Key = ("other",)
-"""What the keys begin with of leaves that belong to no state."""
-
-
-def copy_leaves(copy: Located) -> dict[Key, Leaf]:
-    """The leaves of a second copy as variables: `aux.ema_params.Dense_0.kernel`."""
-    state = copy.understood.state
-    aux = {("aux", *copy.at, *key[1:]): leaf for key, leaf in state.aux.items()}
-    return {**under(("aux", *copy.at), state.params), **aux}
 
 
 @dataclass(frozen=True)
@@ -397,15 +286,3 @@ def _whole(
         if roles[key] == "parameters":
             roles[key] = "other"
     return Survey(tree, tuple(states), tuple(copies), {k: tree[k] for k in rest}, roles)
-
-
-def _canonical_role(key: Key, leaf: Leaf) -> Role:
-    """The role of a leaf by its canonical key."""
-    match key[0]:
-        case "params":
-            return "parameters"
-        case "opt_state":
-            return "optimizer"
-        case "step":
-            return "step"
-    return "rng" if is_rng_state(key[1:], leaf) else "variables"

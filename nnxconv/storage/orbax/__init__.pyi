@@ -8,10 +8,8 @@ from .item import array_name as array_name
 from .item import read_formats as read_formats
 from .location import Location as Location
 from .location import absolute as absolute
-from .location import choose_step as choose_step
 from .location import finished_directory as finished_directory
 from .location import locate as locate
-from .location import steps_in as steps_in
 from .opening import open_item as open_item
 from .raw_items import tensors_item as tensors_item
 from .reading import Reader as Reader
@@ -25,6 +23,8 @@ from .shardings import read_shardings as read_shardings
 from .shardings import writing_processes as writing_processes
 from .stability import look as look
 from .stability import refuse_changed as refuse_changed
+from .steps import choose_step as choose_step
+from .steps import steps_in as steps_in
 from .writer import NewArray as NewArray
 from .writer import Proof as Proof
 from .writer import ReadsBack as ReadsBack

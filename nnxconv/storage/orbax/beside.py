@@ -22,8 +22,9 @@ from nnxconv.errors import BadInput
 from nnxconv.storage import MARKER, STEP_METADATA
 from nnxconv.storage.files import read_if_there, refuse_strangers
 from nnxconv.storage.orbax.documents import PYTREE_HANDLER, step_metadata
-from nnxconv.storage.orbax.location import Location, is_step
+from nnxconv.storage.orbax.location import Location
 from nnxconv.storage.orbax.saving import Target
+from nnxconv.storage.orbax.steps import is_step
 
 NAMES = ("adapter_config.json",)
 

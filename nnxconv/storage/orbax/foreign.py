@@ -7,6 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from nnxconv.storage import UNFINISHED
+from nnxconv.storage.files import Folder
+
 SAVE = "`ocp.StandardCheckpointer().save(NEW, tree)`"
 
 
@@ -129,3 +132,18 @@ def _fits(name: str, globs: Collection[str]) -> bool:
 
 def _has(names: Collection[str], glob: str) -> bool:
     return any(fnmatchcase(name, glob) for name in names)
+
+
+def looks_like(folder: Folder) -> str:
+    """What a directory that is no checkpoint seems to be, and what to try."""
+    names = folder.names
+    if any(UNFINISHED in name for name in names):
+        return "it holds only unfinished saves, which were interrupted before they were committed"
+    if "metadata" in names and "state" in names:
+        return "it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3"
+    if not names:
+        return "it is empty"
+    known = seems_to_be(folder.path.name, names)
+    if known is not None:
+        return known.hint
+    return "expected `_METADATA`, an item that has it, or numbered steps"

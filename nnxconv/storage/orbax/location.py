@@ -11,7 +11,7 @@ root/                  steps, called as `CheckpointManager` or flax.training.che
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 from typing import Literal as OneOf
 
 from etils import epath
@@ -38,11 +38,16 @@ from nnxconv.storage.gcs import is_remote, prepare
 from nnxconv.storage.msgpack import OLD_TREE, is_msgpack, newest_file
 from nnxconv.storage.npz import SUFFIX as NPZ
 from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
-from nnxconv.storage.orbax.foreign import seems_to_be
+from nnxconv.storage.orbax.foreign import looks_like, seems_to_be
+from nnxconv.storage.orbax.steps import (
+    Step,
+    choose_step,
+    holding_steps,
+    is_called,
+    step_number,
+    steps_in,
+)
 from nnxconv.storage.safetensors import SUFFIX, has_tensors
-
-Step: TypeAlias = int | float | str
-"""How a step is named: by its number, or by what its directory is called."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def locate(
     if of_flax is not None:
         return _of_one_file(*of_flax)
     if holds_tree(given):
-        if step is not None and not _is_called(given.path.name, step):
+        if step is not None and not is_called(given.path.name, step):
             raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
         refuse_strangers(given.path, given.path)
         refuse_strangers(given.path.parent, given.path.parent / STEP_METADATA)
@@ -132,11 +137,11 @@ def locate(
         return Location(given, "item", step_metadata=metadata)
     items = _items(given)
     if items:
-        if step is not None and not _is_called(given.path.name, step):
+        if step is not None and not is_called(given.path.name, step):
             raise BadInput(f"`{path}` is one step of a checkpoint, and it is not step {step}")
         refuse_strangers(given.path, given.path)
         return _in_step(given, items, "step", allow_uncommitted)
-    given = _holding_steps(given)
+    given = holding_steps(given)
     chosen = open_folder(choose_step(given, step, has_step, allow_uncommitted, takes_newest=True))
     refuse_strangers(given.path, chosen.path)
     if holds_tree(chosen):
@@ -195,20 +200,6 @@ def _of_tensors(path: str, given: Folder, step: Step | None) -> Location:
         )
     refuse_strangers(given.path.parent, given.path)
     return Location(given, "item", container="safetensors")
-
-
-_RUN_FOLDERS = ("checkpoints", "checkpoint", "ckpts", "ckpt")
-"""What programs call the root of steps within the folder of a run."""
-
-
-def _holding_steps(given: Folder) -> Folder:
-    """The root of steps: the folder itself, or the one in the folder of a run."""
-    if steps_in(given):
-        return given
-    names = [name for name in _RUN_FOLDERS if name in given.folders]
-    inner = [open_folder(given.path / name) for name in names]
-    roots = [folder for folder in inner if steps_in(folder)]
-    return roots[0] if len(roots) == 1 else given
 
 
 def _refuse_uncommitted(is_allowed: bool, *folders: Folder) -> None:
@@ -279,7 +270,7 @@ def _in_step(
 ) -> Location:
     path = step.path
     if not items:
-        raise NotACheckpoint(f"step `{path}` has no item with arrays", hint=_looks_like(step))
+        raise NotACheckpoint(f"step `{path}` has no item with arrays", hint=looks_like(step))
     usual = [item for item in items if item.path.name in USUAL_ITEMS]
     joined = [item for name in TUNIX_ITEMS for item in items if item.path.name == name]
     if joined and joined[0].path.name == TUNIX_ITEMS[0] and not usual:
@@ -299,7 +290,7 @@ def _in_step(
 
 def _items(step: Folder) -> list[Folder]:
     """The directories under a step that hold a tree of arrays."""
-    names = [n for n in step.folders if _step_number(n) is None and UNFINISHED not in n]
+    names = [n for n in step.folders if step_number(n) is None and UNFINISHED not in n]
     children = [open_folder(step.path / name) for name in names]
     found = [child for child in children if holds_tree(child)]
     gone = deleted_item(step)
@@ -313,95 +304,6 @@ def _refuse_if_deleted(item: Folder) -> None:
     """Refuses an item, given by its own path, that is being deleted from its step."""
     if read_if_there(item.path.parent / DELETION) is not None:
         refuse_deleted(open_folder(item.path.parent), item.path.name)
-
-
-def _step_number(name: str) -> int | float | None:
-    """The number in `100`, `checkpoint_100`, `step-1.5` or `0007`; None for any other name."""
-    match = re.fullmatch(r"(?:[^.]*[_-])?([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)", name)
-    if match is None:
-        return None
-    return int(match[1]) if match[1].isdigit() else float(match[1])
-
-
-def is_step(name: str) -> bool:
-    """True for what programs call the directory of a step: `100`, `checkpoint_100`."""
-    return _step_number(name) is not None
-
-
-def _is_called(name: str, step: Step) -> bool:
-    """True for a directory that has this number, or is called so.
-
-    >>> _is_called("ckpt_00000100", 100), _is_called("ckpt_00000100", "100")
-    (True, True)
-    """
-    if name == str(step):
-        return True
-    try:
-        return _step_number(name) == float(step)
-    except ValueError:
-        return False
-
-
-def steps_in(root: Folder) -> dict[int | float, epath.Path]:
-    """The steps under a root, by number; in a bucket also those that are being saved."""
-    numbers = {_step_number(name): root.path / name for name in root.folders}
-    return {number: numbers[number] for number in sorted(n for n in numbers if n is not None)}
-
-
-def _finished(steps: dict[int | float, epath.Path]) -> dict[int | float, epath.Path]:
-    """The steps without those that are being saved, which outside of buckets have other names."""
-    return {
-        number: path
-        for number, path in steps.items()
-        if not is_remote(path) or read_if_there(path / COMMITTED) is not None
-    }
-
-
-def choose_step(
-    root: Folder,
-    step: Step | None,
-    has_step: bool = True,
-    allow_uncommitted: bool = False,
-    *,
-    takes_newest: bool = False,
-) -> epath.Path:
-    """The step that `--step` names, or the only one, or with `takes_newest` the newest.
-
-    Raises:
-      NotACheckpoint: there are no steps.
-      BadInput: there are several to choose from, or not the one that is asked for.
-    """
-    steps, path = steps_in(root), root.path
-    if not steps:
-        raise NotACheckpoint(f"`{path}` is not an Orbax checkpoint", hint=_looks_like(root))
-    if step is None and len(steps) > 1 and not allow_uncommitted:
-        steps = _finished(steps) or steps
-    listed = ", ".join(map(str, steps))
-    if step is None and len(steps) > 1 and not takes_newest:
-        name_it = f"name one of them, for example `{steps[max(steps)]}`"
-        hint = "choose one with `--step N`" if has_step else name_it
-        raise BadInput(f"`{path}` holds {len(steps)} steps: {listed}", hint=hint)
-    if step is None:
-        return steps[max(steps)]
-    called = [there for there in steps.values() if _is_called(there.name, step)]
-    if not called:
-        raise BadInput(f"`{path}` has no step {step}", hint=f"it has {listed}")
-    return called[0]
-
-
-def _looks_like(folder: Folder) -> str:
-    """What a directory that is no checkpoint seems to be, and what to try."""
-    names = folder.names
-    if any(UNFINISHED in name for name in names):
-        return "it holds only unfinished saves, which were interrupted before they were committed"
-    if "metadata" in names and "state" in names:
-        return "it looks like a Pax checkpoint: `nnxconv gpt3-from-paxml` imports those of GPT-3"
-    if not names:
-        return "it is empty"
-    known = seems_to_be(folder.path.name, names)
-    if known is not None:
-        return known.hint
-    return "expected `_METADATA`, an item that has it, or numbered steps"
 
 
 def _read_step_metadata(*paths: epath.Path) -> dict[str, Any] | None:

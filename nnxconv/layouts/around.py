@@ -1,0 +1,82 @@
+"""What stands around the states of a tree: what the target keeps, and what has no place there."""
+
+from nnxconv.errors import CannotHold
+from nnxconv.layouts.conversion import Options, is_excluded
+from nnxconv.layouts.located import Survey
+from nnxconv.layouts.placement import at_key
+from nnxconv.state import Tree, is_stored
+from nnxconv.tree import Key, Leaf, counted, in_order, notation, spell
+
+
+def stays_around(
+    survey: Survey, options: Options, layout: str, is_alone: bool
+) -> tuple[dict[Key, Leaf], dict[Key, str]]:
+    """What stays around the states, and what is left out of it.
+
+    Raises:
+      CannotHold: the target's program has no place for it.
+    """
+    copies = {
+        stored: survey.tree[stored] for copy in survey.copies for stored in copy.stored.values()
+    }
+    if options.params_only:
+        return {}, dict.fromkeys((*survey.around, *copies), "--params_only")
+    excluded = _excluded_copies(survey, options)
+    if not is_alone:
+        return dict(survey.around), excluded
+    reason = f"the {layout} layout keeps none"
+    keeps = {key: leaf for key, leaf in {**survey.around, **copies}.items() if key not in excluded}
+    rngs = [key for key in survey.around if survey.roles[key] == "rng" and not options.strict]
+    empty = [key for key, leaf in keeps.items() if not is_stored(leaf)]
+    expendable = {*rngs, *empty}
+    _refuse_around(layout, {k: leaf for k, leaf in keeps.items() if k not in expendable}, survey)
+    return {}, {**excluded, **dict.fromkeys(in_order(expendable), reason)}
+
+
+def _excluded_copies(survey: Survey, options: Options) -> dict[Key, str]:
+    """The leaves of copies that `--without` leaves out: `aux`, or `aux.ema_params`."""
+    gone: dict[Key, str] = {}
+    for copy in survey.copies:
+        if is_excluded(copy.at, options.without):
+            name = next(n for n in options.without if is_excluded(copy.at, (n,)))
+            gone |= dict.fromkeys(copy.stored.values(), f"--without {name}")
+    return gone
+
+
+def _refuse_around(layout: str, around: Tree, survey: Survey) -> None:
+    """Refuses what stands around a state where the target's program has one state alone.
+
+    Raises:
+      CannotHold: there is something; the hint is the narrowest option that goes on.
+    """
+    states = survey.states
+    if len(states) > 1:
+        ats = [spell(one.at) for one in states if one.at]
+        raise CannotHold(
+            f"the {layout} layout holds one state, and there are {len(states)}",
+            details=[spell(one.at) or "(the root)" for one in states],
+            hint=f"`--at {ats[0]}` takes that one alone",
+        )
+    state = next(iter(states))
+    at = state.at
+    if at and state.placement == at_key(at):
+        raise CannotHold(
+            f"the {layout} layout has no place for a state below `{spell(at)}`",
+            details=[f"{spell(key)}  {notation(leaf)}" for key, leaf in around.items()],
+            hint=f"`--at {spell(at)}` takes it alone",
+        )
+    if not around:
+        return
+    width = max(len(spell(key)) for key in around)
+    roots = dict.fromkeys(spell(_root_of(key, at)) for key in around)
+    raise CannotHold(
+        f"the {layout} layout has no place for {counted(len(around), 'leaf', 'leaves')}"
+        " beside the state",
+        details=[f"{spell(key):<{width}}  {notation(leaf)}" for key, leaf in around.items()],
+        hint=" ".join(f"`--drop '{root}'`" for root in roots) + " leaves out what is in the way",
+    )
+
+
+def _root_of(key: Key, at: Key) -> Key:
+    """The part of a key that says which thing beside the state it belongs to."""
+    return key[: len(at) + 1] if key[: len(at)] == at else key[:1]
