@@ -122,13 +122,13 @@ UNSTACK = {"to": "linen", "scan_layers": False}
 PLANS = [
     ("apart", {"to": "linen"}, True),
     ("apart", STACK, True),
-    ("small", STACK, False),
     ("axis 0", UNSTACK, False),
     ("axis 0", {**STACK, "layer_axis": 1}, False),
     ("axis 1", UNSTACK, False),
     ("axis 1", {**STACK, "layer_axis": 0}, False),
     ("axis 1", {**UNSTACK, "verify": True}, False),
     ("large chunks", UNSTACK, False),
+    ("small", STACK, False),
 ]
 
 
