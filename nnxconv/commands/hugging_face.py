@@ -8,6 +8,7 @@ from nnxconv.commands.opening import Opened
 from nnxconv.errors import BadInput
 from nnxconv.layouts import TENSORS, Conversion, Options, Understood, convert_tree
 from nnxconv.renaming import (
+    MAXTEXT,
     Family,
     Rules,
     asked_rules,
@@ -24,13 +25,14 @@ from nnxconv.tree import Source, View
 HUGGING_FACE = "hf"
 """What `--to` calls safetensors under the names of transformers."""
 
-OF_MAXTEXT = ("maxtext", "linen")
-"""Layouts whose names are MaxText's."""
+TUNIX = "tunix"
+TARGETS = {"maxtext": MAXTEXT, "linen": MAXTEXT, "tunix": TUNIX}
+"""Whose names a folder of Hugging Face gets in a layout, where not its own."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """A conversion between the names of transformers and those of MaxText.
+    """A conversion between the names of transformers and those of MaxText or Tunix.
 
     Attributes:
       family: the rules.
@@ -73,22 +75,28 @@ def crossing(
     Raises:
       BadInput: `--to hf` is not told of which model; `config.json` is missing, or of no family.
     """
+    family = rename if isinstance(rename, str) and rename in templates() else ""
     if options.to == HUGGING_FACE:
+        if rename is not None and not family:
+            raise BadInput(
+                "`--to hf` follows the rules of a family",
+                details=[f"`--rename` may name one: {', '.join(templates())}"],
+                hint="first convert with `--rename`, then to `hf`",
+            )
         if config is None:
             raise BadInput(
                 "`--to hf` needs `--config HF_DIR`",
                 hint="the folder of the model on Hugging Face, or its `config.json`: it says which"
                 " names, types and files are written",
             )
-        return replace(options, to=TENSORS), _back(config)
+        return replace(options, to=TENSORS), _back(config, family, _target_in(opened))
     if config is not None:
         raise BadInput("`--config` is for `--to hf`")
-    is_named = isinstance(rename, str) and rename in templates()
-    is_crossed = options.to in OF_MAXTEXT and rename is None
-    if opened.location.container != TENSORS or not (is_named or is_crossed):
+    target = None if rename is not None else TARGETS.get(options.to or "")
+    if opened.location.container != TENSORS or not (family or target):
         return options, None
-    family = family_of(opened, str(rename) if is_named else "")
-    return options, None if family is None else Crossing(family, False, {})
+    found = family_of(opened, family, target or MAXTEXT)
+    return options, None if found is None else Crossing(found, False, {})
 
 
 def asked_names(
@@ -117,8 +125,10 @@ def under_names(source: Understood, names: Rules | Family, options: Options) -> 
     return renamed(source, names, options)
 
 
-def family_of(opened: Opened, name: str = "") -> Family | None:
+def family_of(opened: Opened, name: str = "", target: str = MAXTEXT) -> Family | None:
     """The family of an opened folder, or the one of this name; None without `config.json`.
+
+    `target` says whose names it leads to, where no family is named.
 
     Raises:
       BadInput: `config.json` is of no family.
@@ -131,36 +141,36 @@ def family_of(opened: Opened, name: str = "") -> Family | None:
         if name:
             raise BadInput(f"`{name}` needs `{CONFIG}`", where=str(file.parent))
         return None
-    return family_for(
-        read_json(file), _arrays(opened), template=templates().get(name, ""), name=name
-    )
+    return family_for(read_json(file), _arrays(opened), name=name, target=target)
 
 
 def one_sided(a: Opened, b: Opened) -> tuple[Family | None, Family | None]:
-    """The families of two sides of which one has the names of transformers, the other MaxText's.
+    """The families of two sides of which one has the names of transformers, the other a target's.
 
     Two folders of Hugging Face are compared under their own names.
     """
     is_tensors = [side.location.container == TENSORS for side in (a, b)]
-    if is_tensors[0] == is_tensors[1] or not _is_of_maxtext(b if is_tensors[0] else a):
+    target = _target_in(b if is_tensors[0] else a)
+    if is_tensors[0] == is_tensors[1] or target is None:
         return None, None
-    return (family_of(a), None) if is_tensors[0] else (None, family_of(b))
+    if is_tensors[0]:
+        return family_of(a, target=target), None
+    return None, family_of(b, target=target)
 
 
-def _is_of_maxtext(opened: Opened) -> bool:
-    """True for parameters below the names that MaxText's models have."""
-    return any(
-        ("decoder" in key or "token_embedder" in key)
-        for state in opened.survey.states
-        for key in state.understood.state.params
-    )
+def _target_in(opened: Opened) -> str | None:
+    """Whose names a checkpoint has: MaxText's, Tunix' or neither's."""
+    keys = [key for one in opened.survey.states for key in one.understood.state.params]
+    if any("decoder" in key or "token_embedder" in key for key in keys):
+        return MAXTEXT
+    return TUNIX if any(key[:2] == ("embedder", "input_embedding") for key in keys) else None
 
 
 def _arrays(opened: Opened) -> dict[str, View]:
     return {leaf.name: leaf for leaf in opened.item.tree.values() if isinstance(leaf, Source)}
 
 
-def _back(config: str) -> Crossing:
+def _back(config: str, asked: str, target: str | None) -> Crossing:
     """What a folder of Hugging Face, or its `config.json`, says of how another one is written."""
     from nnxconv.storage.files import open_folder, read_json
     from nnxconv.storage.orbax import absolute
@@ -181,5 +191,5 @@ def _back(config: str) -> Crossing:
     usual = told.get("dtype") or told.get("torch_dtype")
     if not dtypes and isinstance(usual, str):
         dtypes[""] = usual
-    family = replace(family_for(told, arrays), dtypes=dtypes)
+    family = replace(family_for(told, arrays, name=asked, target=target or MAXTEXT), dtypes=dtypes)
     return Crossing(family, True, small_files(folder))

@@ -1,4 +1,4 @@
-"""Families of Hugging Face: from the names of transformers to those of MaxText, and back.
+"""Families of Hugging Face: from the names of transformers to those of MaxText or Tunix, and back.
 
 Each family is a file `hf-NAME.toml.j2` beside this one: a set of rules (see `toml`) in which Jinja
 fills in what a model's `config.json` says, between `<<` and `>>`, and `<%` and `%>`. Besides rules
@@ -7,10 +7,11 @@ it has
 ```toml
 [family]
 model_types = ["llama", "mistral"]      # of `config.json`
+target = "tunix"                        # whose names it leads to; "maxtext" by default
 period = 6                              # stacked layers are blocks of so many; 1 by default
 
 [left_out]
-"lm_head.weight" = "is tied: ..."       # arrays that MaxText's model does not have, and why
+"lm_head.weight" = "is tied: ..."       # arrays that the target's model does not have, and why
 ```
 
 A template knows `config` (of a model of texts and images that of the texts), `size(NAME, AXIS)` of
@@ -45,6 +46,9 @@ from nnxconv.tree import Key, Literal, View, cast, dtype_of, in_order, notation,
 SUFFIX = ".toml.j2"
 _NUMBERS = re.compile(r"\[\d+\]")
 _MODEL_TYPES = re.compile(r"^model_types = (\[[^\]]*\])", re.MULTILINE)
+_TARGET = re.compile(r'^target = "(\w+)"', re.MULTILINE)
+MAXTEXT = "maxtext"
+"""The target of a family that names none."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class Family:
 
     Attributes:
       name: `hf-llama`.
-      rules: from transformers to MaxText.
-      left_out: which arrays MaxText's model does not have, and why.
+      rules: from transformers to the target.
+      left_out: which arrays the target's model does not have, and why.
       period: how many layers a block has, where stacked layers are blocks.
       dtypes: the types of the arrays of a folder that is written like another one.
     """
@@ -84,33 +88,51 @@ def model_types(template: str) -> list[str]:
     return tomllib.loads(f"types = {found[1]}")["types"] if found else []
 
 
+def target_of(template: str) -> str:
+    """Whose names a family leads to: "maxtext" or "tunix"."""
+    found = _TARGET.search(template)
+    return found[1] if found else MAXTEXT
+
+
+def _family_of_type(kind: object, target: str) -> str:
+    """The family that leads models of a type to a target.
+
+    Raises:
+      BadInput: there is none.
+    """
+    known = {n: model_types(text) for n, text in templates().items() if target_of(text) == target}
+    found = [name for name, kinds in known.items() if kind in kinds]
+    if not found:
+        every = sorted(kind for kinds in known.values() for kind in kinds)
+        where = "" if target == MAXTEXT else f" and names of {target}"
+        raise BadInput(
+            f"no family of nnxconv has models of the type `{kind}`{where}",
+            details=[f"known are {', '.join(every)}"],
+            hint="`nnxconv match SRC TEMPLATE` proposes rules; `--to nnx-pure` keeps the names",
+        )
+    return found[0]
+
+
 def family_for(
-    config: Mapping[str, Any], arrays: Mapping[str, View], *, template: str = "", name: str = ""
+    config: Mapping[str, Any],
+    arrays: Mapping[str, View],
+    *,
+    name: str = "",
+    target: str = MAXTEXT,
 ) -> Family:
     """The family of a model.
 
     Args:
       config: what its `config.json` says.
       arrays: those of its folder, by name; none where there are none.
-      template: a family's file; by default the one for the model's type.
-      name: what the file is called.
+      name: a family; by default the one for the model's type and the target.
+      target: whose names it leads to, where no family is named.
 
     Raises:
       BadInput: there is no family for this type, or its file cannot be filled in.
     """
-    kind = config.get("model_type")
-    if not template:
-        known = [n for n, text in templates().items() if kind in model_types(text)]
-        if not known:
-            every = sorted(kind for text in templates().values() for kind in model_types(text))
-            raise BadInput(
-                f"no family of nnxconv has models of the type `{kind}`",
-                details=[f"known are {', '.join(every)}"],
-                hint="`nnxconv match SRC TEMPLATE` proposes rules; `--to nnx-pure` keeps the names",
-            )
-        name = known[0]
-        template = templates()[name]
-    text = _filled_in(template, config, arrays, name)
+    name = name or _family_of_type(config.get("model_type"), target)
+    text = _filled_in(templates()[name], config, arrays, name)
     document = tomllib.loads(text)
     told = document.get("left_out", {})
     return Family(
@@ -165,7 +187,7 @@ class _Config(dict[str, Any]):
 
 
 def from_hugging_face(source: Understood, family: Family, options: Options) -> Understood:
-    """The checkpoint under MaxText's names; what its model does not have is set aside.
+    """The checkpoint under the target's names; what its model does not have is set aside.
 
     Raises:
       BadInput: the folder has arrays that the family does not know.

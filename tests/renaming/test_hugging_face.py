@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 import nnxconv
 from nnxconv.errors import BadInput
 from nnxconv.renaming import templates
-from nnxconv.renaming.hugging_face import model_types
+from nnxconv.renaming.hugging_face import model_types, target_of
 from tests.support import checkpoints
 from tests.support.command import run
 from tests.support.hugging_face import (
@@ -24,7 +24,7 @@ from tests.support.hugging_face import (
 
 KINDS = [
     *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"),
-    "gpt_oss",
+    *("gpt_oss", "olmo3"),
 ]
 OTHER = Sizes(16, 2, 1, 8, 10, 30, 8, 2)
 ROUNDED_BACK = ("llama", "mistral", "mixtral", "gemma2", "gemma3_text")
@@ -183,9 +183,22 @@ def test_a_family_is_followed_by_name_when_a_folder_is_opened(tmp_path):
     assert len(opened) == len(wanted)
 
 
+def test_a_model_of_a_sibling_type_is_converted_when_its_family_is_named(tmp_path):
+    """OLMo 2 has the arrays of OLMo 3; what runs them differs, so it has to be asked for."""
+    arrays = arrays_of("olmo3", OTHER)
+    folder = save_folder(tmp_path / "hf", "olmo3", OTHER, arrays)
+    told = {**config_of("olmo3", OTHER), "model_type": "olmo2"}
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(BadInput, match="no family of nnxconv has models of the type `olmo2`"):
+        nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext")
+    nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext", rename="hf-olmo")
+    check_equal(parameters(tmp_path / "out"), maxtext_of("olmo3", OTHER, arrays))
+
+
 def test_every_family_is_tried():
-    kinds = {kind for kind in KINDS if any(f'"{kind}"' in text for text in templates().values())}
-    assert kinds == set(KINDS) and len(templates()) == 7
+    of_maxtext = [text for text in templates().values() if target_of(text) == "maxtext"]
+    kinds = {kind for kind in KINDS if any(f'"{kind}"' in text for text in of_maxtext)}
+    assert kinds == set(KINDS) and len(of_maxtext) == 8
 
 
 SHARED = ["llama3.1-8b", "qwen3-4b", "gemma2-2b", "mixtral-8x7b"]

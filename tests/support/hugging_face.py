@@ -58,6 +58,10 @@ def shapes_of(kind: str, s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     for i in range(s.layers):
         layer = f"model.layers.{i}"
         norms = ["input_layernorm", "post_attention_layernorm"]
+        if kind == "olmo3":
+            norms = ["post_attention_layernorm", "post_feedforward_layernorm"]
+            yield f"{layer}.self_attn.q_norm.weight", (q,)
+            yield f"{layer}.self_attn.k_norm.weight", (kv,)
         if kind.startswith("gemma"):
             norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
         for norm in norms:
@@ -159,16 +163,25 @@ def maxtext_of(kind: str, s: Sizes, a: Mapping[str, np.ndarray]) -> Arrays:
     return found
 
 
+_ATTENTION = {"gpt_oss": "GptOssAttention", "olmo3": "attention"}
+"""What attention is called, where not `self_attention`."""
+
+
 def _layer(
     kind: str, s: Sizes, a: Mapping[str, np.ndarray], norm: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    attention = "GptOssAttention" if kind == "gpt_oss" else "self_attention"
+    attention = _ATTENTION.get(kind, "self_attention")
     if kind.startswith("gemma"):
         names = {
             "input_layernorm": "pre_self_attention_norm",
             "post_attention_layernorm": "post_self_attention_norm",
             "pre_feedforward_layernorm": "pre_ffw_norm",
             "post_feedforward_layernorm": "post_ffw_norm",
+        }
+    elif kind == "olmo3":
+        names = {
+            "post_attention_layernorm": "post_self_attention_layer_norm",
+            "post_feedforward_layernorm": "post_mlp_layer_norm",
         }
     else:
         names = {
@@ -227,7 +240,7 @@ def _mlp(kind: str, s: Sizes, a: Mapping[str, np.ndarray]) -> Iterator[tuple[str
             yield f"mlp/{there}/kernel", a[f"mlp.{name}.weight"].T
 
 
-PERIODS = {"gemma3_text": 6, "gpt_oss": 2}
+PERIODS = {"gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 
 
 def stacked(kind: str, apart: Mapping[str, np.ndarray]) -> Arrays:
