@@ -167,6 +167,14 @@ def test_help_needs_neither_jax_nor_tensorstore():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_python_m_nnxconv_is_the_command(tmp_path):
+    absent = str(tmp_path / "absent")
+    command = [sys.executable, "-m", "nnxconv", "inspect", absent]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: `{absent}` does not exist\n"
+
+
 def test_the_session_that_opens_the_readme_is_what_happens(tmp_path, monkeypatch):
     monkeypatch.chdir(README.parent)
     [session] = re.findall(r"```console\n(\$ nnxconv convert.*?)```", README.read_text(), re.S)[:1]

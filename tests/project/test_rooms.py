@@ -26,6 +26,7 @@ ROOMS = [
     "commands",
     "render",
     "cli",
+    "__main__",
 ]
 """The first level, in the order of imports: a file imports its own room and those before it."""
 
@@ -49,7 +50,7 @@ INNER = [
 OPEN = ("errors", "commands", "cli")
 """Rooms whose files are imported themselves."""
 
-MOST_ENTRIES = 17
+MOST_ENTRIES = 18
 
 
 def module_of(file: Path) -> str:
