@@ -92,6 +92,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "exclude": _GLOBS,
     "ignore_rngs": {"flags": "--ignore_rngs/--no-ignore_rngs", "default": True, **_SHOWN},
     "dtype": {"type": click.Choice(["bfloat16", "float16", "float32", "float64"])},
+    "compression": {"metavar": "zstd:LEVEL|none"},
     "max_memory": {"default": "2GiB", "metavar": "SIZE", **_SHOWN},
     "transfer": {"type": click.Choice(["copy", "link"]), "default": "copy", **_SHOWN},
     "shard_size": {"default": "5GB", "metavar": "SIZE", **_SHOWN},

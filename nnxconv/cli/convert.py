@@ -32,6 +32,7 @@ from nnxconv.cli.output import say
         "max_memory",
         "transfer",
         "shard_size",
+        "compression",
     ),
     *("dry_run", "verify", "overwrite", "resume", "allow_uncommitted", *DISTRIBUTED),
 )

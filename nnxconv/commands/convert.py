@@ -74,6 +74,7 @@ def convert(
     verify: bool = False,
     transfer: Transfer = "copy",
     shard_size: int | str = "5GB",
+    compression: str | None = None,
     resume: bool = False,
     allow_uncommitted: bool = False,
     distributed: bool = False,
@@ -95,6 +96,8 @@ def convert(
     how = (direction, to, from_, scan_layers, layer_axis, tuple(layer_group), tuple(without))
     what = (strict, params_only, dtype, at, tuple(drop), params_from, replica, dequantize)
     options = Options(*how, *what)  # in the order of its fields
+    way = Way(max_memory, overwrite, dry_run, verify, transfer, resume, shard_size, watch)
+    way = replace(way, compression=compression)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         opened = open_checkpoint(
             source_path, step, options, allow_uncommitted=allow_uncommitted, is_read=True
@@ -108,17 +111,11 @@ def convert(
         return carry_out(
             whole,
             _places(source_path, target_path, opened, template, whole, cross),
-            Way(max_memory, overwrite, dry_run, verify, transfer, resume, shard_size, watch, team),
+            replace(way, team=team),
             account=account(item.tree, opened.chosen, whole),
             custom_metadata=item.custom_metadata,
             options=_told(
-                options,
-                like=like,
-                rename=rename,
-                rename_back=rename_back,
-                step=step,
-                max_memory=max_memory,
-                transfer=transfer,
+                options, way, like=like, rename=rename, rename_back=rename_back, step=step
             ),
             started=started,
         )
@@ -229,7 +226,9 @@ def _is_in_items(whole: Whole, location: "Location") -> bool:
     )
 
 
-def _told(options: Options, **others: Any) -> dict[str, Any]:
+def _told(options: Options, way: Way, **others: Any) -> dict[str, Any]:
     """Options by the names that they have on the command; rules that are no file are called so."""
     told = {name.rstrip("_"): value for name, value in asdict(options).items()} | others
+    told |= {"max_memory": way.max_memory, "transfer": way.transfer}
+    told["compression"] = way.compression
     return {n: "rules" if isinstance(value, Rules) else value for n, value in told.items()}

@@ -90,6 +90,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "dequantize": "multiply quantised weights with the scales beside them; the products have"
         " the type of `--dtype`, else that of the scales",
         "precision": "`float32` or `float64`, in which is computed; the result is cast once",
+        "compression": "of chunks that are encoded anew: `zstd:LEVEL`, 1 (quick) to 22 (small), or"
+        " `none`; chunks that are taken over as they are keep theirs, and by default new ones are"
+        " like the source's",
         "max_memory": "what blocks in flight may take, besides about 300 MiB for the program:"
         " bytes, or a text such as `2GiB`",
         "transfer": "how encoded chunks that stay as they are get to the target: `copy`, or `link`"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nnxconv.storage.orbax import Item, Location, Target
     from nnxconv.storage.resume import Journal
     from nnxconv.storage.transfer import Moved, Share, TransferPlan
-    from nnxconv.storage.zarr import Container
+    from nnxconv.storage.zarr import Compression, Container
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Result:
       process: which of the processes that did it this one is.
       processes: how many there were.
       source_choice: how the source's step was chosen, where there were several.
+      compression: what was asked for of new chunks.
     """
 
     source_path: str
@@ -59,6 +60,7 @@ class Result:
     process: int = 0
     processes: int = 1
     source_choice: str = ""
+    compression: str | None = None
 
     @property
     def conversion(self) -> Conversion:
@@ -90,6 +92,7 @@ class Way:
     shard_size: int | str = "5GB"
     watch: Watcher = ignore
     team: Team = SINGLE_PROCESS
+    compression: str | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def carry_out(
     from nnxconv.storage.transfer import whole_plan, whole_transfers
 
     nothing_lost(whole)
-    _refuse_resume(way, places.target)
+    _refuse_unfit(way, places.target)
     shares = _planned(whole, places, way)
     beside = ExtraFiles(places.target.files)
     if not places.target.tensors:
@@ -220,6 +223,7 @@ def carry_out(
         way.team.number,
         way.team.count,
         places.location.choice,
+        way.compression,
     )
 
 
@@ -234,7 +238,7 @@ def _planned(whole: Whole, places: Places, way: Way) -> Sequence["Share"]:
         list(places.items.values())[: places.source_items],
         target.item_path,
         is_split=target.is_split,
-        container=places.container,
+        container=replace(places.container, compression=_asked_compression(way)),
         transfer=way.transfer,
         max_memory=parse_bytes(way.max_memory),
     )
@@ -253,6 +257,12 @@ def _planned(whole: Whole, places: Places, way: Way) -> Sequence["Share"]:
     return shares
 
 
+def _asked_compression(way: Way) -> "Compression | None":
+    from nnxconv.storage.zarr import parse_compression
+
+    return None if way.compression is None else parse_compression(way.compression)
+
+
 def _written(
     whole: Whole,
     places: Places,
@@ -267,7 +277,7 @@ def _written(
     from nnxconv.storage.transfer import check_space, failures_told, needed_bytes
 
     target, items = places.target, places.items
-    needed = sum(needed_bytes(share.plan, share.transfers, share.source) for share in shares)
+    needed = sum(needed_bytes(share) for share in shares)
     proof = None
     if way.verify:
         proof = verifier(whole, items, parse_bytes(way.max_memory), way.team)
@@ -322,12 +332,15 @@ def _digest(shares: Sequence["Share"], *others: object) -> str:
     return hashlib.sha256(repr((plans, *others)).encode()).hexdigest()
 
 
-def _refuse_resume(way: Way, target: "Target") -> None:
-    """Refuses to keep work where no other run could go on with it.
+def _refuse_unfit(way: Way, target: "Target") -> None:
+    """Refuses a way that does not fit the target.
 
     Raises:
-      BadInput: several processes do it, or safetensors are written; those one process writes.
+      BadInput: several processes do it, or safetensors are written; those one process writes,
+        at once and uncompressed.
     """
+    if target.tensors and way.compression is not None:
+        raise BadInput("safetensors are not compressed", hint="leave out `--compression`")
     if target.tensors and (way.resume or way.team.count > 1):
         option = "--resume" if way.resume else "--distributed"
         raise BadInput(f"safetensors are written without `{option}`", hint=f"leave out `{option}`")

@@ -62,6 +62,7 @@ def conversion_json(result: Result) -> dict[str, Any]:
         "bytes": plan.total_bytes,
         "predicted_peak_bytes": result.predicted_peak_bytes,
         "peak_memory_bytes": result.peak_memory_bytes,
+        "compression": _compression_json(result),
         "verified": result.is_verified,
         "processes": result.processes,
         "seconds": round(result.seconds, 3),
@@ -99,6 +100,13 @@ def _meaning_json(result: Result) -> dict[str, Any]:
         else [spell(("aux", *key)) for key in conversion.taken],
         "assumed": [] if conversion is None else list(conversion.assumed),
     }
+
+
+def _compression_json(result: Result) -> dict[str, Any] | None:
+    """What new chunks were asked to have, and how many arrays keep what they had."""
+    if result.compression is None:
+        return None
+    return {"new": result.compression, "kept": len(result.plan.renamed)}
 
 
 def _moved_json(moved: Moved) -> dict[str, Any]:
@@ -183,6 +191,10 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
     yield from _account_rows(result)
     for name in result.extra_files:
         yield "beside", name
+    if result.compression is not None:
+        told = f"{result.compression} for {counted(len(result.plan.rewritten), 'rewritten array')}"
+        kept = counted(len(result.plan.renamed), "renamed array")
+        yield "chunks", f"{told}; {kept} as compressed as before"
     if result.moved is not None:
         yield from _moved(result.moved)
     if result.is_verified:

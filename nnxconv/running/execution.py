@@ -32,7 +32,7 @@ from nnxconv.storage.orbax import (
 )
 from nnxconv.storage.resume import Journal
 from nnxconv.storage.transfer import Carrier, Moved, Share, moved_by_all
-from nnxconv.storage.zarr import Container, target_metadata
+from nnxconv.storage.zarr import Container, compressed, target_metadata
 from nnxconv.tree import dtype_of, first_source
 
 NO_JOURNALS: Mapping[str, Journal] = {}
@@ -238,6 +238,8 @@ def _new_array(array: TargetArray, items: Mapping[str, Item], container: Contain
     if source.store != container.store or (model.zarr_format == 3) != container.use_zarr3:
         model = container.model
     metadata = target_metadata(model, array.view.shape, dtype_of(array.view), array.chunks)
+    if container.compression is not None and array.how == "rewrite":
+        metadata = compressed(metadata, container.compression)
     if source.prng_impl is not None:
         return NewArray(array.key, "jax.Array", model.zarr_format, metadata, source.prng_impl)
     value_type = "scalar" if array.is_scalar else "np.ndarray"

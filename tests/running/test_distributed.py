@@ -225,10 +225,13 @@ def test_an_error_of_one_is_told_by_all(tmp_path):
 
 
 @pytest.mark.full
-def test_processes_that_do_not_do_the_same_do_nothing(sources, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "given"), [("to", ("linen", "nnx")), ("compression", ("none", "zstd:1"))]
+)
+def test_processes_that_do_not_do_the_same_do_nothing(option, given, sources, tmp_path):
     """As with two versions of a program, or a source that is another one on another machine."""
     layouts = (
-        "import os, sys; sys.argv += ['--to', ['linen', 'nnx'][int(os.environ['JAX_PROCESS_ID'])]]"
+        f"import os, sys; sys.argv += ['--{option}', {given}[int(os.environ['JAX_PROCESS_ID'])]]"
     )
     arguments = ["convert", str(sources["apart"]), str(tmp_path / "out"), "--distributed"]
     started = processes.Processes(f"{layouts}\n{processes.COMMAND}", arguments, 2)

@@ -317,6 +317,7 @@ def _another(source: Path) -> None:
         (_touch, {}, "  $/in/manifest.ocdbt has changed"),
         (_another, {}, "  $/in/note is new"),
         (None, {"max_memory": "4MiB"}, "  `--max_memory` was 3MiB, and is 4MiB"),
+        (None, {"compression": "none"}, "  `--compression` was not given, and is none"),
         (
             None,
             {"to": "nnx-state", "dtype": None, "without": ["step"], "params_only": False},

@@ -32,6 +32,7 @@ from nnxconv.storage.zarr import (
     ArrayFormat,
     Container,
     all_done,
+    compressed,
     directory_spec,
     kvstore_spec,
     new_array_spec,
@@ -260,6 +261,8 @@ async def write_scalars(
         dtype = "float64" if isinstance(value, float) else "int64"
         zarr_format = container.model.zarr_format
         metadata = target_metadata(container.model, (), dtype, ())
+        if container.compression is not None:
+            metadata = compressed(metadata, container.compression)
         file = ZARR2_FILE if zarr_format == 2 else ZARR3_FILE
         store = await ts.KvStore.open(kvstore, context=own)
         into = store.with_transaction(transaction) if container.use_ocdbt else store

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from etils import epath
 
 from nnxconv.errors import BadInput, PlanError, StorageError
-from nnxconv.planning import Plan
 from nnxconv.storage import COMMITTED, STEP_METADATA, TREE_METADATA, UNFINISHED
 from nnxconv.storage.files import Folder, open_folder
 from nnxconv.storage.gcs import SCHEME, first_sentence, is_remote
-from nnxconv.storage.orbax import Item, Location, Target, absolute, steps_in
+from nnxconv.storage.orbax import Location, Target, absolute, steps_in
 from nnxconv.storage.safetensors import has_tensors
-from nnxconv.storage.transfer.planned import TransferPlan, rewritten_bytes
+from nnxconv.storage.transfer.planned import rewritten_bytes, uncompressed_bytes
+from nnxconv.storage.transfer.shares import Share
+from nnxconv.storage.zarr import Compression
 from nnxconv.tree import format_bytes
 
 
@@ -176,9 +177,15 @@ def _is_replaceable(there: Folder, given_as: str) -> bool:
 SPARE_BYTES = 2**20
 
 
-def needed_bytes(plan: Plan, transfers: TransferPlan, item: Item) -> int:
+def needed_bytes(share: Share) -> int:
     """About how many bytes the target takes on its file system."""
-    return SPARE_BYTES + transfers.copied_bytes + rewritten_bytes(plan, item)
+    return SPARE_BYTES + share.transfers.copied_bytes + _rewritten_bytes(share)
+
+
+def _rewritten_bytes(share: Share) -> int:
+    if share.container.compression == Compression():
+        return uncompressed_bytes(share.plan)
+    return rewritten_bytes(share.plan, share.source)
 
 
 def check_space(needed: int, target: Target) -> None:

@@ -6,6 +6,7 @@ file of which too little is needed is left, and its values are copied one by one
 them is so large that it would not fit in the memory.
 """
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.ocdbt import Values
 from nnxconv.storage.orbax import Item
 from nnxconv.storage.zarr import chunk_key, chunk_keys
-from nnxconv.tree import Source, first_source, pieces, size_bytes
+from nnxconv.tree import Source, dtype_of, first_source, item_bytes, pieces, size_bytes
 
 WORTH_A_FILE = 0.5
 """A data file is taken over whole when at least this part of it is needed."""
@@ -281,6 +282,18 @@ def rewritten_bytes(plan: Plan, item: Item) -> int:
         whole = size_bytes(source)
         total += size if stored is None or not whole else max(1, size * stored // whole)
     return total
+
+
+def uncompressed_bytes(plan: Plan) -> int:
+    """How many bytes the chunks of the rewritten arrays take, at the edges in full as well."""
+    return sum(
+        item_bytes(dtype_of(array.view))
+        * math.prod(
+            -(-size // max(1, chunk)) * chunk
+            for size, chunk in zip(array.view.shape, array.chunks, strict=True)
+        )
+        for array in plan.rewritten
+    )
 
 
 def _encoded_bytes(item: Item) -> dict[str, int]:

@@ -61,6 +61,7 @@ def divide(
         own = below(tree, (name,)) if is_split else tree
         source = _main_source(own, sources)
         kept = container if len(sources) == 1 else source.container
+        kept = replace(kept, compression=container.compression)
         plan = make_plan(own.items(), max_memory, kept.store)
         transfers = plan_transfers(plan, source, target / name, transfer, max_memory)
         shares.append(Share(name, plan, transfers, source, kept))

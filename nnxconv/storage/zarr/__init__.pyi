@@ -1,8 +1,11 @@
+from .compression import compressed as compressed
+from .compression import parse_compression as parse_compression
 from .formats import ORBAX as ORBAX
 from .formats import RAW as RAW
 from .formats import ZARR2_FILE as ZARR2_FILE
 from .formats import ZARR3_FILE as ZARR3_FILE
 from .formats import ArrayFormat as ArrayFormat
+from .formats import Compression as Compression
 from .formats import Container as Container
 from .formats import chunk_key as chunk_key
 from .formats import chunk_keys as chunk_keys

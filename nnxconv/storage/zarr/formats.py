@@ -47,6 +47,13 @@ class ArrayFormat:
 
 
 @dataclass(frozen=True)
+class Compression:
+    """zstd at a level; without one, chunks are stored as they are."""
+
+    level: int | None = None
+
+
+@dataclass(frozen=True)
 class Container:
     """How a target keeps its arrays.
 
@@ -55,12 +62,14 @@ class Container:
       use_zarr3: in zarr 3, or in zarr 2.
       model: arrays that come from elsewhere than `store` are compressed and packed as this one.
       store: path of the item whose container it is; its arrays keep their compressors.
+      compression: of all chunks that are encoded, instead; chunks that are not stay as they are.
     """
 
     use_ocdbt: bool
     use_zarr3: bool
     model: ArrayFormat
     store: str = ""
+    compression: Compression | None = None
 
 
 def parse_format(zarr_format: int, metadata: dict[str, Any]) -> ArrayFormat:
