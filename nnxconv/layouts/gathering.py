@@ -12,6 +12,8 @@ from nnxconv.tree import Key, is_digits
 
 _Moves = dict[Key, Key]
 _MODEL: Key = ("model",)
+_FROZEN = "frozen_params"
+"""What `params` are called beside others that are trained in their place, such as LoRA's."""
 
 
 def parts_of(place: Place, root: Node) -> set[Key]:
@@ -45,7 +47,8 @@ def _as_linen(place: Place, root: Node) -> _Moves:
     moves: _Moves = {place.params: ("params", *level)}
     for key in (*place.variables, *place.rngs):
         is_inner = bool(level) and len(key) > len(place.at) + 1
-        moves[key] = ("params", str(key[-1])) if is_inner else (str(key[-1]),)
+        name = _FROZEN if key[-1] == LEVEL else str(key[-1])
+        moves[key] = ("params", name) if is_inner else (name,)
     if place.step is not None:
         moves[place.step] = ("step",)
     for key, target in _named(place.optimizers, ("opt_state",)).items():

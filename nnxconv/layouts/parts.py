@@ -124,7 +124,7 @@ def is_rng_array(leaf: Leaf | None) -> bool:
 
 def is_rng_state(aux_key: Key, leaf: Leaf) -> bool:
     """True for a non-parameter that is RNG state, by its collection or by what it is."""
-    return aux_key[0] == RNGS or "rng" in str(aux_key[0]) or is_rng_array(leaf)
+    return RNGS in aux_key or "rng" in str(aux_key[0]) or is_rng_array(leaf)
 
 
 def split_variables(

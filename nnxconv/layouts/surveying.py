@@ -178,7 +178,8 @@ def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
             if (copy := _copy(key, place, found, tree, located, how)) is not None
         ]
     if not states:
-        problem = problems[0] if problems else _no_state(tree, how)
+        is_below = bool(problems) and all(place.at for place in found.places)
+        problem = problems[0] if is_below else _no_state(tree, how)
         return Survey(tree, (), (), dict(tree), found.roles, problem)
     order = {key: number for number, key in enumerate(tree)}
     states.sort(key=lambda one: min(order[k] for k in one.stored.values()))
@@ -213,8 +214,11 @@ def _located(
     """
     keys = [key for key in tree if any(key[:size] in parts for size in range(len(key) + 1))]
     first: UnknownLayout | None = None
+    beside = {key for key in keys if any(key[: len(rng)] == rng for rng in place.rngs)}
     for placement in placements(place, found.root):
-        stored = placement.gathered(keys)
+        stored = placement.gathered(
+            [key for key in keys if key not in beside or placement.inward(key) is not None]
+        )
         if stored is None:
             continue
         gathered = {new: tree[old] for new, old in stored.items()}
