@@ -21,7 +21,7 @@ from nnxconv.layouts.kinds import (
 )
 from nnxconv.layouts.leaf_roles import roles_of
 from nnxconv.layouts.names import TUNIX_ITEMS
-from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, is_whole, repeats_in, walk
+from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, is_counting, repeats_in, walk
 from nnxconv.layouts.outline import Node, is_integer, outline
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.vocabulary import (
@@ -43,9 +43,13 @@ _ROOTS = ("params", "model", TUNIX_ITEMS[0])
 
 @dataclass(frozen=True)
 class Found:
-    """The states of a tree, and the role of every leaf in it; `root` is its outline."""
+    """The states of a tree, and the role of every leaf in it.
+
+    `root` is its outline, and `tops` are its optimizers.
+    """
 
     root: Node
+    tops: tuple[Node, ...]
     places: tuple[Place, ...]
     roles: Mapping[Key, Role]
 
@@ -63,7 +67,7 @@ def find(tree: Tree, items: Collection[str] = ()) -> Found:
     tops = find_optimizers(root, repeats)
     finder = _Finder(tree, root, repeats, tops, items)
     places = finder.places()
-    return Found(root, places, roles_of(tree, tops, places))
+    return Found(root, tops.nodes, places, roles_of(tree, tops, places))
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ class _Finder:
         spine = self.above_tops | {place.params[:n] for n in range(len(place.params) + 1)}
         step: Key | None = None
         sorted_out: dict[str, list[Key]] = defaultdict(list)
-        counts = any(is_whole(self.nodes[key]) for key in place.optimizers)
+        counts = any(is_counting(self.nodes[key]) for key in place.optimizers)
         for above in (place.params[:n] for n in range(len(place.at), len(place.params))):
             for kid in self.nodes[above].kids.values():
                 if kid.key in place.rest or kid.key in claimed or kid.key in spine:
@@ -239,7 +243,7 @@ class _Finder:
             return "other"
         if is_rng_tree(node, self.tree):
             return "rng"
-        if node.trainable and is_copy(node, params):
+        if node.trainable and is_copy(node, params) and node.name not in COLLECTIONS:
             return "other" if _has_numbers_beside(node) else "copy"
         if is_inner or node.name in COLLECTIONS or is_in_modules(node, params):
             return "variables" if has_arrays(node) else "other"

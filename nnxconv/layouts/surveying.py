@@ -13,6 +13,7 @@ from nnxconv.layouts.names import announced
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.recognition import CODECS
+from nnxconv.layouts.spread import spread_parameters
 from nnxconv.layouts.understanding import RECORD, TENSORS, Understood, no_record, understand
 from nnxconv.state import Role, Tree, children
 from nnxconv.tree import Key, spell
@@ -161,6 +162,16 @@ def _owner(key: Key, entries: Sequence[_Entry], kept: set[Key]) -> int | None:
 def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
     """The states that the tree's structure shows."""
     found = find(tree, how.items)
+    spread = spread_parameters(tree, found)
+    if spread is not None:
+        told = _told(find(spread.tree, how.items), spread.tree, how)
+        if told.states:
+            return spread.undone(told, tree)
+    return _told(found, tree, how)
+
+
+def _told(found: Found, tree: Tree, how: SurveyOptions) -> Survey:
+    """The states that have been found, in known layouts, and their copies."""
     states: list[Located] = []
     copies: list[Located] = []
     problems: list[UnknownLayout] = []

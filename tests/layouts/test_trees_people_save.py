@@ -7,6 +7,7 @@ R rng, X other. The line `states` says where its states stand.
 import pytest
 
 from nnxconv.commands.convert import converted
+from nnxconv.errors import BadInput, CannotHold
 from nnxconv.layouts import Options, choose_part
 from nnxconv.layouts.surveying import SurveyOptions
 from tests.layouts.test_any_tree import check_params_only, check_roles, check_way_back
@@ -99,6 +100,40 @@ TREES = {
         """,
         [""],
     ),
+    # plain SGD, which counts and keeps nothing
+    "two steps of plain SGD": (
+        DENSE.format("model", "P") + "optimizer/step u32[] S\nstep i64[] S",
+        [""],
+    ),
+    # models side by side, and one optimizer for both
+    "models beside their optimizer": (
+        """
+        encoder/in/kernel f32[2,3] P
+        decoder/out/kernel f32[3,2] P
+        opt_state/[0]/count i32[] O
+        opt_state/[0]/mu/encoder/in/kernel f32[2,3] O
+        opt_state/[0]/mu/decoder/out/kernel f32[3,2] O
+        opt_state/[0]/nu/encoder/in/kernel f32[2,3] O
+        opt_state/[0]/nu/decoder/out/kernel f32[3,2] O
+        target/encoder/in/kernel f32[2,3] V
+        target/decoder/out/kernel f32[3,2] V
+        step i32[] S
+        epoch i32[] X
+        """,
+        [""],
+    ),
+    # the same below a key, each in boxes, and one that is not trained
+    "models beside their optimizer, in boxes": (
+        """
+        agent/actor/layer/w/value f32[2,3] P
+        agent/critic/layer/w/value f32[3,2] P
+        agent/opt/[0]/count i32[] O
+        agent/opt/[0]/trace/actor/layer/w/value f32[2,3] O
+        agent/opt/[0]/trace/critic/layer/w/value f32[3,2] O
+        agent/obs/mean f32[2] X
+        """,
+        ["agent"],
+    ),
     # adapters that are trained, and the weights that are not
     "adapters apart": (
         """
@@ -117,11 +152,16 @@ TREES = {
 }
 
 
+def unmarked(text):
+    """The tree of such lines, without the roles."""
+    return "\n".join(" ".join(line.split()[:2]) for line in text.strip().splitlines() if line)
+
+
 def made_of(name):
     text, ats = TREES[name]
     lines = [line.split() for line in text.strip().splitlines() if line.strip()]
     marks = [mark for _, _, mark in lines]
-    made = any_trees.Made(source_tree("\n".join(f"{key} {what}" for key, what, _ in lines)))
+    made = any_trees.Made(source_tree(unmarked(text)))
     made.roles = dict(zip(made.tree, map(ROLES.__getitem__, marks), strict=True))
     made.states = {tuple(at.split("/")) if at else (): None for at in ats}
     return made
@@ -163,3 +203,23 @@ def test_a_box_is_opened_once_and_for_all_collections(name):
     chosen = check_roles(made_of(name))
     whole = converted(chosen.survey, Options(to="nnx", without=("aux.rng_state",)), None, None)
     assert all(key.count("value") <= 1 for key in whole.tree)
+
+
+def test_averages_of_batch_statistics_alone_are_left_out_where_they_are_in_the_way():
+    tree = source_tree(
+        unmarked(LINEN)
+        + "\nparams/norm/scale f32[2]"
+        + "\nbatch_stats/norm/mean f32[2]\nema_batch_stats/norm/mean f32[2]"
+    )
+    with pytest.raises(CannotHold) as refused:
+        converted(choose_part(tree, SurveyOptions()).survey, Options(to="nnx"), None, None)
+    assert "`--without aux.ema_batch_stats` leaves them out" in refused.value.hint
+
+
+def test_a_copy_where_one_of_several_states_is_needed_is_taken_alone():
+    text = DENSE.format("{0}/params", "P") + ADAM.format("{0}/opt_state/[0]")
+    tree = text.format("actor") + text.format("critic") + DENSE.format("target/params", "V")
+    survey = choose_part(source_tree(unmarked(tree)), SurveyOptions()).survey
+    with pytest.raises(BadInput) as refused:
+        converted(survey, Options(to="nnx", params_only=True, params_from="target"), None, None)
+    assert refused.value.hint == "`--at target` takes that copy alone, without `--params_from`"
