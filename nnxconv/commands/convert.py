@@ -166,7 +166,7 @@ def converted(
     states = survey.states
     if options.params_only or template is not None or rules is not None or cross is not None:
         needs = "`--params_only`" if options.params_only else "this conversion"
-        main = one_state(survey, needs)
+        main = one_state(survey, needs, "--at", instead=options.params_from)
         states = (main,) if options.params_only else states
     found: list[tuple[Located, Conversion]] = []
     for located in states:

@@ -12,7 +12,6 @@ from nnxconv.layouts.parts import collections_to_record, is_rng_state, refuse_mi
 from nnxconv.layouts.recognition import CODECS
 from nnxconv.layouts.understanding import Understood
 from nnxconv.state import (
-    RNGS,
     Apart,
     Arrangement,
     Blocks,
@@ -298,7 +297,10 @@ def _reduced(state: TrainState, options: Options) -> tuple[TrainState, dict[Key,
     """The state without what is not wanted, its parameters in the wanted type."""
     left_out: dict[Key, str] = {}
     if options.params_only:
-        state, left_out = leave_out(state, ("opt_state", "step", f"aux.{RNGS}"), "--params_only")
+        state, left_out = leave_out(state, ("opt_state", "step"), "--params_only")
+        rngs = {key for key, leaf in state.aux.items() if is_rng_state(key, leaf)}
+        state = state.with_aux({key: leaf for key, leaf in state.aux.items() if key not in rngs})
+        left_out |= {("aux", *key): "--params_only" for key in in_order(rngs)}
     state, also = leave_out(state, options.without)
     if options.dequantize:
         state, multiplied = dequantised(state, options.dtype)

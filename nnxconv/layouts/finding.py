@@ -21,7 +21,7 @@ from nnxconv.layouts.kinds import (
 )
 from nnxconv.layouts.leaf_roles import roles_of
 from nnxconv.layouts.names import TUNIX_ITEMS
-from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, repeats_in, walk
+from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, is_counting, repeats_in, walk
 from nnxconv.layouts.outline import Node, is_integer, outline
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.vocabulary import (
@@ -34,7 +34,7 @@ from nnxconv.layouts.vocabulary import (
     is_optimizers,
     words,
 )
-from nnxconv.state import LEVEL, Role, Tree
+from nnxconv.state import LEVEL, Role, Tree, is_stored
 from nnxconv.tree import Key, Literal
 
 _ROOTS = ("params", "model", TUNIX_ITEMS[0])
@@ -43,9 +43,13 @@ _ROOTS = ("params", "model", TUNIX_ITEMS[0])
 
 @dataclass(frozen=True)
 class Found:
-    """The states of a tree, and the role of every leaf in it; `root` is its outline."""
+    """The states of a tree, and the role of every leaf in it.
+
+    `root` is its outline, and `tops` are its optimizers.
+    """
 
     root: Node
+    tops: tuple[Node, ...]
     places: tuple[Place, ...]
     roles: Mapping[Key, Role]
 
@@ -63,7 +67,7 @@ def find(tree: Tree, items: Collection[str] = ()) -> Found:
     tops = find_optimizers(root, repeats)
     finder = _Finder(tree, root, repeats, tops, items)
     places = finder.places()
-    return Found(root, places, roles_of(tree, tops, places))
+    return Found(root, tops.nodes, places, roles_of(tree, tops, places))
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class _Finder:
         """Every state of the tree."""
         found = self._with_optimizers()
         claimed = set(self.in_tops)
-        places = self._completed(found, claimed)
+        places = self._with_far_copies(self._completed(found, claimed), claimed)
         further = list(self._by_names(self.root, claimed, places))
         places += self._completed(further, claimed)
         return tuple(self._with_far_copies(places, claimed))
@@ -205,12 +209,13 @@ class _Finder:
         spine = self.above_tops | {place.params[:n] for n in range(len(place.params) + 1)}
         step: Key | None = None
         sorted_out: dict[str, list[Key]] = defaultdict(list)
+        counts = any(is_counting(self.nodes[key]) for key in place.optimizers)
         for above in (place.params[:n] for n in range(len(place.at), len(place.params))):
             for kid in self.nodes[above].kids.values():
                 if kid.key in place.rest or kid.key in claimed or kid.key in spine:
                     continue
                 kind = self._kind(kid, params, is_inner=above != place.at)
-                if kind == "step" and step is None:
+                if kind == "step" and step is None and not counts:
                     step = kid.key
                 elif kind != "step":
                     sorted_out[kind].append(kid.key)
@@ -238,8 +243,8 @@ class _Finder:
             return "other"
         if is_rng_tree(node, self.tree):
             return "rng"
-        if node.trainable and is_copy(node, params):
-            return "copy"
+        if node.trainable and is_copy(node, params) and node.name not in COLLECTIONS:
+            return "other" if _has_numbers_beside(node) else "copy"
         if is_inner or node.name in COLLECTIONS or is_in_modules(node, params):
             return "variables" if has_arrays(node) else "other"
         return "other"
@@ -327,7 +332,7 @@ def _with_sgd(places: list[Place], tops: Tops, nodes: Mapping[Key, Node]) -> lis
         done.append(replace(place, optimizers=(*place.optimizers, *mine)))
     for top in lone:
         above = nodes[top.key[:-1]]
-        called = [k for k in above.kids.values() if k.name in PARAMETERS and k.trainable]
+        called = [k for k in above.trees() if k.name in PARAMETERS and k.trainable]
         if called and not any(p.params[: len(k.key)] == k.key for p in done for k in called):
             core = _core_of(called[0])
             done.append(Place(above.key, core.key, (top.key,)))
@@ -364,8 +369,19 @@ def _common(keys: Sequence[Key]) -> Key:
 def _outermost_alike(node: Node, nodes: Mapping[Key, Node]) -> Node:
     """The outermost subtree that has nothing trainable but this one, below a `params` level."""
     while node.key and nodes[node.key[:-1]].paths == node.paths:
-        node = nodes[node.key[:-1]]
+        above = nodes[node.key[:-1]]
+        if _has_numbers_beside(above):
+            break
+        node = above
     return node
+
+
+def _has_numbers_beside(node: Node) -> bool:
+    """True for a level of `params` that has numbers beside it, such as a decay and a count."""
+    inner = node.kids.get(LEVEL)
+    if inner is None or not inner.trainable or inner.value() is not None:
+        return False
+    return any(kid.leaf is not None and is_stored(kid.leaf) for kid in node.kids.values())
 
 
 def _rest_of(node: Node) -> list[Node] | None:

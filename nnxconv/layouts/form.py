@@ -31,6 +31,7 @@ class Form:
       inner_collections: Linen: names of the collections that stand beside `params/params`.
       leveled: Linen: collections that hold weights under a `params` level, as averages do.
       boxed: Linen: names of parameters that stand in boxes (`kernel/value`).
+      boxed_collections: Linen: collections all of whose variables stand in boxes.
     """
 
     has_level: bool = True
@@ -46,6 +47,7 @@ class Form:
     inner_collections: tuple[str, ...] = ()
     leveled: tuple[str, ...] = ()
     boxed: tuple[str, ...] = ()
+    boxed_collections: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The form as JSON values; what is as usual is left out."""
@@ -76,7 +78,7 @@ class Form:
             claim(name, isinstance(known[name], str))
         known["step_dtype"] = record.get("step_dtype")
         claim("step_dtype", known["step_dtype"] in (None, *_STEP_DTYPES))
-        for name in ("collections", "inner_collections", "leveled", "boxed"):
+        for name in _NAMES:
             known[name] = names(name, record.get(name, []))
         known["spellings"] = mapping("spellings", record.get("spellings", {}))
         claim("spellings", all(one in get_args(Spelling) for one in known["spellings"].values()))
@@ -106,6 +108,7 @@ def reboxed(form: Form, moves: Mapping[Key, Sequence[Key]]) -> tuple[Form, list[
     return replace(form, boxed=tuple(sorted(names[True]))), problems
 
 
+_NAMES = ("collections", "inner_collections", "leveled", "boxed", "boxed_collections")
 _STEP_DTYPES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 

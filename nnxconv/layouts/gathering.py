@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from nnxconv.layouts.optimizers import is_whole
+from nnxconv.layouts.optimizers import is_counting
 from nnxconv.layouts.outline import Node
 from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER, bare
 from nnxconv.layouts.placement import Placement
@@ -12,6 +12,8 @@ from nnxconv.tree import Key, is_digits
 
 _Moves = dict[Key, Key]
 _MODEL: Key = ("model",)
+_FROZEN = "frozen_params"
+"""What `params` are called beside others that are trained in their place, such as LoRA's."""
 
 
 def parts_of(place: Place, root: Node) -> set[Key]:
@@ -34,7 +36,7 @@ def placements(place: Place, root: Node) -> Iterator[Placement]:
 
 def _is_nnxs(place: Place, root: Node) -> bool:
     """True for the state of an `nnx.Optimizer`, and for modules keyed by digits."""
-    if any(is_whole(root.at(key)) for key in place.optimizers):
+    if any(is_counting(root.at(key)) for key in place.optimizers):
         return True
     names = (name for leaf in root.at(place.params).leaves() for name in leaf.key[:-1])
     return any(is_digits(name) for name in names)
@@ -45,11 +47,12 @@ def _as_linen(place: Place, root: Node) -> _Moves:
     moves: _Moves = {place.params: ("params", *level)}
     for key in (*place.variables, *place.rngs):
         is_inner = bool(level) and len(key) > len(place.at) + 1
-        moves[key] = ("params", str(key[-1])) if is_inner else (str(key[-1]),)
+        name = _FROZEN if key[-1] == LEVEL else str(key[-1])
+        moves[key] = ("params", name) if is_inner else (name,)
     if place.step is not None:
         moves[place.step] = ("step",)
     for key, target in _named(place.optimizers, ("opt_state",)).items():
-        if is_whole(root.at(key)):
+        if is_counting(root.at(key)):
             moves |= {(*key, "opt_state"): target, (*key, "step"): ("step",)}
         else:
             moves[key] = target
@@ -71,7 +74,7 @@ def _as_nnx(place: Place, root: Node) -> Placement:
     ]
     chain: Key = ("optimizer", "opt_state")
     for key, target in _named(place.optimizers, chain).items():
-        moves[key] = ("optimizer",) if is_whole(root.at(key)) and target == chain else target
+        moves[key] = ("optimizer",) if is_counting(root.at(key)) and target == chain else target
     if place.step is not None:
         is_wrapped = any(leaf.key[-1] == WRAPPER for leaf in root.at(place.params).leaves())
         end = (WRAPPER,) if is_wrapped and root.at(place.step).leaf is not None else ()

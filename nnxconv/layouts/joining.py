@@ -324,8 +324,12 @@ def nothing_lost(whole: Whole) -> None:
         raise CannotHold("these arrays would be lost", details=lost)
 
 
-def one_state(survey: Survey, purpose: str, option: str = "--at") -> Located:
+def one_state(
+    survey: Survey, purpose: str, option: str = "--at", *, instead: str | None = None
+) -> Located:
     """The only state of a tree, for what needs exactly one.
+
+    With `instead`, the key of a copy, the hint is to take that one alone.
 
     Raises:
       BadInput: there are several; the hint says how to choose.
@@ -340,6 +344,8 @@ def one_state(survey: Survey, purpose: str, option: str = "--at") -> Located:
         raise BadInput(
             f"there are {len(ats)} states, and {purpose} needs one",
             details=ats,
-            hint=" or ".join(f"`{option} {at}`" for at in ats[:4]),
+            hint=f"`{option} {instead}` takes that copy alone, without `--params_from`"
+            if instead is not None
+            else " or ".join(f"`{option} {at}`" for at in ats[:4]),
         )
     return next(iter([*main, *survey.states]))

@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 
 from nnxconv.layouts.kinds import is_key, is_stream
 from nnxconv.layouts.optimizers import Tops
-from nnxconv.layouts.outline import Node, is_floating
+from nnxconv.layouts.outline import Node, is_floating, is_integer
 from nnxconv.layouts.parts import NAMED_COLLECTIONS, bare
 from nnxconv.layouts.places import Place
+from nnxconv.layouts.vocabulary import STEPS
 from nnxconv.state import BATCH_STATS, Role, Tree
 from nnxconv.tree import Key, Literal, prng_impl_of
 
@@ -18,6 +19,9 @@ def roles_of(tree: Tree, tops: Tops, places: Sequence[Place]) -> dict[Key, Role]
         regions[place.params] = "parameters"
         regions |= dict.fromkeys((*place.variables, *place.copies, *place.rest), "variables")
         regions |= dict.fromkeys(place.rngs, "rng")
+        if place.at != place.params:
+            steps = [key for name in STEPS if is_integer(tree.get(key := (*place.at, name)))]
+            regions |= dict.fromkeys(steps, "step")
         if place.step is not None:
             regions[place.step] = "step"
     counting = {

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from nnxconv.errors import UnknownLayout
 from nnxconv.layouts.form import Form
-from nnxconv.layouts.parts import CACHE, gaps_assumed, step_form, step_leaf
+from nnxconv.layouts.parts import (
+    CACHE,
+    gaps_assumed,
+    is_wrapped,
+    step_form,
+    step_leaf,
+    unwrapped,
+    wrapped,
+)
+from nnxconv.layouts.vocabulary import COLLECTIONS
 from nnxconv.state import (
     BATCH_STATS,
     LEVEL,
@@ -32,8 +41,20 @@ def variables(tree: Tree) -> dict[Key, Leaf]:
 
 
 def has_level(tree: Tree) -> bool:
-    """True when the weights stand under `params/params`."""
-    return any(len(key) > 2 and key[:2] == (*PARAMS, LEVEL) for key in tree)
+    """True when the weights stand under `params/params`, which is no module beside others."""
+    is_there = any(len(key) > 2 and key[:2] == (*PARAMS, LEVEL) for key in tree)
+    return is_there and not _has_modules_beside(tree)
+
+
+def _has_modules_beside(tree: Tree) -> bool:
+    """True when the optimizer has moments of what stands beside `params/params`."""
+    beside = {one for one in children(tree, PARAMS) if one not in (LEVEL, *COLLECTIONS)}
+    return bool(beside) and any(
+        part in beside and (*PARAMS, *key[place:]) in tree
+        for key in tree
+        if key[:1] == OPT_STATE
+        for place, part in enumerate(key)
+    )
 
 
 def weights(tree: Tree) -> dict[Key, Leaf]:
@@ -60,16 +81,23 @@ def read_variables(tree: Tree, own_roots: Sequence[str]) -> Variables:
     collections = {root: below(tree, (*PARAMS, root)) for root in inner}
     collections |= {root: below(tree, (root,)) for root in outer}
     averages = [root for root, found in collections.items() if _is_average(found, stored_params)]
+    in_boxes = [
+        root
+        for root, found in collections.items()
+        if boxed and root not in averages and is_wrapped(found)
+    ]
     aux: dict[Key, Leaf] = {}
     for root, found in collections.items():
-        bare = below(found, (LEVEL,)) if root in averages else found
-        aux |= under((root,), unboxed(bare, boxed))
+        if root in averages:
+            found = unboxed(below(found, (LEVEL,)), boxed)
+        aux |= under((root,), unwrapped(found) if root in in_boxes else found)
     form = Form(
         has_level=leveled,
         collections=tuple(outer),
         inner_collections=tuple(inner),
         leveled=tuple(averages),
         boxed=boxed,
+        boxed_collections=tuple(in_boxes),
     )
     return Variables(unboxed(stored_params, boxed), aux, form)
 
@@ -80,14 +108,21 @@ def _is_average(collection: Tree, params: Tree) -> bool:
 
 
 def write_variables(state: TrainState, form: Form) -> dict[Key, Leaf]:
-    """The inverse: parameters and collections as the form spells them."""
+    """The inverse: parameters and collections as the form spells them.
+
+    A module called `params` would be taken for the level, where no moments show what it is.
+    """
+    is_alike = state.opt_state is None and LEVEL in children(state.params)
+    has_level = form.has_level or is_alike
     params = boxed(state.params, form.boxed)
-    tree = under((*PARAMS, LEVEL) if form.has_level else PARAMS, params)
+    tree = under((*PARAMS, LEVEL) if has_level else PARAMS, params)
     for root in map(str, children(state.aux)):
         found = below(state.aux, (root,))
         if root in form.leveled:
             found = under((LEVEL,), boxed(found, form.boxed))
-        is_inner = form.has_level and root in form.inner_collections
+        elif root in form.boxed_collections:
+            found = wrapped(found)
+        is_inner = has_level and root in form.inner_collections
         tree |= under((*PARAMS, root) if is_inner else (root,), found)
     return tree
 
@@ -169,14 +204,15 @@ _USUALLY_BOXED = {"kernel", "bias", "scale", "embedding"}
 def boxed_names(params: Tree) -> tuple[str, ...]:
     """Names of the parameters that stand in boxes, as `nn.with_partitioning` makes them.
 
-    A box shows as a last key `value` under a parameter's own name, such as `kernel`.
+    A box shows as a last key `value` under a parameter's own name, such as `kernel`, or under
+    every name there is.
 
     Raises:
       UnknownLayout: some parameters of one name are boxed, and others of that name are not.
     """
     lasts = {key[-2:] for key in params if len(key) > 1 and key[-1] == BOX}
     names = {str(name) for name, _ in lasts}
-    if not names & _USUALLY_BOXED:
+    if not names & _USUALLY_BOXED and not is_wrapped(params):
         return ()
     bare = names & {str(key[-1]) for key in params}
     if bare:

@@ -199,6 +199,11 @@ def is_whole(node: Node) -> bool:
     return set(node.kids) == {"opt_state", "step"}
 
 
+def is_counting(node: Node) -> bool:
+    """True for the state of an `nnx.Optimizer`, which keeps a `step`, and maybe nothing else."""
+    return is_whole(node) or set(node.kids) == {"step"}
+
+
 def _has_strangers(node: Node, inside: set[Key]) -> bool:
     """True when a subtree that is no optimizer's has what could be parameters."""
     return any(

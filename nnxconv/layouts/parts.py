@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nnxconv.errors import CannotHold
 from nnxconv.layouts.form import PARAMETERS, Form, Record
-from nnxconv.layouts.vocabulary import is_weights
+from nnxconv.layouts.vocabulary import is_copys, is_weights
 from nnxconv.state import BATCH_STATS, RNGS, TrainState, Tree, parameter_trees, under, with_level
 from nnxconv.tree import (
     Key,
@@ -124,7 +124,7 @@ def is_rng_array(leaf: Leaf | None) -> bool:
 
 def is_rng_state(aux_key: Key, leaf: Leaf) -> bool:
     """True for a non-parameter that is RNG state, by its collection or by what it is."""
-    return aux_key[0] == RNGS or "rng" in str(aux_key[0]) or is_rng_array(leaf)
+    return RNGS in aux_key or "rng" in str(aux_key[0]) or is_rng_array(leaf)
 
 
 def split_variables(
@@ -228,9 +228,6 @@ def model_misfits(state: TrainState) -> list[Key]:
     ]
 
 
-MISFIT_HINT = "`--to maxtext` keeps variables of the model; `--without aux` leaves them out"
-
-
 OPTIMIZER_HINT = "`--params_only` leaves the optimizer out"
 
 
@@ -243,12 +240,20 @@ def refuse_misfits(layout: str, state: TrainState, misfits: list[Key], hint: str
     raise CannotHold(
         f"the {layout} layout has no place for {counted(len(misfits), 'array')}",
         details=[f"{spell(key):<{width}}  {notation(leaves[key])}" for key in misfits],
-        hint=hint or _way_out(misfits),
+        hint=hint or _way_out(state, misfits),
     )
 
 
-def _way_out(misfits: Collection[Key]) -> str:
-    return OPTIMIZER_HINT if any(key[0] == "opt_state" for key in misfits) else MISFIT_HINT
+def _way_out(state: TrainState, misfits: Collection[Key]) -> str:
+    """What goes on: without these collections alone, and of two in one place without the copy."""
+    if any(key[0] == "opt_state" for key in misfits):
+        return OPTIMIZER_HINT
+    found = {str(key[1]) for key in misfits if len(key) > 1}
+    found = {name for name in found if is_copys((name,))} or found
+    is_all = not found or found == {str(key[0]) for key in state.aux}
+    names = ["aux"] if is_all else [f"aux.{name}" for name in sorted(found)]
+    options = " ".join(f"`--without {name}`" for name in names)
+    return f"`--to maxtext` keeps variables of the model; {options} leaves them out"
 
 
 def training_misfits(state: TrainState) -> list[Key]:

@@ -13,6 +13,7 @@ from nnxconv.layouts.names import announced
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.recognition import CODECS
+from nnxconv.layouts.spread import spread_parameters
 from nnxconv.layouts.understanding import RECORD, TENSORS, Understood, no_record, understand
 from nnxconv.state import Role, Tree, children
 from nnxconv.tree import Key, spell
@@ -161,6 +162,16 @@ def _owner(key: Key, entries: Sequence[_Entry], kept: set[Key]) -> int | None:
 def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
     """The states that the tree's structure shows."""
     found = find(tree, how.items)
+    spread = spread_parameters(tree, found)
+    if spread is not None:
+        told = _told(find(spread.tree, how.items), spread.tree, how)
+        if told.states:
+            return spread.undone(told, tree)
+    return _told(found, tree, how)
+
+
+def _told(found: Found, tree: Tree, how: SurveyOptions) -> Survey:
+    """The states that have been found, in known layouts, and their copies."""
     states: list[Located] = []
     copies: list[Located] = []
     problems: list[UnknownLayout] = []
@@ -178,7 +189,8 @@ def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
             if (copy := _copy(key, place, found, tree, located, how)) is not None
         ]
     if not states:
-        problem = problems[0] if problems else _no_state(tree, how)
+        is_below = bool(problems) and all(place.at for place in found.places)
+        problem = problems[0] if is_below else _no_state(tree, how)
         return Survey(tree, (), (), dict(tree), found.roles, problem)
     order = {key: number for number, key in enumerate(tree)}
     states.sort(key=lambda one: min(order[k] for k in one.stored.values()))
@@ -213,8 +225,11 @@ def _located(
     """
     keys = [key for key in tree if any(key[:size] in parts for size in range(len(key) + 1))]
     first: UnknownLayout | None = None
+    beside = {key for key in keys if any(key[: len(rng)] == rng for rng in place.rngs)}
     for placement in placements(place, found.root):
-        stored = placement.gathered(keys)
+        stored = placement.gathered(
+            [key for key in keys if key not in beside or placement.inward(key) is not None]
+        )
         if stored is None:
             continue
         gathered = {new: tree[old] for new, old in stored.items()}

@@ -35,13 +35,14 @@ INNER = ("inner_state", "inner_states", "inner_opt_state", "base_optimizer_state
 
 COLLECTIONS = (
     *("batch_stats", "cache", "intermediates", "spectral_norm", "fp8_metas", "aqt"),
-    *("_overwrite_with_gradient", "constants", "buffers", "net_state", "model_state"),
+    *("_overwrite_with_gradient", "MoEBiasVar", "constants", "buffers", "net_state", "model_state"),
 )
 """Collections of variables that belong to a model, and are not trained."""
 
 _OPTIMIZER = {"opt", "opts", "optim", "optims", "optimizer", "optimizers", "optimiser", "optax"}
 _COPY = {"ema", "target", "best", "avg", "average", "averaged", "old", "prev", "previous"} | {
-    *("copy", "slow", "teacher", "swa", "polyak", "frozen", "initial", "init", "backup", "shadow")
+    *("emas", "targets", "averages", "copies", "snapshots"),
+    *("copy", "slow", "teacher", "swa", "polyak", "frozen", "initial", "init", "backup", "shadow"),
 }
 _RNG = {"rng", "rngs", "key", "keys", "prng", "prngs", "seed", "random"}
 WEIGHTS = frozenset(

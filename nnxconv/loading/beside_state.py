@@ -2,14 +2,16 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from nnxconv.errors import Mismatch
 from nnxconv.layouts import is_rng_state
 from nnxconv.loading.leniency import Lenient
 from nnxconv.loading.placement import is_abstract
+from nnxconv.loading.same_tree import are_alike
 from nnxconv.loading.template import Template
 from nnxconv.state import Tree, is_stored
-from nnxconv.tree import Key, Literal, View, counted, matches, notation, spell
+from nnxconv.tree import Key, Leaf, Literal, View, counted, matches, notation, spell
 
 
 @dataclass
@@ -39,7 +41,7 @@ def beside(template: Template, own: Collection[Key], stored: Tree, lenient: Leni
         if key in own or not is_stored(leaf):
             continue
         there = stored.get(key)
-        if not isinstance(there, Literal | None) and notation(there) == notation(leaf):
+        if _fits(there, leaf):
             done.views[key] = there
         elif is_rng_state(key, leaf) and there is None and not is_abstract(template.leaves[key]):
             done.notes.append(f"kept from `like`: 1 array of `{spell(('aux', *key))}`")
@@ -55,3 +57,9 @@ def beside(template: Template, own: Collection[Key], stored: Tree, lenient: Leni
             hint="`missing=[...]` names what `like` may keep",
         )
     return done
+
+
+def _fits(there: Leaf | None, leaf: Leaf) -> TypeGuard[View]:
+    if isinstance(there, Literal | None) or isinstance(leaf, Literal):
+        return False
+    return are_alike(there, leaf)

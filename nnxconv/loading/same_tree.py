@@ -1,11 +1,21 @@
 """A tree that is the checkpoint's own, leaf by leaf: it is filled without understanding it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from nnxconv.loading.template import Template
 from nnxconv.state import Tree, is_stored
-from nnxconv.tree import Key, Literal, View, first_source, is_digits, notation, prng_impl_of
+from nnxconv.tree import (
+    Key,
+    Literal,
+    View,
+    dtype_of,
+    first_source,
+    is_digits,
+    notation,
+    prng_impl_of,
+)
 
 
 def same_leaves(template: Template, tree: Tree) -> dict[Key, Key] | None:
@@ -54,5 +64,18 @@ def _is_alike(template: Template, new: Key, tree: Tree, old: Key) -> bool:
         return False
     kinds = {first_source(stored).kind, first_source(wanted).kind}
     is_number = len(kinds) == 2 and stored.shape == wanted.shape == ()
-    alike = notation(stored) == notation(wanted)
-    return (alike or is_number) and prng_impl_of(stored) == prng_impl_of(wanted)
+    alike = is_number or are_alike(stored, wanted)
+    return alike and prng_impl_of(stored) == prng_impl_of(wanted)
+
+
+def are_alike(stored: View, wanted: View) -> bool:
+    """True for one shape and type, and for two numbers of one kind: Python's have one width."""
+    if notation(stored) == notation(wanted):
+        return True
+    kinds = {first_source(stored).kind, first_source(wanted).kind}
+    types = {_WIDTH.sub("", dtype_of(view)) for view in (stored, wanted)}
+    return kinds == {"scalar"} and len(types) == 1
+
+
+_WIDTH = re.compile("^u(?=int)|[0-9]+$")
+"""What differs between the names of types of one kind: `uint32`, `int64`."""

@@ -161,12 +161,18 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "types", _counted(found.dtypes)
     for name, value in found.custom_metadata.items():
         if name == RECORD:
-            yield "converted", f"by nnxconv, from {', '.join(value.get('forms', {}))}"
+            yield "converted", f"by nnxconv, from {', '.join(_layouts_in(value))}"
         else:
             yield "metadata", f"{name} = {_short(value)}"
     line = restoring(found.survey, str(found.item.path))
     if line:
         yield "restore", line
+
+
+def _layouts_in(record: Mapping[str, Any]) -> list[str]:
+    """The layouts that a record names, of each of its states; each once."""
+    records = [one.get("record", {}) for one in record.get("states", [])] or [record]
+    return list(dict.fromkeys(name for one in records for name in one.get("forms", {})))
 
 
 def _unknown_rows(found: Inspection) -> Iterator[tuple[str, str]]:

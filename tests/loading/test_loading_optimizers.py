@@ -113,3 +113,11 @@ def test_an_optimizer_of_other_parameters_is_refused(run):
         "opt_state[0].mu.params.w         f32[3]      only in `like`",
         "opt_state[0].nu.params.w         f32[3]      only in `like`",
     )
+
+
+@pytest.mark.parametrize("params", [linen_params, lambda: linen_params()["params"]])
+def test_numbers_of_numpy_are_loaded_as_the_numbers_that_orbax_restores(params, tmp_path):
+    tree = {"params": linen_params(), "loss_scale": {"counter": np.int32(3), "scale": 2.0}}
+    source = checkpoints.save_item(tmp_path / "a", tree)
+    like = {"params": params(), "loss_scale": {"counter": 0, "scale": 0.0}}
+    assert nnxconv.load(source, like=like)["loss_scale"] == {"counter": 3, "scale": 2.0}

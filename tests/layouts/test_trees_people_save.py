@@ -1,0 +1,225 @@
+"""Trees as people save them: which role each leaf has, and that what is converted comes back.
+
+A row is a tree, each leaf with its shape and role: P parameters, O optimizer, S step, V variables,
+R rng, X other. The line `states` says where its states stand.
+"""
+
+import pytest
+
+from nnxconv.commands.convert import converted
+from nnxconv.errors import BadInput, CannotHold
+from nnxconv.layouts import Options, choose_part
+from nnxconv.layouts.surveying import SurveyOptions
+from tests.layouts.test_any_tree import check_params_only, check_roles, check_way_back
+from tests.support import any_trees
+from tests.support.layouts import source_tree
+
+ROLES = {
+    "P": "parameters",
+    "O": "optimizer",
+    "S": "step",
+    "V": "variables",
+    "R": "rng",
+    "X": "other",
+}
+
+ADAM = """
+{0}/count i32[] O
+{0}/mu/dense/kernel f32[2,3] O
+{0}/mu/dense/bias f32[3] O
+{0}/nu/dense/kernel f32[2,3] O
+{0}/nu/dense/bias f32[3] O
+"""
+DENSE = """
+{0}/dense/kernel f32[2,3] {1}
+{0}/dense/bias f32[3] {1}
+"""
+LINEN = DENSE.format("params", "P") + ADAM.format("opt_state/[0]") + "step i32[] S\n"
+WRAPPED = """
+params/dense/kernel/value f32[2,3] P
+params/norm/scale/value f32[2] P
+opt_state/[0]/count i32[] O
+opt_state/[0]/mu/dense/kernel/value f32[2,3] O
+opt_state/[0]/mu/norm/scale/value f32[2] O
+opt_state/[0]/nu/dense/kernel/value f32[2,3] O
+opt_state/[0]/nu/norm/scale/value f32[2] O
+batch_stats/norm/mean/value f32[2] V
+batch_stats/norm/var/value f32[2] V
+rng_state/drop/rngs/count/value u32[] R
+rng_state/drop/rngs/key/value u32[2] R
+"""
+PURE = (
+    DENSE.format("model", "P") + ADAM.format("optimizer/opt_state/0") + "optimizer/step u32[] S\n"
+)
+
+TREES = {
+    # a target network saved as a training state is, with no optimizer of its own
+    "target below params": (
+        DENSE.format("critic/params", "P")
+        + ADAM.format("critic/opt_state/[0]")
+        + DENSE.format("target_critic/params", "V"),
+        ["critic"],
+    ),
+    # an average with its decay and count
+    "average with numbers": (
+        LINEN + DENSE.format("ema/params", "V") + "ema/decay f32[] X\nema/count i32[] X",
+        [""],
+    ),
+    # an average for each of several decays
+    "averages by decay": (
+        LINEN + DENSE.format("emas/0.9", "V") + DENSE.format("emas/0.999", "V"),
+        [""],
+    ),
+    # what `nnx.split` gives, beside an optimizer of optax
+    "collections in boxes": (WRAPPED, [""]),
+    # parameters of other names, all in boxes
+    "boxes of any name": ("params/a/w/value f32[2,3] P\nparams/b/w/value f32[3] P", [""]),
+    # what `nnx.split` gives, alone
+    "collections in boxes alone": (
+        "\n".join(line for line in WRAPPED.splitlines() if "opt_state" not in line),
+        [""],
+    ),
+    # the step beside an optimizer that counts too
+    "two steps": (PURE + "step i64[] S", [""]),
+    # streams of random numbers that are not the model's
+    "streams beside": (
+        PURE + "rngs/dropout/count u32[] R\nrngs/dropout/key u32[2] R",
+        [""],
+    ),
+    # a module called `params` beside another
+    "module called params": (
+        """
+        params/params/kernel f32[2,3] P
+        params/head/kernel f32[3,4] P
+        opt_state/[0]/count i32[] O
+        opt_state/[0]/mu/params/kernel f32[2,3] O
+        opt_state/[0]/mu/head/kernel f32[3,4] O
+        opt_state/[0]/nu/params/kernel f32[2,3] O
+        opt_state/[0]/nu/head/kernel f32[3,4] O
+        step i32[] S
+        """,
+        [""],
+    ),
+    # plain SGD, which counts and keeps nothing
+    "two steps of plain SGD": (
+        DENSE.format("model", "P") + "optimizer/step u32[] S\nstep i64[] S",
+        [""],
+    ),
+    # models side by side, and one optimizer for both
+    "models beside their optimizer": (
+        """
+        encoder/in/kernel f32[2,3] P
+        decoder/out/kernel f32[3,2] P
+        opt_state/[0]/count i32[] O
+        opt_state/[0]/mu/encoder/in/kernel f32[2,3] O
+        opt_state/[0]/mu/decoder/out/kernel f32[3,2] O
+        opt_state/[0]/nu/encoder/in/kernel f32[2,3] O
+        opt_state/[0]/nu/decoder/out/kernel f32[3,2] O
+        target/encoder/in/kernel f32[2,3] V
+        target/decoder/out/kernel f32[3,2] V
+        step i32[] S
+        epoch i32[] X
+        """,
+        [""],
+    ),
+    # the same below a key, each in boxes, and one that is not trained
+    "models beside their optimizer, in boxes": (
+        """
+        agent/actor/layer/w/value f32[2,3] P
+        agent/critic/layer/w/value f32[3,2] P
+        agent/opt/[0]/count i32[] O
+        agent/opt/[0]/trace/actor/layer/w/value f32[2,3] O
+        agent/opt/[0]/trace/critic/layer/w/value f32[3,2] O
+        agent/obs/mean f32[2] X
+        """,
+        ["agent"],
+    ),
+    # adapters that are trained, and the weights that are not
+    "adapters apart": (
+        """
+        params/q/kernel f32[4,4] V
+        lora/q/lora_a f32[4,2] P
+        lora/q/lora_b f32[2,4] P
+        opt_state/[0]/count i32[] O
+        opt_state/[0]/mu/q/lora_a f32[4,2] O
+        opt_state/[0]/mu/q/lora_b f32[2,4] O
+        opt_state/[0]/nu/q/lora_a f32[4,2] O
+        opt_state/[0]/nu/q/lora_b f32[2,4] O
+        step i32[] S
+        """,
+        [""],
+    ),
+}
+
+
+def unmarked(text):
+    """The tree of such lines, without the roles."""
+    return "\n".join(" ".join(line.split()[:2]) for line in text.strip().splitlines() if line)
+
+
+def made_of(name):
+    text, ats = TREES[name]
+    lines = [line.split() for line in text.strip().splitlines() if line.strip()]
+    marks = [mark for _, _, mark in lines]
+    made = any_trees.Made(source_tree(unmarked(text)))
+    made.roles = dict(zip(made.tree, map(ROLES.__getitem__, marks), strict=True))
+    made.states = {tuple(at.split("/")) if at else (): None for at in ats}
+    return made
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_leaf_has_its_role(name):
+    check_roles(made_of(name))
+
+
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("target", ["linen", "nnx", "nnx-state", "nnx-pure"])
+def test_what_is_converted_comes_back(name, target):
+    made = made_of(name)
+    check_way_back(made, check_roles(made), target)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_parameters_alone_are_exported(name):
+    made = made_of(name)
+    check_params_only(made, check_roles(made))
+
+
+def test_an_array_alone_is_no_model():
+    tree = source_tree(
+        "params f32[3]\nopt_state/[0]/count i32[]\nopt_state/[0]/mu f32[3]\nstep i32[]"
+    )
+    found = choose_part(tree, SurveyOptions()).survey
+    assert found.states == ()
+    assert {str(key[0]): role for key, role in found.roles.items()} == {
+        "params": "other",
+        "opt_state": "optimizer",
+        "step": "other",
+    }
+
+
+@pytest.mark.parametrize("name", ["collections in boxes", "boxes of any name"])
+def test_a_box_is_opened_once_and_for_all_collections(name):
+    chosen = check_roles(made_of(name))
+    whole = converted(chosen.survey, Options(to="nnx", without=("aux.rng_state",)), None, None)
+    assert all(key.count("value") <= 1 for key in whole.tree)
+
+
+def test_averages_of_batch_statistics_alone_are_left_out_where_they_are_in_the_way():
+    tree = source_tree(
+        unmarked(LINEN)
+        + "\nparams/norm/scale f32[2]"
+        + "\nbatch_stats/norm/mean f32[2]\nema_batch_stats/norm/mean f32[2]"
+    )
+    with pytest.raises(CannotHold) as refused:
+        converted(choose_part(tree, SurveyOptions()).survey, Options(to="nnx"), None, None)
+    assert "`--without aux.ema_batch_stats` leaves them out" in refused.value.hint
+
+
+def test_a_copy_where_one_of_several_states_is_needed_is_taken_alone():
+    text = DENSE.format("{0}/params", "P") + ADAM.format("{0}/opt_state/[0]")
+    tree = text.format("actor") + text.format("critic") + DENSE.format("target/params", "V")
+    survey = choose_part(source_tree(unmarked(tree)), SurveyOptions()).survey
+    with pytest.raises(BadInput) as refused:
+        converted(survey, Options(to="nnx", params_only=True, params_from="target"), None, None)
+    assert refused.value.hint == "`--at target` takes that copy alone, without `--params_from`"
