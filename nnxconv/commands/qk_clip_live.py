@@ -26,7 +26,7 @@ from nnxconv.state import (
     logits_of,
     refuse_infinite,
 )
-from nnxconv.tree import Key, Source, spell
+from nnxconv.tree import Key, Source
 
 State = TypeVar("State")
 
@@ -116,13 +116,6 @@ def _recorded(intermediates: Any) -> dict[Key, Any]:
     found = {key: leaf for key, leaf in leaves.items() if LOGITS in key and hasattr(leaf, "ndim")}
     if not found:
         raise BadInput(f"`intermediates` has no `{LOGITS}`")
-    several = [key for key in found if isinstance(key[-1], int) and key[-1] > 0]
-    if several:
-        raise BadInput(
-            "logits were recorded more than once",
-            where=spell(several[0][:-1]),
-            hint="let the attention run once, or give its largest logits of all runs",
-        )
     return found
 
 
