@@ -39,7 +39,7 @@ from nnxconv.storage.msgpack import OLD_TREE, is_msgpack, newest_file
 from nnxconv.storage.npz import SUFFIX as NPZ
 from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
 from nnxconv.storage.orbax.foreign import seems_to_be
-from nnxconv.storage.safetensors import SUFFIX, has_tensors
+from nnxconv.storage.safetensors import CONFIG, SUFFIX, has_tensors, home_of, root_of
 
 Step: TypeAlias = int | float | str
 """How a step is named: by its number, or by what its directory is called."""
@@ -193,7 +193,9 @@ def _of_tensors(path: str, given: Folder, step: Step | None) -> Location:
             f"`{path}` holds safetensors, which are read from local disks",
             hint="`gcloud storage cp -r` copies them",
         )
-    refuse_strangers(given.path.parent, given.path)
+    home = home_of(given.path)
+    paths = [given.path] if home == given.path else [given.path, home / CONFIG]
+    refuse_strangers(root_of(home), *paths)
     return Location(given, "item", container="safetensors")
 
 
