@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from typing import Literal as OneOf
 
 from nnxconv.commands.boundary import in_python
-from nnxconv.commands.qk_clip import without_logits
+from nnxconv.commands.qk_clip import check_numbers, without_logits
 from nnxconv.errors import BadInput
 from nnxconv.layouts import SurveyOptions, one_state, survey
 from nnxconv.loading import (
@@ -101,8 +101,7 @@ def _settings(config: Any, threshold: float | None) -> tuple[int, float]:
         threshold = _setting(config, "qk_clip_threshold")
     if threshold is None:
         raise BadInput("there is no `--threshold`, and `config` has no `qk_clip_threshold`")
-    if threshold <= 0:
-        raise BadInput(f"`--threshold {threshold:g}` is not above 0")
+    check_numbers(threshold, int(nope))
     return int(nope), float(threshold)
 
 

@@ -113,7 +113,7 @@ def family_for(
     text = _filled_in(template, config, arrays, name)
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _untold(name, error) from error
     told = document.get("left_out", {})
     return Family(

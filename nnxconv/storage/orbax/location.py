@@ -263,6 +263,8 @@ def absolute(path: str) -> epath.Path:
     Raises:
       BadInput: it names a place that is neither a local disk nor a bucket of GCS.
     """
+    if "\0" in path:
+        raise BadInput(f"`{path}` is no path: it has a character that no file name has")
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", path)
     if scheme is not None and not is_remote(path):
         by = _COPIED_BY.get(scheme[1])

@@ -21,8 +21,10 @@ def check_names(shares: Sequence[Share], is_tensors: bool) -> None:
     """Refuses arrays that would lie where they cannot be read, or outside of the target.
 
     Raises:
-      BadInput: there are some; all are named.
+      BadInput: there are some, all of which are named; or there are no arrays.
     """
+    if not any(share.plan.arrays for share in shares):
+        raise BadInput("the new checkpoint would hold no arrays")
     problems: list[str] = []
     for share in shares:
         problems += [f"`{share.name}` {why}" for why in _problem_of_folder(share.name)]
