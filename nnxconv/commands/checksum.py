@@ -69,7 +69,7 @@ def check_checksums(
         if text is None:
             raise BadInput(f"`{file}` is not there", hint=f"`nnxconv checksum {path}` writes it")
         recorded = Manifest.from_json(json.loads(text), file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"`{file}` is not a checksum manifest") from error
     return check(recorded, _manifest(path, step, at, max_memory, allow_uncommitted, watch))
 

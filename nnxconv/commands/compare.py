@@ -85,6 +85,9 @@ def compare(
 
     started = time.monotonic()
     share_one_heap()
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if not value >= 0:
+            raise BadInput(f"`--{name} {value:g}` is no number from 0 on")
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)
         how = Options(at=at, layer_group=tuple(layer_group))

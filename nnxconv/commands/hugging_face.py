@@ -181,6 +181,7 @@ def _back(config: str, asked: str, target: str | None) -> Crossing:
     if not (home / CONFIG).exists():
         raise BadInput(f"`{config}` has no `{CONFIG}`", hint="give the folder of the model")
     folder = open_folder(home)
+    files = small_files(folder)
     told = read_json(home / CONFIG)
     arrays: dict[str, View] = {}
     dtypes: dict[str, str] = {}
@@ -192,4 +193,4 @@ def _back(config: str, asked: str, target: str | None) -> Crossing:
     if not dtypes and isinstance(usual, str):
         dtypes[""] = usual
     family = replace(family_for(told, arrays, name=asked, target=target or MAXTEXT), dtypes=dtypes)
-    return Crossing(family, True, small_files(folder))
+    return Crossing(family, True, files)

@@ -212,11 +212,15 @@ def _known_alpha(told: Mapping[str, Any], asked: float | None, where: str) -> fl
             where=where,
             hint=f"`--alpha ALPHA` says it, or `lora_alpha` in `{CONFIGURATION}`",
         )
+    if not math.isfinite(alpha):
+        raise BadInput(f"alpha is {alpha}, which is no finite number", where=where)
     return alpha
 
 
 def _number(told: Mapping[str, Any], name: str) -> float | None:
     value = told.get(name)
+    if isinstance(value, int) and abs(value) > 2**53:
+        return math.inf
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

@@ -2,8 +2,11 @@
 
 import json
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from typing import Literal as OneOf
 
@@ -54,8 +57,7 @@ def qk_clip_checkpoint(
     started = time.monotonic()
     share_one_heap()
     check_precision(precision)
-    if threshold <= 0:
-        raise BadInput(f"`--threshold {threshold:g}` is not above 0")
+    check_numbers(threshold, qk_nope_head_dim)
     source = opened(source_path, step, allow_uncommitted=allow_uncommitted)
     state = source.understood.state
     modules = attention_modules(state.params)
@@ -81,6 +83,18 @@ def qk_clip_checkpoint(
         options={"max_logits": max_logits, "threshold": threshold, "nope": qk_nope_head_dim},
         started=started,
     )
+
+
+def check_numbers(threshold: float, nope: int) -> None:
+    """Refuses a threshold and a size that make no sense.
+
+    Raises:
+      BadInput: one does not.
+    """
+    if not threshold > 0:
+        raise BadInput(f"`--threshold {threshold:g}` is not above 0")
+    if nope < 1:
+        raise BadInput(f"`--qk_nope_head_dim {nope}` is not above 0")
 
 
 def without_logits(
@@ -117,15 +131,34 @@ def read_logits(path: str) -> dict[Key, np.ndarray]:
     logits = {key: values for key, values in found.items() if LOGITS in key}
     if not logits:
         raise BadInput(f"`{path}` has no `{LOGITS}`")
+    others = [key for key, values in logits.items() if not _is_numeric(values)]
+    if others:
+        raise BadInput(
+            f"{counted(len(others), 'recorded maximum', 'recorded maxima')} of `{path}` are no"
+            " real numbers",
+            details=[f"{spell(key)}  {logits[key].dtype}, {logits[key].shape}" for key in others],
+        )
     return logits
+
+
+def _is_numeric(values: np.ndarray) -> bool:
+    """True for real numbers, at least one."""
+    return values.size > 0 and (values.dtype.kind in "fiu" or values.dtype.name == "bfloat16")
 
 
 def _of_npz(path: str) -> dict[Key, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {_path(name): file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {_path(name): file[name] for name in file.files if LOGITS in name}
+    except (*_NO_NPZ, zlib.error) as error:
         raise BadInput(f"`{path}` cannot be read: {error}") from error
+
+
+_NO_NPZ = (
+    *(OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, AttributeError, TypeError),
+    *(NotImplementedError, RuntimeError, MemoryError, RecursionError),
+)
+"""What numpy raises for files that it did not write."""
 
 
 def _path(name: str) -> Key:
@@ -140,16 +173,24 @@ def _of_json(path: str) -> dict[Key, np.ndarray]:
     if text is None:
         raise BadInput(f"`{path}` does not exist")
     try:
-        return _nested(json.loads(text), ())
-    except (ValueError, TypeError, RecursionError) as error:
+        return _nested(json.loads(text, object_pairs_hook=_without_doubles), ())
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise BadInput(f"`{path}` is not a JSON tree of numbers") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
 
 
 def _nested(value: Any, path: Key) -> dict[Key, np.ndarray]:
     """Arrays of a tree of mappings; lists of numbers are arrays."""
     if isinstance(value, Mapping):
         return {k: v for name, one in value.items() for k, v in _nested(one, (*path, name)).items()}
-    return {path: np.array(value, np.float32)}
+    values = np.array(value)
+    return {path: values.astype(np.float32) if values.dtype.kind in "fiu" else values}
 
 
 def _of_item(path: str) -> dict[Key, np.ndarray]:

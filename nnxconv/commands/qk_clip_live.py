@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from typing import Literal as OneOf
 
 from nnxconv.commands.boundary import in_python
-from nnxconv.commands.qk_clip import without_logits
+from nnxconv.commands.qk_clip import check_numbers, without_logits
 from nnxconv.errors import BadInput
 from nnxconv.layouts import SurveyOptions, one_state, survey
 from nnxconv.loading import (
@@ -26,7 +26,7 @@ from nnxconv.state import (
     logits_of,
     refuse_infinite,
 )
-from nnxconv.tree import Key, Source, spell
+from nnxconv.tree import Key, Source
 
 State = TypeVar("State")
 
@@ -101,8 +101,7 @@ def _settings(config: Any, threshold: float | None) -> tuple[int, float]:
         threshold = _setting(config, "qk_clip_threshold")
     if threshold is None:
         raise BadInput("there is no `--threshold`, and `config` has no `qk_clip_threshold`")
-    if threshold <= 0:
-        raise BadInput(f"`--threshold {threshold:g}` is not above 0")
+    check_numbers(threshold, int(nope))
     return int(nope), float(threshold)
 
 
@@ -116,13 +115,6 @@ def _recorded(intermediates: Any) -> dict[Key, Any]:
     found = {key: leaf for key, leaf in leaves.items() if LOGITS in key and hasattr(leaf, "ndim")}
     if not found:
         raise BadInput(f"`intermediates` has no `{LOGITS}`")
-    several = [key for key in found if isinstance(key[-1], int) and key[-1] > 0]
-    if several:
-        raise BadInput(
-            "logits were recorded more than once",
-            where=spell(several[0][:-1]),
-            hint="let the attention run once, or give its largest logits of all runs",
-        )
     return found
 
 

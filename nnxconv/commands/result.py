@@ -230,7 +230,7 @@ def carry_out(
 def _planned(whole: Whole, places: Places, way: Way) -> Sequence["Share"]:
     """How the arrays of each item of the target move, once it is known that they may."""
     from nnxconv.storage.resume import has_remains
-    from nnxconv.storage.transfer import check_places, check_tensors_place, divide
+    from nnxconv.storage.transfer import check_names, check_places, check_tensors_place, divide
 
     target = places.target
     shares = divide(
@@ -242,6 +242,7 @@ def _planned(whole: Whole, places: Places, way: Way) -> Sequence["Share"]:
         transfer=way.transfer,
         max_memory=parse_bytes(way.max_memory),
     )
+    check_names(shares, bool(target.tensors))
     if target.tensors:
         check_tensors_place(places.source_path, places.location, target, way.overwrite)
         return shares

@@ -4,8 +4,11 @@ flax and jax are imported only when a Python object is asked for.
 """
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +42,34 @@ def call(name: str) -> Any:
       BadInput: there is no such function, or it fails.
     """
     module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module), function)()
-    except Exception as error:
+        with _working_directory(module.partition(".")[0]):
+            return getattr(importlib.import_module(module), function)()
+    except (Exception, SystemExit) as error:
         raise BadInput(f"`{name}` gives no model: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _working_directory(name: str) -> Iterator[None]:
+    """Lets one module or package be found there first, and any other only where nowhere else.
+
+    A file there that is called as an installed package is not imported in its place.
+    """
+    here = str(Path.cwd())
+    before = list(sys.path)
+    spec = None if name in sys.modules else PathFinder.find_spec(name, [here])
+    sys.path.append(here)
+    try:
+        if spec is not None and spec.loader is not None:
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(sys.modules[name])
+            except BaseException:
+                del sys.modules[name]
+                raise
+        yield
     finally:
-        sys.path.remove(here)
+        sys.path[:] = before
 
 
 def state_of(thing: Any) -> TrainState:

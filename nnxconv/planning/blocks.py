@@ -64,11 +64,13 @@ def in_windows(blocks: Iterable[AnySized], window_bytes: int) -> Iterator[list[A
 
 
 def regions(shape: Shape, block: Shape) -> Iterator[Region]:
-    """The regions of a regular grid over `shape`, in C order.
+    """The regions of a regular grid over `shape`, in C order; none where it has no elements.
 
     >>> list(regions((3,), (2,)))
     [(slice(0, 2, None),), (slice(2, 3, None),)]
     """
+    if 0 in shape:  # its other axes may be said to have any size
+        return
     ranges = [
         [slice(start, min(start + step, size)) for start in range(0, size, step)]
         for size, step in zip(shape, block, strict=True)
@@ -87,8 +89,10 @@ def block_shape(source: Source, merge_bytes: int, fixed: Collection[int] = ()) -
     Axes that are `fixed` in what is made of it are the last along which chunks are put together:
     a block then has more of fewer layers, which are the chunks of the target.
     """
-    block = [max(1, min(c, s)) for c, s in zip(source.chunks, source.shape, strict=True)]
     item = item_bytes(source.dtype)
+    if _is_vast(source.shape, item):
+        return (1,) * len(source.shape)
+    block = [max(1, min(c, s)) for c, s in zip(source.chunks, source.shape, strict=True)]
     last_first = reversed(range(len(block)))
     for axis in sorted(last_first, key=lambda axis: axis in fixed):
         room = merge_bytes // max(1, math.prod(block) * item)
@@ -122,6 +126,8 @@ def target_chunks(view: View, merge_bytes: int) -> Shape:
     """
     if is_computed(view):
         return target_chunks(_leading(view), merge_bytes)
+    if _is_vast(view.shape, item_bytes(dtype_of(view))):
+        return (1,) * len(view.shape)
     parts = pieces(view)
     image = _common_image(parts) if parts else view.shape
     chunks = [max(1, min(c, s)) for c, s in zip(image, view.shape, strict=True)]
@@ -140,6 +146,11 @@ def target_chunks(view: View, merge_bytes: int) -> Shape:
         if chunks[axis] < view.shape[axis] and room > 1:
             chunks[axis] = min(view.shape[axis], chunks[axis] * room)
     return tuple(chunks)
+
+
+def _is_vast(shape: Shape, item: int) -> bool:
+    """True for an array without elements whose other sizes are too large for a chunk."""
+    return 0 in shape and math.prod(max(1, size) for size in shape) * item > LARGE_CHUNK_BYTES
 
 
 def _leading(view: View) -> View:
@@ -199,7 +210,7 @@ def check_fits(key: Key, view: View, block_bytes: int, copies: int, max_memory: 
       PlanError: it does not fit.
     """
     needed = block_bytes * copies
-    if needed <= max_memory:
+    if needed <= max_memory or 0 in view.shape:
         return
     source = first_source(view)
     chunk_bytes = math.prod(source.chunks) * item_bytes(source.dtype)

@@ -133,7 +133,10 @@ def family_for(
     """
     name = name or _family_of_type(config.get("model_type"), target)
     text = _filled_in(templates()[name], config, arrays, name)
-    document = tomllib.loads(text)
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise _untold(name, error) from error
     told = document.get("left_out", {})
     return Family(
         name,
@@ -164,7 +167,9 @@ def _filled_in(
         trim_blocks=True,
     )
     environment.tests["found_below"] = lambda root: any(n.startswith(f"{root}.") for n in arrays)
-    whole = {**config, **(config.get("text_config") or {}), "model_type": config.get("model_type")}
+    texts = config.get("text_config")
+    texts = texts if isinstance(texts, dict) else {}
+    whole = {**config, **texts, "model_type": config.get("model_type")}
     try:
         return environment.from_string(template).render(
             config=_Config(whole),
@@ -173,8 +178,16 @@ def _filled_in(
             float32=lambda number: repr(float(np.float32(number))),
             bfloat16=lambda number: repr(float(ml_dtypes.bfloat16(number))),
         )
-    except jinja2.TemplateError as error:
-        raise BadInput(f"`config.json` does not tell what `{name}` needs: {error}") from error
+    except (jinja2.TemplateError, *_NOT_FILLED_IN) as error:
+        raise _untold(name, error) from error
+
+
+_NOT_FILLED_IN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, MemoryError)
+"""What templates raise where a configuration has values that no model has."""
+
+
+def _untold(name: str, error: Exception) -> BadInput:
+    return BadInput(f"`config.json` does not tell what `{name}` needs: {error}")
 
 
 class _Config(dict[str, Any]):

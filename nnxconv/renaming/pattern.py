@@ -120,8 +120,15 @@ class Layer:
         return isinstance(part, int) and self.number.solve(part, binding)
 
     def fill(self, binding: Binding) -> int:
-        """The layer for what was open."""
-        return self.number.value(binding)
+        """The layer for what was open.
+
+        Raises:
+          BadInput: there is none of this number.
+        """
+        number = self.number.value(binding)
+        if number < 0:
+            raise BadInput(f"`{self.number}` gives the layer {number}, which is below 0")
+        return number
 
 
 Part: TypeAlias = Name | Layer

@@ -47,6 +47,8 @@ def parse_rules(text: str, name: str = "") -> Rules:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"these are no rules: {error}", where=name) from error
+    except RecursionError as error:
+        raise BadInput("these are no rules: they are nested too deeply", where=name) from error
     unknown = sorted(document.keys() - {"rules", "counts", "family", "left_out"})
     table = document.get("rules")
     if unknown or not isinstance(table, dict):

@@ -20,7 +20,18 @@ import numpy as np
 
 from nnxconv.errors import BadInput
 from nnxconv.state.train_state import Tree
-from nnxconv.tree import Formula, Key, Literal, Multiply, View, dtype_of, in_order, notation, spell
+from nnxconv.tree import (
+    Formula,
+    Key,
+    Literal,
+    Multiply,
+    View,
+    counted,
+    dtype_of,
+    in_order,
+    notation,
+    spell,
+)
 
 KEYS_AND_VALUES = "wkv_b"
 QUERIES = ("wq_b", "query")
@@ -76,27 +87,65 @@ def logits_of(modules: Sequence[Key], recorded: Mapping[Key, np.ndarray]) -> dic
     spelling, shape (..., heads); or without, for stacked layers, shape (layers, ..., heads).
 
     Raises:
-      BadInput: an array has another number of layers than there are.
+      BadInput: an array has another number of layers than there are, stands twice, or belongs to
+        no module; all of the last kind are named.
     """
-    known = {_canonical(path): values for path, values in recorded.items()}
+    known = _by_module(recorded)
     found: dict[Key, np.ndarray] = {}
+    used: set[Key] = set()
     for module in modules:
-        values = known.get(module)
-        if values is None:
-            stacked = _stacked(module)
-            values = known.get(stacked)
-            if values is not None:
-                layers = in_order(m for m in modules if _stacked(m) == stacked)
-                if values.ndim < 2 or values.shape[0] != len(layers):
-                    raise BadInput(
-                        f"the logits have {'x'.join(map(str, values.shape))} numbers, for"
-                        f" {len(layers)} layers",
-                        where=spell(stacked),
-                    )
-                values = values[layers.index(module)]
-        if values is not None:
-            found[module] = _largest(values)
+        path = module if module in known else _stacked(module)
+        if path not in known:
+            continue
+        used.add(path)
+        values = known[path][1]
+        if path != module:
+            layers = in_order(m for m in modules if _stacked(m) == path)
+            values = _of_layer(values, layers.index(module), len(layers), path)
+        found[module] = _largest(values)
+    unused = [spell(path) for key, (path, _) in known.items() if key not in used]
+    if unused:
+        raise BadInput(
+            f"{counted(len(unused), 'recorded maximum', 'recorded maxima')} of logits belong"
+            f"{'s' if len(unused) == 1 else ''} to no attention module",
+            details=unused,
+            hint="the names are those of modules with `wkv_b`, as `nnxconv inspect` shows them",
+        )
     return found
+
+
+def _by_module(recorded: Mapping[Key, np.ndarray]) -> dict[Key, tuple[Key, np.ndarray]]:
+    """What is recorded by the key of its module, each with the path that it was given by.
+
+    Raises:
+      BadInput: one module has several.
+    """
+    known: dict[Key, tuple[Key, np.ndarray]] = {}
+    for path in in_order(recorded):
+        module = _canonical(path)
+        if module in known:
+            raise BadInput(
+                "logits were recorded more than once",
+                where=spell(module),
+                details=[spell(known[module][0]), spell(path)],
+                hint="let the attention run once, or give its largest logits of all runs",
+            )
+        known[module] = (path, recorded[path])
+    return known
+
+
+def _of_layer(values: np.ndarray, layer: int, layers: int, where: Key) -> np.ndarray:
+    """What is recorded of one layer where the first axis is that of the layers.
+
+    Raises:
+      BadInput: there are not as many as layers.
+    """
+    if values.ndim < 2 or values.shape[0] != layers:
+        raise BadInput(
+            f"the logits have {'x'.join(map(str, values.shape))} numbers, for {layers} layers",
+            where=spell(where),
+        )
+    return values[layer]
 
 
 def _largest(values: np.ndarray) -> np.ndarray:
@@ -121,8 +170,8 @@ def _canonical(path: Key) -> Key:
     >>> _canonical(("intermediates", "decoder", "layers_3", "self_attention", "max_logits", "0"))
     ('decoder', 'layers', 3, 'self_attention')
     """
-    parts = list(path)
-    while parts and str(parts[-1]) in (LOGITS, "attention_op", "value", "0"):
+    parts = list(path[: path.index(LOGITS)] if LOGITS in path else path)
+    if parts[-1:] == ["attention_op"]:
         parts.pop()
     if parts and parts[0] == "intermediates":
         del parts[0]

@@ -17,7 +17,7 @@ def parse_bytes(text: int | str) -> int:
       BadInput: it is not a positive size.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?B?)\s*", str(text), re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) < 2**63:
         raise BadInput(f"`{text}` is not a size", hint="for example `2GiB` or `512MiB`")
     unit = match[2].upper()
     is_decimal = match[3].lower() == "b" and unit != ""

@@ -183,3 +183,35 @@ def test_logits_that_are_none_are_refused(tmp_path, values, message):
             threshold=100,
             qk_nope_head_dim=NOPE,
         )
+
+
+def test_a_maximum_that_belongs_to_no_attention_is_an_error_that_names_it(tmp_path):
+    name = "decoder/layers_{}/self_attention/max_logits"
+    given = {name.format(n): LOGITS[0] for n in range(LAYERS + 1)}
+    np.savez(tmp_path / "l.npz", **given, **{"decoder/layers_0/cross/max_logits": LOGITS[0]})
+    outcome = clip(saved(tmp_path / "a"), tmp_path / "b", tmp_path / "l.npz")
+    assert (outcome.exit_code, outcome.stderr) == (
+        2,
+        "error: 2 recorded maxima of logits belong to no attention module\n"
+        "  decoder.layers_0.cross.max_logits\n"
+        "  decoder.layers_3.self_attention.max_logits\n"
+        "\n"
+        "hint: the names are those of modules with `wkv_b`, as `nnxconv inspect` shows them\n",
+    )
+    assert not (tmp_path / "b").exists()
+
+
+def test_two_maxima_of_one_module_are_an_error_that_names_both(tmp_path):
+    given = {"decoder/layers_0/attention/max_logits": LOGITS[0]}
+    given["decoder/layers/0/attention/attention_op/max_logits"] = LOGITS[1]
+    np.savez(tmp_path / "l.npz", **given)
+    outcome = clip(saved(tmp_path / "a"), tmp_path / "b", tmp_path / "l.npz")
+    assert (outcome.exit_code, outcome.stderr) == (
+        2,
+        "error: logits were recorded more than once\n"
+        "  at decoder.layers[0].attention\n"
+        '  decoder.layers["0"].attention.attention_op.max_logits\n'
+        "  decoder.layers_0.attention.max_logits\n"
+        "\n"
+        "hint: let the attention run once, or give its largest logits of all runs\n",
+    )

@@ -322,3 +322,14 @@ def test_logits_that_are_infinite_or_recorded_twice_are_refused():
     record["max_logits"] = record["max_logits"] * 2
     with pytest.raises(BadInput, match="logits were recorded more than once"):
         nnxconv.qk_clip(variables, sown, threshold=THRESHOLD, config=CONFIG)
+
+
+def test_a_maximum_that_belongs_to_no_attention_is_an_error_that_names_it():
+    variables, sown = linen()
+    sown["intermediates"]["layers_7"] = sown["intermediates"]["layers_0"]
+    with pytest.raises(BadInput) as error:
+        nnxconv.qk_clip(variables, sown, threshold=THRESHOLD, config=CONFIG)
+    assert str(error.value).startswith(
+        "1 recorded maximum of logits belongs to no attention module\n"
+        "  intermediates.layers_7.self_attention.max_logits"
+    )

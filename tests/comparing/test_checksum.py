@@ -408,7 +408,8 @@ NO_MANIFEST = {
         '{"nnxconv_checksums": 1, "algorithm": "xxh3_128", "leaves": [], "files": {}}',
         "is not a checksum manifest",
     ),
-    "bytes that are no text": (b"\xff\xfe\x00", "is not a checksum manifest"),
+    "bytes that are no text": (b"\xff\xfe\x00", "is no text in UTF-8"),
+    "lists of many levels": ("[" * 100_000, "is not a checksum manifest"),
 }
 
 

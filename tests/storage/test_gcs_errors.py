@@ -18,7 +18,7 @@ from nnxconv.storage.gcs.retries import for_tensorstore
 from nnxconv.storage.gcs.server_errors import told_plainly
 from nnxconv.storage.zarr import specs as arrays
 from tests.support.command import run
-from tests.support.gcs_proxy import Delay, Reset, Status, Truncate
+from tests.support.gcs_proxy import Delay, Flip, Reset, Shorten, Status, Truncate
 from tests.support.gcs_requests import Kind, Request
 from tests.support.gcs_twins import NAMES_ONLY, command, everywhere, pytestmark, refused
 
@@ -376,3 +376,56 @@ def test_a_data_object_that_is_gone_is_named(storage, local, tmp_path):
         assert data in message
     assert storage.names("out/x") == []
     assert list(tmp_path.iterdir()) == []
+
+
+# What is damaged on the way
+
+
+DAMAGES = {"a flipped bit": Flip(), "a short body": Shorten()}
+
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("name", ["*/_METADATA", "*/d/*"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_the_server_has_another_checksum_for_is_asked_for_again(
+    damage, name, impatient, storage, sources, tmp_path
+):
+    """Metadata, and data files that are copied whole."""
+    with storage.proxy.inject(DAMAGES[damage], kind="read", name=name, times=2) as injected:
+        nnxconv.convert(sources["large"], str(tmp_path / "x"), **NAMES_ONLY)
+    assert len(injected.hits) == 2
+    report = nnxconv.compare(sources["large"], str(tmp_path / "x"), compare_values=True)
+    assert report.is_match
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_that_lasts_is_one_message(damage, impatient, storage, sources, tmp_path):
+    with storage.proxy.inject(DAMAGES[damage], kind="read", name="*/_METADATA"):
+        message = refused(run("convert", sources["item"], tmp_path / "x", "--to", "nnx-pure"))
+    assert message == (
+        f"error: {UNREACHABLE}\n  at {sources['item']}/_METADATA\n"
+        "  the answer was damaged on the way: its checksum is another one\n\n"
+        "hint: try again later\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("command", ["convert down", "rewrite", "convert, overwriting"])
+@pytest.mark.parametrize("name", ["*/manifest.ocdbt", "*/d/*"])
+def test_damage_to_what_tensorstore_reads_is_one_message(
+    command, name, impatient, storage, sources, local, old, tmp_path
+):
+    """Of nodes and manifests; TensorStore asks for parts of objects, which have no checksum."""
+    with storage.proxy.inject(Shorten(), kind="read", name=name):
+        message = refused(run(*arguments_of(command, storage, sources, local, tmp_path)))
+    assert message.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+    assert everywhere(storage) == {"old"}
+
+
+def test_a_body_that_is_none_of_the_format_is_not_somebody_else_s_write():
+    error = ValueError("FAILED_PRECONDITION: Error opening gs://b/x/.zarray: Invalid JSON")
+    with pytest.raises(ValueError, match="Invalid JSON") as caught, told_plainly():
+        raise error
+    assert caught.value is error

@@ -60,7 +60,21 @@ class Delay:
     seconds: float
 
 
-Fault = Status | Reset | Truncate | Delay
+@dataclass(frozen=True)
+class Flip:
+    """One bit of the answer's body is another one; what the server says of it stays."""
+
+    place: float = 0.5
+
+
+@dataclass(frozen=True)
+class Shorten:
+    """The answer ends early, and says that it is complete."""
+
+    part: float = 0.5
+
+
+Fault = Status | Reset | Truncate | Delay | Flip | Shorten
 
 
 @dataclass
@@ -270,6 +284,9 @@ class Proxy:
                 pass
             client.reset()
             raise EOFError
+        if isinstance(fault, Flip | Shorten):
+            content = b"".join([block async for block in body])
+            body = _whole(_changed(content, fault), head)
         request.status, request.ended = head.status, time.monotonic()
         client.write(head.encode())
         end = int(_length(head) * fault.part) if isinstance(fault, Truncate) else None
@@ -301,6 +318,16 @@ class _Link:
 def _length(head: Head) -> int:
     """The length of an answer; 2 where it is sent in chunks, so that there is a half of it."""
     return int(head.headers.get("content-length", "2"))
+
+
+def _changed(content: bytes, fault: Flip | Shorten) -> bytes:
+    """A body with one other bit, or the first part of it."""
+    if isinstance(fault, Shorten):
+        return content[: int(len(content) * fault.part)]
+    place = int(len(content) * fault.place)
+    return (
+        content[:place] + bytes([b ^ 1 for b in content[place : place + 1]]) + content[place + 1 :]
+    )
 
 
 def _whole(content: bytes, head: Head) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from .json_documents import is_flat as is_flat
 from .json_documents import mapping_in as mapping_in
 from .json_documents import parse_json as parse_json
 from .json_documents import read_json as read_json
+from .json_documents import refuse_halves as refuse_halves
 from .listing import Folder as Folder
 from .listing import open_folder as open_folder
 from .local_lock import locked as locked

@@ -3,6 +3,7 @@
 import xxhash
 from etils import epath
 
+from nnxconv.errors import BadInput
 from nnxconv.storage.files.operations import files_below, read_if_there
 from nnxconv.storage.gcs import is_remote, prepare
 
@@ -15,9 +16,16 @@ def write_text(path: str, text: str) -> None:
 
 
 def read_text(path: str) -> str | None:
-    """The text of a file, local or gs://; None when it is not there."""
+    """The text of a file, local or gs://; None when it is not there.
+
+    Raises:
+      BadInput: it is no text.
+    """
     found = read_if_there(_place(path))
-    return None if found is None else found.decode()
+    try:
+        return None if found is None else found.decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"`{path}` is no text in UTF-8") from error
 
 
 def _place(path: str) -> epath.Path:

@@ -21,12 +21,22 @@ def parse_json(text: str | bytes) -> Any:
     try:
         value = json.loads(text)
         if ("\\ud" if isinstance(text, str) else b"\\ud") in text.lower():  # type: ignore[operator]
-            json.dumps(value, ensure_ascii=False).encode()
+            refuse_halves(value)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    return value
+
+
+def refuse_halves(value: Any) -> None:
+    """Refuses texts that are no Unicode.
+
+    Raises:
+      ValueError: there is one.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError("it has a lone surrogate, which is half a character") from error
-    return value
 
 
 def read_json(path: epath.Path, kind: type[NnxconvError] = DamagedCheckpoint) -> dict[str, Any]:

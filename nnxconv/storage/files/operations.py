@@ -1,15 +1,27 @@
 """Files on a local disk or in a bucket: listed, read, copied, removed."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from nnxconv.errors import StorageError
 from nnxconv.storage import COMMITTED
-from nnxconv.storage.gcs import REQUESTS_AT_ONCE, SCHEME, filesystem, is_remote, write_object
+from nnxconv.storage.gcs import (
+    REQUESTS_AT_ONCE,
+    SCHEME,
+    count_repetition,
+    file_crc32c,
+    filesystem,
+    is_remote,
+    pauses,
+    write_object,
+)
 
 _UPLOAD_BYTES, _DOWNLOAD_BYTES = 2**24, 2**22
 """How much of a file one request carries; each waits for the one before it when files go up."""
@@ -73,14 +85,36 @@ def copy_file(source: epath.Path, target: epath.Path) -> None:
         filesystem().put_file(os.fspath(source), target.as_posix(), chunksize=_UPLOAD_BYTES)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _download(source, target)
+        with open(target, "rb+") as copied:  # noqa: PTH123
+            os.fsync(copied.fileno())
+
+
+def _download(source: epath.Path, target: epath.Path) -> None:
+    """Brings an object here, again where its bytes were damaged on the way.
+
+    Raises:
+      StorageError: they were damaged each time.
+    """
+    for pause in [*pauses(), None]:
         filesystem().get_file(
             source.as_posix(),
             os.fspath(target),
             chunk_size=_DOWNLOAD_BYTES,
             max_prefetch_size=2 * _DOWNLOAD_BYTES,
         )
-        with open(target, "rb+") as copied:  # noqa: PTH123
-            os.fsync(copied.fileno())
+        told = filesystem().info(source.as_posix()).get("crc32c")
+        if told is None or told == file_crc32c(Path(target)):
+            return
+        if pause is not None:
+            count_repetition()
+            time.sleep(pause)
+    raise StorageError(
+        "the object was damaged on the way, again and again",
+        where=source.as_posix(),
+        details=["its checksum is another one than the server tells"],
+        hint="try again later",
+    )
 
 
 def copy_files(pairs: Iterable[tuple[epath.Path, epath.Path]]) -> None:

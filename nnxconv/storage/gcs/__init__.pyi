@@ -1,3 +1,4 @@
+from .checksums import file_crc32c as file_crc32c
 from .client import REQUESTS_AT_ONCE as REQUESTS_AT_ONCE
 from .client import filesystem as filesystem
 from .client import prepare as prepare
@@ -7,7 +8,9 @@ from .objects import object_at as object_at
 from .objects import write_object as write_object
 from .paths import SCHEME as SCHEME
 from .paths import is_remote as is_remote
+from .retries import count_repetition as count_repetition
 from .retries import for_tensorstore as for_tensorstore
+from .retries import pauses as pauses
 from .retries import repeated_requests as repeated_requests
 from .server_errors import first_sentence as first_sentence
 from .server_errors import plain_reason as plain_reason

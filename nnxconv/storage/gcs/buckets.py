@@ -16,6 +16,7 @@ import aiohttp
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError, is_retriable
 
+from nnxconv.storage.gcs.checksums import crc32c_of
 from nnxconv.storage.gcs.retries import count_repetition, pauses, timeout_seconds
 from nnxconv.storage.gcs.server_errors import Forbidden, ServerError
 
@@ -36,12 +37,14 @@ class Buckets(GCSFileSystem):
         Raises:
           FileNotFoundError: there is no such bucket or object; its `filename` says which.
           FileExistsError: somebody else wrote the object at the same time.
-          ServerError: what else the server said.
+          ServerError: what else the server said, or that the answer was damaged each time.
         """
         place = place_of(self._format_path(path, args), options)
         for pause in [*pauses(), None]:
             try:
-                return await _request_once(self, method, path, *args, **options)
+                answer = await _request_once(self, method, path, *args, **options)
+                _check_hash(answer)
+                return answer
             except FileNotFoundError as error:
                 raise FileNotFoundError(errno.ENOENT, "there is no such object", place) from error
             except FileExistsError as error:
@@ -55,8 +58,27 @@ class Buckets(GCSFileSystem):
         raise AssertionError
 
 
+class _DamagedAnswer(Exception):
+    """What came is not what the server says it has."""
+
+
+def _check_hash(answer: tuple[int, Mapping[str, str], Any, bytes]) -> None:
+    """Refuses a whole object whose bytes do not have the checksum that the server tells.
+
+    Parts of objects have none, and what is decompressed on the way has that of the compressed.
+    """
+    status, headers, _, content = answer
+    told = re.search(r"crc32c=([A-Za-z0-9+/=]+)", headers.get("X-Goog-Hash", ""))
+    is_whole = status == 200 and headers.get("X-Goog-Stored-Content-Encoding", "identity") in (
+        "identity",
+        "",
+    )
+    if told is not None and is_whole and told[1] != crc32c_of(content):
+        raise _DamagedAnswer("the answer was damaged on the way: its checksum is another one")
+
+
 async def _wait_or_raise(error: Exception, pause: float | None, place: str) -> None:
-    is_transient = is_retriable(error) or isinstance(error, TimeoutError)
+    is_transient = is_retriable(error) or isinstance(error, TimeoutError | _DamagedAnswer)
     if not is_transient or pause is None:
         code, said = None, str(error) or "no answer came in time"
         if isinstance(error, aiohttp.ClientPayloadError):

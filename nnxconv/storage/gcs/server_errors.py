@@ -139,6 +139,8 @@ def _of_tensorstore(text: str) -> _Told | None:
     places = re.findall(r"gs://\S+?(?=:? |:?$)", sentence)  # the last is what was asked for
     said = sentence.rpartition(f"{places[-1]}: ")[2] if places else sentence.partition(": ")[2]
     code = int(http[1]) if http else _CODES[status]
+    if code == 412 and http is None:  # what was read is none of what is expected
+        return None
     return _answer(code, said, places[-1] if places else "")
 
 

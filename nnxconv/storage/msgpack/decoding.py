@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.tree import Key, Shape, item_bytes
+from nnxconv.tree import Key, Shape, item_bytes, spell
 
 _DEEPEST = 64
 _MOST_NODES = 10_000_000
@@ -74,7 +74,7 @@ def read_tree(file: epath.Path) -> dict[Key, Value]:
             found: dict[Key, Value] = {}
             _flatten(tree, (), found)
             return found
-    except (ValueError, TypeError, IndexError, struct.error, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, LookupError, struct.error, UnicodeDecodeError) as error:
         raise DamagedCheckpoint(
             f"`{file}` is not a msgpack tree of Flax: {error}", hint="copy or write it again"
         ) from error
@@ -91,17 +91,21 @@ def _flatten(value: Any, key: Key, found: dict[Key, Value]) -> None:
             _flatten(inner, (*key, place), found)
     elif isinstance(value, dict | list):
         found[key] = Empty("Dict" if isinstance(value, dict) else "List")
+    elif isinstance(value, range):
+        raise ValueError(f"`{spell(key)}` is bytes, and no array")
     else:
         found[key] = value
 
 
 def _joined(value: Mapping[str, Any]) -> Array:
     """A large array of its flat parts."""
+    if not all(isinstance(value.get(name), dict) for name in ("shape", "chunks")):
+        raise ValueError("a large array has no parts")
     shape = tuple(value["shape"][str(axis)] for axis in range(len(value["shape"])))
     chunks = [value["chunks"][str(number)] for number in range(len(value["chunks"]))]
     if not chunks or not all(isinstance(chunk, Array) for chunk in chunks):
         raise ValueError("a large array has no parts")
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
+    if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError("a large array has no shape")
     parts = tuple(part for chunk in chunks for part in chunk.parts)
     _check(chunks[0].dtype, shape, sum(length for _, length in parts))
@@ -248,8 +252,10 @@ def _dtype(name: Any) -> str:
         return "bfloat16"
     try:
         found = np.dtype(name)
-    except TypeError as error:
-        raise ValueError(f"the type `{name}` is not known") from error
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise ValueError(f"the type `{name[:40]}` is not known") from error
     if found.kind in "OSUmM":
         raise ValueError(f"the type `{name}` is not one of numbers")
+    if not found.isnative:
+        raise ValueError(f"the type `{name}` has its bytes in another order")
     return found.name

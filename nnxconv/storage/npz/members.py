@@ -1,6 +1,7 @@
 """The arrays of an npz file, and where their bytes are."""
 
 import math
+import os
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -16,6 +17,13 @@ from nnxconv.tree import Key, Shape
 SUFFIX = ".npz"
 _ENDING = ".npy"
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+
+
+_NO_NPZ = (
+    *(ValueError, OSError, EOFError, struct.error, zipfile.BadZipFile, SyntaxError),
+    *(NotImplementedError, RuntimeError, MemoryError, RecursionError),
+)
+"""What zipfile and numpy raise for headers that nobody writes."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,17 @@ def read_members(file: epath.Path) -> dict[str, Member]:
 
     Raises:
       BadInput: some are compressed, of another byte order, or no numbers.
-      DamagedCheckpoint: it is no npz file.
+      DamagedCheckpoint: it is no npz file, or has a name twice.
     """
     problems: list[str] = []
     found: dict[str, Member] = {}
     try:
         with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            end = stream.seek(0, os.SEEK_END)
             for entry in archive.infolist():
                 name = entry.filename.removesuffix(_ENDING)
+                if name in found:
+                    raise ValueError(f"`{name}` stands there twice")
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                     problems.append(f"{name}: is compressed")
                     continue
@@ -59,12 +70,17 @@ def read_members(file: epath.Path) -> dict[str, Member]:
                     problems.append(f"{name}: {dtype} is no type of numbers")
                 elif not dtype.isnative:
                     problems.append(f"{name}: its bytes are in another order")
-                elif stream.tell() - begin + math.prod(shape) * dtype.itemsize != entry.file_size:
+                elif not all(type(size) is int and size >= 0 for size in shape):
+                    raise ValueError(f"`{name}` has a shape of no sizes")
+                elif (
+                    stream.tell() - begin + math.prod(shape) * dtype.itemsize != entry.file_size
+                    or begin + entry.file_size > end
+                ):
                     raise ValueError(f"`{name}` is cut off")
                 else:
                     sizes = tuple(reversed(shape)) if is_fortran else tuple(shape)
                     found[name] = Member(dtype.name, sizes, stream.tell(), is_fortran)
-    except (ValueError, OSError, zipfile.BadZipFile, struct.error, EOFError) as error:
+    except _NO_NPZ as error:
         raise DamagedCheckpoint(f"`{file}` is not an npz file of numpy: {error}") from error
     if problems:
         raise BadInput(

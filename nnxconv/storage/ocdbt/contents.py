@@ -10,7 +10,7 @@ import tensorstore as ts
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.storage.gcs import first_sentence
+from nnxconv.storage.gcs import count_repetition, first_sentence, is_remote
 from nnxconv.storage.ocdbt.nodes import (
     MAX_NODE_BYTES,
     Interior,
@@ -47,9 +47,25 @@ NO_CONTENTS = Contents(NO_VALUES, frozenset())
 def read_contents(path: epath.Path) -> Contents:
     """Walks the newest version of the database at `path`, without reading its values.
 
+    In a bucket it is read again where its own checksums differ: it may have been damaged on the
+    way.
+
     Raises:
       DamagedCheckpoint: it cannot be read, or refers to files outside of itself.
     """
+    for _ in range(_READS_AGAIN if is_remote(path) else 0):
+        try:
+            return _contents(path)
+        except DamagedCheckpoint:
+            count_repetition()
+    return _contents(path)
+
+
+_READS_AGAIN = 2
+
+
+def _contents(path: epath.Path) -> Contents:
+    """What `read_contents` returns, read once."""
     try:
         store = ts.KvStore.open(directory_spec(path), context=context()).result()
         found = store.read(MANIFEST).result()

@@ -47,7 +47,7 @@ from nnxconv.storage.orbax.steps import (
     step_number,
     steps_in,
 )
-from nnxconv.storage.safetensors import SUFFIX, has_tensors
+from nnxconv.storage.safetensors import CONFIG, SUFFIX, has_tensors, home_of, root_of
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,9 @@ def _of_tensors(path: str, given: Folder, step: Step | None) -> Location:
             f"`{path}` holds safetensors, which are read from local disks",
             hint="`gcloud storage cp -r` copies them",
         )
-    refuse_strangers(given.path.parent, given.path)
+    home = home_of(given.path)
+    paths = [given.path] if home == given.path else [given.path, home / CONFIG]
+    refuse_strangers(root_of(home), *paths)
     return Location(given, "item", container="safetensors")
 
 
@@ -252,6 +254,8 @@ def absolute(path: str) -> epath.Path:
     Raises:
       BadInput: it names a place that is neither a local disk nor a bucket of GCS.
     """
+    if "\0" in path:
+        raise BadInput(f"`{path}` is no path: it has a character that no file name has")
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", path)
     if scheme is not None and not is_remote(path):
         by = _COPIED_BY.get(scheme[1])

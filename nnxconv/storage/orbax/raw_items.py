@@ -6,13 +6,15 @@ from typing import Any
 
 from etils import epath
 
+from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.files import Folder, open_folder
 from nnxconv.storage.msgpack import Array, read_tree
 from nnxconv.storage.npz import key_of, read_members
 from nnxconv.storage.orbax.item import Item, array_name, read_formats
 from nnxconv.storage.orbax.stability import Seen, look
+from nnxconv.storage.orbax.tree_metadata import MOST_LEVELS, check_tree
 from nnxconv.storage.safetensors import Tensor, chunks_of, find_tensors, home_of
-from nnxconv.storage.zarr import RAW, ArrayFormat, encoding
+from nnxconv.storage.zarr import RAW, ArrayFormat, check_array, encoding
 from nnxconv.tree import Key, Leaf, Literal, Shape, Source, View, item_bytes, permuted
 
 
@@ -27,7 +29,17 @@ def open_tensors(folder: Folder, is_read: bool) -> Item:
 def tensors_item(
     path: epath.Path, home: epath.Path, arrays: Mapping[str, Tensor], seen: Seen
 ) -> Item:
-    """The item of arrays in the files of a folder; names are keys, taken apart at their dots."""
+    """The item of arrays in the files of a folder; names are keys, taken apart at their dots.
+
+    Raises:
+      DamagedCheckpoint: there are names of too many parts, or sizes that no array has.
+    """
+    names = [name for name in arrays if name.count(".") >= MOST_LEVELS]
+    if names:
+        raise DamagedCheckpoint(
+            f"`{path}` has {len(names):,} names of more than {MOST_LEVELS} parts",
+            details=[names[0][:40]],
+        )
     formats = {
         name: _lying(home / one.file, ((one.start, one.nbytes),), one.shape, one.dtype)
         for name, one in arrays.items()
@@ -51,6 +63,10 @@ def open_npz(file: epath.Path, is_read: bool) -> Item:
         source = _source(file, name, formats[name])
         turned = permuted(source, tuple(reversed(range(len(one.shape)))))
         tree[key_of(name, have_slashes)] = turned if one.is_turned else source
+    try:
+        check_tree(list(tree))
+    except ValueError as error:
+        raise DamagedCheckpoint(f"the names in `{file}` are no tree: {error}") from error
     return _item(file, tree, formats, seen)
 
 
@@ -99,8 +115,16 @@ def _source(path: epath.Path, name: str, one: ArrayFormat) -> Source:
 def _lying(
     file: epath.Path, parts: Sequence[tuple[int, int]], shape: Shape, dtype: str
 ) -> ArrayFormat:
-    """Of an array whose bytes are these parts of a file."""
+    """Of an array whose bytes are these parts of a file.
+
+    Raises:
+      DamagedCheckpoint: its shape or type is none that an array may have.
+    """
     metadata = {"file": file.as_posix(), "parts": parts}
+    try:
+        check_array(shape, dtype)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"`{file}` has an array that cannot be read: {error}") from error
     return ArrayFormat(RAW, metadata, shape, dtype, chunks_of(shape, dtype))
 
 
@@ -111,6 +135,7 @@ def _raw_format(value: Any, file: epath.Path) -> ArrayFormat | None:
             return _lying(file, parts, shape, dtype)
         case bool() | int() | float():
             dtype = {bool: "bool", int: "int64", float: "float64"}[type(value)]
+            dtype = "uint64" if dtype == "int64" and value >= 2**63 else dtype
             return ArrayFormat(RAW, {"value": value}, (), dtype, ())
     return None
 

@@ -17,15 +17,15 @@ def tree_entries(metadata: Mapping[str, Any]) -> list[tuple[Key, str]]:
       ValueError: the keys are no tree.
     """
     entries = [_entry(entry) for entry in metadata.values()]
-    _check([key for key, _ in entries])
+    check_tree([key for key, _ in entries])
     return entries
 
 
-_MOST_LEVELS = 64
+MOST_LEVELS = 64
 """Of a tree; those of models have about ten."""
 
 
-def _check(keys: Sequence[Key]) -> None:
+def check_tree(keys: Sequence[Key]) -> None:
     """Refuses keys of which one is another's beginning, or which are no tree for another reason.
 
     Raises:
@@ -36,7 +36,7 @@ def _check(keys: Sequence[Key]) -> None:
         raise ValueError("a leaf stands there twice")
     kinds: dict[Key, type] = {}
     for key in keys:
-        if len(key) > _MOST_LEVELS:
+        if len(key) > MOST_LEVELS:
             raise ValueError(f"a key has {len(key):,} parts")
         if any(isinstance(part, int) and part < 0 for part in key):
             raise ValueError(f"`{spell(key)}` has a negative index")

@@ -1,8 +1,10 @@
 from .companions import CONFIG as CONFIG
 from .companions import home_of as home_of
+from .companions import root_of as root_of
 from .companions import small_files as small_files
 from .files import find_tensors as find_tensors
 from .files import has_tensors as has_tensors
+from .header import METADATA as METADATA
 from .header import SUFFIX as SUFFIX
 from .header import Tensor as Tensor
 from .header import chunks_of as chunks_of

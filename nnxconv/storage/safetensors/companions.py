@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from nnxconv.storage.files import Folder
+from nnxconv.storage.files import Folder, refuse_strangers
 from nnxconv.storage.safetensors.header import SUFFIX
 
 CONFIG = "config.json"
@@ -19,8 +19,24 @@ def home_of(path: epath.Path) -> epath.Path:
     return path.parent if path.suffix == SUFFIX else path
 
 
+def root_of(home: epath.Path) -> epath.Path:
+    """The folder out of which no link may lead.
+
+    In the cache of Hugging Face's hub, `models--NAME/snapshots/VERSION` links to the files in
+    `models--NAME/blobs`.
+    """
+    cached = home.parent.parent
+    is_cached = home.parent.name == "snapshots" and (cached / "blobs").is_dir()
+    return cached if is_cached else home
+
+
 def small_files(folder: Folder) -> dict[str, epath.Path]:
-    """The small files of a folder that are no weights, by name."""
+    """The small files of a folder that are no weights, by name.
+
+    Raises:
+      DamagedCheckpoint: some are links out of it, or no files.
+    """
+    refuse_strangers(root_of(folder.path), *(folder.path / name for name in sorted(folder.files)))
     found = {}
     for name in sorted(folder.files):
         file = folder.path / name

@@ -19,6 +19,7 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
+from nnxconv.storage.files import refuse_halves
 from nnxconv.tree import Shape, item_bytes
 
 SUFFIX = ".safetensors"
@@ -121,6 +122,8 @@ def _parsed(
     if len(text) > _LARGE_HEADER and text.count(b",") > most:  # lists take many times their text
         raise ValueError("its header holds more than arrays")
     header = json.loads(text.decode(), object_pairs_hook=_without_doubles)
+    if b"\\ud" in text.lower():
+        refuse_halves(header)
     if not isinstance(header, dict):
         raise ValueError("its header is no mapping")
     metadata = header.pop(METADATA, {})
@@ -176,6 +179,8 @@ def chunks_of(shape: Shape, dtype: str) -> Shape:
     ((1, 1024, 4096), ())
     """
     chunks = [1] * len(shape)
+    if 0 in shape:
+        return tuple(chunks)
     inner = item_bytes(dtype)
     for axis in reversed(range(len(shape))):
         size = shape[axis]

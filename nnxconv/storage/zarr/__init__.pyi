@@ -7,6 +7,7 @@ from .formats import ZARR3_FILE as ZARR3_FILE
 from .formats import ArrayFormat as ArrayFormat
 from .formats import Compression as Compression
 from .formats import Container as Container
+from .formats import check_array as check_array
 from .formats import chunk_key as chunk_key
 from .formats import chunk_keys as chunk_keys
 from .formats import compressor as compressor

@@ -99,7 +99,7 @@ def _sizes(value: Any) -> Shape:
     if not isinstance(value, list) or len(value) > _MOST_AXES:
         raise ValueError(f"{_short(value)} is not a list of at most {_MOST_AXES} sizes")
     for size in value:
-        if type(size) is not int or not 0 <= size < 2**63:
+        if type(size) is not int or not 0 <= size <= _LONGEST_AXIS:
             raise ValueError(f"{_short(size)} is not the size of an axis")
     return tuple(value)
 
@@ -111,6 +111,21 @@ def _short(value: Any) -> str:
 
 _MOST_AXES = 32
 """Of an array of TensorStore."""
+
+_LONGEST_AXIS = 2**62 - 2
+"""The same."""
+
+
+def check_array(shape: Shape, dtype: str) -> None:
+    """Refuses what is no shape or type of an array, wherever it stands.
+
+    Raises:
+      ValueError: why not.
+    """
+    _sizes(list(shape))
+    if dtype in ("float128", "complex256"):
+        raise ValueError(f"the element type `{dtype}` is not known")
+
 
 _EMPTY_BYTES = 2**26
 """How much larger than its whole array a chunk may be: decoding one takes so much more memory."""
