@@ -16,7 +16,7 @@ from nnxconv.cli.output import say
 )
 @click.argument("source", metavar="SRC")
 @click.argument("template", metavar="TEMPLATE")
-@options("match", "output", "layer_group", "step", "at")
+@options("match", "output", "layer_group", "step", "at", "at_template")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def match(
