@@ -8,6 +8,7 @@ from typing import Any
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
+from nnxconv.comparing import CheckpointValues, Holding
 from nnxconv.errors import BadInput
 from nnxconv.layouts import (
     Options,
@@ -17,7 +18,9 @@ from nnxconv.layouts import (
 )
 from nnxconv.matching import Proposal, propose
 from nnxconv.renaming import reread
+from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import DEFAULT_NAMES, LayerGroup, TrainState, unstack
+from nnxconv.tree import Literal, parse_bytes
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ def match(
     at: str | None = None,
     at_template: str | None = None,
     layer_group: Iterable[str] = (),
+    by_values: bool = False,
+    max_memory: int | str = "2GiB",
+    watch: Watcher = ignore,
 ) -> Proposal:
     """Proposes rename rules: which leaf of a checkpoint is which leaf of another model.
 
@@ -56,13 +62,23 @@ def match(
       NnxconvError: one of the two cannot be read.
     """
     from nnxconv.storage.files import write_text
+    from nnxconv.storage.orbax import refuse_changed
 
     names = tuple(layer_group)
-    source = _opened(open_checkpoint(source_path, step, Options(at=at)), names, "--at")
-    wanted = _template(template, at_template, names)
+    opened = open_checkpoint(source_path, step, Options(at=at), is_read=by_values)
+    source = _opened(opened, names, "--at")
+    wanted = _template(template, at_template, names, is_read=by_values)
     refuse_unknown(names, source.state, wanted.state)
     labels = (source.label, wanted.label)
-    found = propose(source.state, source.groups, wanted.state, names=labels)
+    values = None
+    if by_values:
+        share_one_heap()
+        sides = (_holding(source), _holding(wanted))
+        values = CheckpointValues(*sides, parse_bytes(max_memory), watch)
+    found = propose(source.state, source.groups, wanted.state, names=labels, values=values)
+    for side in (source, wanted):
+        if by_values and side.opened is not None:
+            refuse_changed(side.opened.item.stores.values())
     if output is not None:
         write_text(output, found.to_toml())
     return found
@@ -75,7 +91,22 @@ def _opened(opened: Opened, names: Sequence[str], option: str) -> _Side:
     return _Side(str(opened.item.path), read.state, read.groups, opened)
 
 
-def _template(template: Any, at: str | None, names: Sequence[str]) -> _Side:
+def _holding(side: _Side) -> Holding:
+    """A side whose values can be read.
+
+    Raises:
+      BadInput: it is no checkpoint.
+    """
+    if side.opened is None:
+        raise BadInput(
+            f"`{side.label}` is no checkpoint, whose values `--by_values` could read",
+            hint="without `--by_values` leaves are paired by names and shapes",
+        )
+    leaves = {k: leaf for k, leaf in side.state.leaves().items() if not isinstance(leaf, Literal)}
+    return Holding(leaves, side.groups, side.opened.item)
+
+
+def _template(template: Any, at: str | None, names: Sequence[str], *, is_read: bool) -> _Side:
     """A template: a checkpoint, or what is made in Python.
 
     Raises:
@@ -84,7 +115,9 @@ def _template(template: Any, at: str | None, names: Sequence[str]) -> _Side:
     from nnxconv.loading import call, is_python_name, state_of
 
     if isinstance(template, str | os.PathLike) and not is_python_name(str(template)):
-        opened = open_checkpoint(str(template), None, Options(at=at), has_step=False)
+        opened = open_checkpoint(
+            str(template), None, Options(at=at), has_step=False, is_read=is_read
+        )
         return _opened(opened, names, "--at_template")
     label = template if isinstance(template, str) else f"a {type(template).__name__}"
     if at is not None:
