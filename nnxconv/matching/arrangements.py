@@ -76,7 +76,7 @@ def ways_to_join(parts: Sequence[Shape], whole: Shape) -> tuple[tuple[tuple[int,
         (order, way)
         for order in orders
         for way in _distinct(
-            list(_joined([parts[place] for place in order], whole)),
+            sorted(_joined([parts[place] for place in order], whole), key=len),
             [parts[place] for place in order],
         )
     )
@@ -98,11 +98,6 @@ def _joined(parts: Sequence[Shape], whole: Shape) -> Iterator[Steps]:
 def _end_to_end(parts: Sequence[Shape], whole: Shape) -> Iterator[Steps]:
     """Parts side by side on a new axis, or end to end along one that they have."""
     first = parts[0]
-    if len(set(parts)) == 1:
-        for axis in range(len(first) + 1):
-            stacked = (*first[:axis], len(parts), *first[axis:])
-            if (then := _exactly(stacked, whole)) is not None:
-                yield (Pile(axis), *then)
     for axis in range(len(first)):
         rests = {(*part[:axis], *part[axis + 1 :]) for part in parts}
         sizes = tuple(part[axis] for part in parts)
@@ -110,6 +105,11 @@ def _end_to_end(parts: Sequence[Shape], whole: Shape) -> Iterator[Steps]:
             joined = (*first[:axis], sum(sizes), *first[axis + 1 :])
             if (then := _exactly(joined, whole)) is not None:
                 yield (Concat(axis, None if len(set(sizes)) == 1 else sizes), *then)
+    if len(set(parts)) == 1:
+        for axis in range(len(first) + 1):
+            stacked = (*first[:axis], len(parts), *first[axis:])
+            if (then := _exactly(stacked, whole)) is not None:
+                yield (Pile(axis), *then)
 
 
 def _within_heads(parts: Sequence[Shape], whole: Shape) -> Iterator[Steps]:
@@ -176,6 +176,6 @@ def _effect(way: Steps, sources: Sequence[View]) -> object:
             effects += [(atoms, ranks)] if order != sorted(order) else []
         elif isinstance(step, Concat | Pile):
             before = [math.prod(view.shape[: step.axis]) for view in views]
-            effects.append((type(step), before))
+            effects.append(before)
         views = apply_steps([step], views, 1)
     return str(effects)

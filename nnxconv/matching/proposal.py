@@ -9,7 +9,8 @@ from nnxconv.matching.pairs import LeafPair, ModulePair, Pairs
 from nnxconv.matching.proposing import pair
 from nnxconv.matching.readings import Orientation
 from nnxconv.matching.value_pairs import pairs_by_value
-from nnxconv.matching.valued import Found, Values, ValueSearch, by_votes
+from nnxconv.matching.valued import ValueSearch, by_votes
+from nnxconv.matching.values import Found, Values
 from nnxconv.renaming import Rule, Rules, rename, rule_line, write_rules
 from nnxconv.state import RNGS, LayerGroup, TrainState
 from nnxconv.tree import Key, Leaf, Literal, View, notation, spell
@@ -165,12 +166,12 @@ def paired_by_value(
       named: their pairs by name, which decide where values leave a choice.
     """
     by_name = {move.sources[0]: (move.targets[0], why) for move, why in _canonical(named)}
-    search = ValueSearch(_arrays(source), _arrays(template), values, by_name)
-    search.take(
+    empty = [
         Found((Move.of(a, b),), why)
         for a, (b, why) in by_name.items()
         if _is_empty(source[a]) and _is_empty(template[b])
-    )
+    ]
+    search = ValueSearch(_arrays(source), _arrays(template), values, by_name, empty)
     search.run()
     return pairs_by_value(source, template, by_votes(search.found), search.alike)
 

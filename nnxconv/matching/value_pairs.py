@@ -8,7 +8,7 @@ from nnxconv.matching.modules import ModuleFamily, Slot, modules_of
 from nnxconv.matching.orientation import SlotReadings
 from nnxconv.matching.pairs import LeafPair, ModulePair, Pairs, Unclear
 from nnxconv.matching.readings import SAME, TURNED
-from nnxconv.matching.valued import Alike, Found
+from nnxconv.matching.values import Alike, Found
 from nnxconv.renaming import Step, Transpose
 from nnxconv.tree import Key, Leaf
 
