@@ -81,6 +81,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "step": {"metavar": "STEP"},
     "at": {"metavar": "KEY"},
     "at_b": {"metavar": "KEY"},
+    "at_template": {"metavar": "KEY"},
+    "by_values": _FLAG,
     "drop": _GLOBS,
     "params_from": {"metavar": "KEY"},
     "replica": {"type": click.IntRange(0), "metavar": "I"},

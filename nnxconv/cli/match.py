@@ -16,7 +16,7 @@ from nnxconv.cli.output import say
 )
 @click.argument("source", metavar="SRC")
 @click.argument("template", metavar="TEMPLATE")
-@options("match", "output", "layer_group", "step", "at")
+@options("match", "output", "layer_group", "step", "at", "at_template", "by_values", "max_memory")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def match(
@@ -39,10 +39,12 @@ def match(
     nnxconv match linen_ckpt train.model:abstract_state --output rules.toml
     nnxconv convert linen_ckpt out --to nnx-state --rename rules.toml
     """
+    from nnxconv.cli.progress import progress
     from nnxconv.commands.match import match as run
     from nnxconv.render import proposal_json, proposal_text
 
-    found = run(source, template, output=output, **arguments)
+    with progress() as watch:
+        found = run(source, template, output=output, watch=watch, **arguments)
     if as_json:
         say(json.dumps(proposal_json(found), indent=2))
     else:

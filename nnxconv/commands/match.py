@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nnxconv.commands.boundary import plainly
-from nnxconv.commands.opening import open_checkpoint
+from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
+from nnxconv.comparing import CheckpointValues, Holding
+from nnxconv.errors import BadInput
 from nnxconv.layouts import (
     Options,
     one_state,
@@ -15,7 +18,24 @@ from nnxconv.layouts import (
 )
 from nnxconv.matching import Proposal, propose
 from nnxconv.renaming import reread
-from nnxconv.state import DEFAULT_NAMES, TrainState, unstack
+from nnxconv.running import Watcher, ignore, share_one_heap
+from nnxconv.state import DEFAULT_NAMES, LayerGroup, TrainState, unstack
+from nnxconv.tree import Literal, parse_bytes
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two trees, with its layers apart.
+
+    Attributes:
+      label: what it is called.
+      opened: the checkpoint; None for what is made in Python.
+    """
+
+    label: str
+    state: TrainState
+    groups: tuple[LayerGroup, ...]
+    opened: Opened | None = None
 
 
 @plainly
@@ -27,7 +47,11 @@ def match(
     output: str | None = None,
     step: str | float | None = None,
     at: str | None = None,
+    at_template: str | None = None,
     layer_group: Iterable[str] = (),
+    by_values: bool = False,
+    max_memory: int | str = "2GiB",
+    watch: Watcher = ignore,
 ) -> Proposal:
     """Proposes rename rules: which leaf of a checkpoint is which leaf of another model.
 
@@ -38,27 +62,69 @@ def match(
       NnxconvError: one of the two cannot be read.
     """
     from nnxconv.storage.files import write_text
+    from nnxconv.storage.orbax import refuse_changed
 
     names = tuple(layer_group)
-    opened = open_checkpoint(source_path, step, Options(at=at))
-    source = one_state(opened.survey, "`match`").understood
-    label, state = _template(template, names)
-    refuse_unknown(names, source.state, state)
-    source = reread(with_layer_names(source, names), None)
-    found = propose(source.state, source.groups, state, names=(str(opened.item.path), label))
+    opened = open_checkpoint(source_path, step, Options(at=at), is_read=by_values)
+    source = _opened(opened, names, "--at")
+    wanted = _template(template, at_template, names, is_read=by_values)
+    refuse_unknown(names, source.state, wanted.state)
+    labels = (source.label, wanted.label)
+    values = None
+    if by_values:
+        share_one_heap()
+        sides = (_holding(source), _holding(wanted))
+        values = CheckpointValues(*sides, parse_bytes(max_memory), watch)
+    found = propose(source.state, source.groups, wanted.state, names=labels, values=values)
+    for side in (source, wanted):
+        if by_values and side.opened is not None:
+            refuse_changed(side.opened.item.stores.values())
     if output is not None:
         write_text(output, found.to_toml())
     return found
 
 
-def _template(template: Any, names: Sequence[str]) -> tuple[str, TrainState]:
-    """What a template is called, and its state with the layers apart."""
+def _opened(opened: Opened, names: Sequence[str], option: str) -> _Side:
+    """A checkpoint with its layers apart; `option` chooses where there are several states."""
+    understood = one_state(opened.survey, "`match`", option).understood
+    read = reread(with_layer_names(understood, names), None)
+    return _Side(str(opened.item.path), read.state, read.groups, opened)
+
+
+def _holding(side: _Side) -> Holding:
+    """A side whose values can be read.
+
+    Raises:
+      BadInput: it is no checkpoint.
+    """
+    if side.opened is None:
+        raise BadInput(
+            f"`{side.label}` is no checkpoint, whose values `--by_values` could read",
+            hint="without `--by_values` leaves are paired by names and shapes",
+        )
+    leaves = {k: leaf for k, leaf in side.state.leaves().items() if not isinstance(leaf, Literal)}
+    return Holding(leaves, side.groups, side.opened.item)
+
+
+def _template(template: Any, at: str | None, names: Sequence[str], *, is_read: bool) -> _Side:
+    """A template: a checkpoint, or what is made in Python.
+
+    Raises:
+      BadInput: a key is given for what is no checkpoint.
+    """
     from nnxconv.loading import call, is_python_name, state_of
 
     if isinstance(template, str | os.PathLike) and not is_python_name(str(template)):
-        opened = open_checkpoint(str(template), None, Options(), has_step=False)
-        understood = one_state(opened.survey, "`match`").understood
-        return str(opened.item.path), reread(with_layer_names(understood, names), None).state
+        opened = open_checkpoint(
+            str(template), None, Options(at=at), has_step=False, is_read=is_read
+        )
+        return _opened(opened, names, "--at_template")
     label = template if isinstance(template, str) else f"a {type(template).__name__}"
+    if at is not None:
+        raise BadInput(
+            f"`{label}` is no checkpoint, in which `--at_template` could name a key",
+            hint="let the function return the part that is meant",
+        )
     state = state_of(call(template) if isinstance(template, str) else template)
-    return label, unstack(state, names=(*DEFAULT_NAMES, *names))[0]
+    state, groups = unstack(state, names=(*DEFAULT_NAMES, *names))
+    return _Side(label, state, tuple(groups))

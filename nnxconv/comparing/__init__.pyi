@@ -13,6 +13,8 @@ from .pairing import layer_place as layer_place
 from .pairing import line_up as line_up
 from .pairing import select as select
 from .pairing import value_findings as value_findings
+from .proofs import CheckpointValues as CheckpointValues
+from .proofs import Holding as Holding
 from .report import KINDS as KINDS
 from .report import Finding as Finding
 from .report import Kind as Kind

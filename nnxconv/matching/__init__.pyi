@@ -1,3 +1,6 @@
+from .fingerprints import Fingerprint as Fingerprint
+from .fingerprints import fingerprint as fingerprint
+from .generalise import Move as Move
 from .modules import ModuleFamily as ModuleFamily
 from .modules import Slot as Slot
 from .pairs import LeafPair as LeafPair

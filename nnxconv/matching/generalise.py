@@ -41,7 +41,7 @@ def rules_for(moves: Sequence[Move], keys: Sequence[Key]) -> tuple[Rule, ...]:
     wanted |= {key: (at, move) for move in moves for at, key in enumerate(move.sources)}
     groups: dict[object, list[Move]] = defaultdict(list)
     for move in [*_with_steps(moves), *_modules(wanted)]:
-        shapes = tuple(map(_skeleton, move.sources)), tuple(map(_skeleton, move.targets))
+        shapes = tuple(map(skeleton, move.sources)), tuple(map(skeleton, move.targets))
         groups[*shapes, move.steps].append(move)
     found: list[Rule] = []
     for members in groups.values():
@@ -58,10 +58,10 @@ def _literal(move: Move) -> Rule:
     return Rule(tuple(map(literal, move.sources)), tuple(map(literal, move.targets)), move.steps)
 
 
-def _skeleton(key: Key) -> tuple[str, ...]:
+def skeleton(key: Key) -> tuple[str, ...]:
     """A key without its numbers; layers are told from names.
 
-    >>> _skeleton(("blocks", 3, "norm1"))
+    >>> skeleton(("blocks", 3, "norm1"))
     ('blocks', '[#]', 'norm#')
     """
     return tuple("[#]" if isinstance(part, int) else NUMBER.sub("#", part) for part in key)

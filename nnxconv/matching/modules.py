@@ -199,8 +199,18 @@ def modules_of(leaves: Mapping[Key, Leaf]) -> list[ModuleFamily]:
     ]
 
 
+def names_in(key: Key) -> Path:
+    """The names in a key, also those of which a name consists.
+
+    >>> names_in(("net/~/linear_1", "w")), names_in(("layers.0.mlp", "w"))
+    (('net', 'linear_1', 'w'), ('layers', '0', 'mlp', 'w'))
+    """
+    names = (name for part in key for name in _SEPARATOR.split(str(part)))
+    return tuple(name for name in names if name not in ("", "~"))
+
+
 def _place(key: Key) -> _Place:
-    names = [name for part in key for name in _SEPARATOR.split(str(part)) if name not in ("", "~")]
+    names = list(names_in(key))
     *above, last = names or [""]
     if last.lower() in _SLOT_OF:
         names, leaf = above, last

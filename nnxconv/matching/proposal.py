@@ -8,9 +8,12 @@ from nnxconv.matching.modules import ModuleFamily, Slot
 from nnxconv.matching.pairs import LeafPair, ModulePair, Pairs
 from nnxconv.matching.proposing import pair
 from nnxconv.matching.readings import Orientation
+from nnxconv.matching.value_pairs import pairs_by_value
+from nnxconv.matching.valued import ValueSearch, by_votes
+from nnxconv.matching.values import Found, Values
 from nnxconv.renaming import Rule, Rules, rename, rule_line, write_rules
 from nnxconv.state import RNGS, LayerGroup, TrainState
-from nnxconv.tree import Key, Leaf, Literal, notation, spell
+from nnxconv.tree import Key, Leaf, Literal, View, notation, spell
 
 
 @dataclass(frozen=True)
@@ -131,15 +134,74 @@ def propose(
     template: TrainState,
     *,
     names: tuple[str, str],
+    values: Values | None = None,
 ) -> Proposal:
-    """Pairs the leaves of two states, makes rules of the certain pairs, and tries them."""
+    """Pairs the leaves of two states, makes rules of the certain pairs, and tries them.
+
+    Args:
+      source: what is renamed; `groups` are its layers.
+      template: what has the names that it shall have.
+      names: what the two are called.
+      values: what their arrays hold, where leaves shall be paired by that.
+    """
     wanted = _variables(template)
     pairs = pair(_variables(source), wanted)
+    if values is not None:
+        pairs = paired_by_value(_variables(source), wanted, values, pairs)
     moves = [move for found in pairs.certain for leaf in found.leaves for move in leaf.moves()]
     keys = list(dict.fromkeys(_path(key) for key in _variables(source)))
     rules = Rules(rules_for(moves, keys))
     problems = _problems(source, groups, wanted, pairs, rules)
     return Proposal(*names, pairs, rules, tuple(problems))
+
+
+def paired_by_value(
+    source: Mapping[Key, Leaf], template: Mapping[Key, Leaf], values: Values, named: Pairs
+) -> Pairs:
+    """The leaves of two canonical trees, paired by what they hold.
+
+    Args:
+      source, template: the trees.
+      values: what their arrays hold.
+      named: their pairs by name, which decide where values leave a choice.
+    """
+    by_name = {move.sources[0]: (move.targets[0], why) for move, why in _canonical(named)}
+    empty = [
+        Found((Move.of(a, b),), why)
+        for a, (b, why) in by_name.items()
+        if _is_empty(source[a]) and _is_empty(template[b])
+    ]
+    search = ValueSearch(_arrays(source), _arrays(template), values, by_name, empty)
+    search.run()
+    return pairs_by_value(source, template, by_votes(search.found), search.alike)
+
+
+def _canonical(named: Pairs) -> Iterator[tuple[Move, str]]:
+    """The certain pairs of one leaf and another by their canonical keys, and why they are that."""
+    for found in (*named.certain, *named.turned):
+        for leaf in found.leaves:
+            if len(leaf.sources) == len(leaf.templates) == 1:
+                heads = (_head(leaf.sources[0]), _head(leaf.templates[0]))
+                for move in leaf.moves():
+                    a, b = move.sources[0], move.targets[0]
+                    yield Move.of((*heads[0], *a), (*heads[1], *b)), found.evidence
+
+
+def _head(slot: Slot) -> Key:
+    return ("params",) if slot.collection == "params" else ("aux", slot.collection)
+
+
+def _arrays(leaves: Mapping[Key, Leaf]) -> dict[Key, View]:
+    """The leaves that hold values."""
+    return {
+        key: leaf
+        for key, leaf in leaves.items()
+        if not isinstance(leaf, Literal) and not _is_empty(leaf)
+    }
+
+
+def _is_empty(leaf: Leaf) -> bool:
+    return isinstance(leaf, Literal) or 0 in leaf.shape
 
 
 def _variables(state: TrainState) -> dict[Key, Leaf]:
@@ -170,9 +232,8 @@ def _problems(
     problems = list(renamed.problems)
     slots = (slot for p in pairs.certain for leaf in p.leaves for slot in leaf.templates)
     for slot in slots:
-        head = ("params",) if slot.collection == "params" else ("aux", slot.collection)
         for path in slot.keys:
-            key: Key = (*head, *path)
+            key: Key = (*_head(slot), *path)
             if key not in found:
                 problems.append(f"{spell(key)} is not there")
             elif _shape(found[key]) != _shape(wanted[key]):

@@ -49,14 +49,14 @@ def readings(old: Shape, new: Shape, kind: Kind, role: str = "") -> Readings:
     found: dict[Orientation, tuple[Step, ...] | None] = {}
     match kind:
         case "vector":
-            found = {SAME: _resized(old, new)}
+            found = {SAME: resized(old, new)}
         case "experts":
             found = {SAME: () if old == new else None, TURNED: _experts_turned(old, new)}
         case "conv":
-            found = {SAME: _resized(old, new) if len(old) == len(new) else None}
+            found = {SAME: resized(old, new) if len(old) == len(new) else None}
             found |= _convolutions_turned(old, new)
         case "table" | "dense":
-            found = {SAME: _resized(old, new), TURNED: _turned(old, new, _inputs(role))}
+            found = {SAME: resized(old, new), TURNED: _turned(old, new, _inputs(role))}
             if role.endswith(_WITH_HEADS):
                 found |= _heads_first(old, new)
     return {name: steps for name, steps in found.items() if steps is not None}
@@ -70,7 +70,7 @@ def _inputs(role: str) -> int | None:
     return 2 if role.endswith("out") else 1 if role.endswith(_WITH_HEADS) else None
 
 
-def _resized(old: Shape, new: Shape) -> tuple[Step, ...] | None:
+def resized(old: Shape, new: Shape) -> tuple[Step, ...] | None:
     """The steps that divide and merge axes, and no more; None when these do not do."""
     if old == new:
         return ()
@@ -96,21 +96,21 @@ def _turned(old: Shape, new: Shape, in_axes: int | None) -> tuple[Step, ...] | N
     if len(old) < 2 or len(new) < 2:
         return None
     if len(old) < len(new):
-        return _undone(_turned(new, old, in_axes))
+        return undone(_turned(new, old, in_axes))
     found: dict[tuple[int, ...], tuple[Step, ...]] = {}
     for cut in range(1, len(old)):
         if len(old) == 2 or in_axes is None or cut in (in_axes, len(old) - in_axes):
             order = (*range(cut, len(old)), *range(cut))
             outputs = math.prod(old[cut:])
-            resized = _resized(tuple(old[axis] for axis in order), new)
+            then = resized(tuple(old[axis] for axis in order), new)
             effect = tuple(axis for axis in order if old[axis] != 1)
             is_turned = effect != tuple(sorted(effect))
             if (
                 is_turned
-                and resized is not None
+                and then is not None
                 and outputs in itertools.accumulate(new, operator.mul)
             ):
-                found.setdefault(effect, (Transpose(order), *resized))
+                found.setdefault(effect, (Transpose(order), *then))
     return next(iter(found.values())) if len(found) == 1 else None
 
 
@@ -120,7 +120,7 @@ def _heads_first(old: Shape, new: Shape) -> dict[Orientation, tuple[Step, ...] |
     for name, order in (("heads first", (1, 0, 2)), ("heads first, turned", (0, 2, 1))):
         there = _moved_and_resized(old, new, order)
         back = _moved_and_resized(new, old, order)
-        found[name] = there if there is not None else _undone(back)
+        found[name] = there if there is not None else undone(back)
     return found
 
 
@@ -131,8 +131,8 @@ def _moved_and_resized(old: Shape, new: Shape, order: Shape) -> tuple[Step, ...]
     inputs = order.index(1)
     if new[inputs and -1] != moved[inputs]:
         return None
-    resized = _resized(moved, new)
-    return None if resized is None else (Transpose(order), *resized)
+    then = resized(moved, new)
+    return None if then is None else (Transpose(order), *then)
 
 
 def _ends(shape: Shape) -> set[int]:
@@ -140,11 +140,12 @@ def _ends(shape: Shape) -> set[int]:
     return set(itertools.accumulate(shape, operator.mul))
 
 
-def _undone(steps: tuple[Step, ...] | None) -> tuple[Step, ...] | None:
+def undone(steps: tuple[Step, ...] | None) -> tuple[Step, ...] | None:
+    """The steps that lead back; None for none."""
     if steps is None:
         return None
-    undone = [step.inverse() for step in reversed(steps)]
-    return tuple(step for step in undone if step is not None)
+    back = [step.inverse() for step in reversed(steps)]
+    return tuple(step for step in back if step is not None)
 
 
 def _experts_turned(old: Shape, new: Shape) -> tuple[Step, ...] | None:

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from nnxconv.errors import BadInput
 from nnxconv.renaming.rule import Rule, Rules
-from nnxconv.renaming.steps import run
+from nnxconv.renaming.steps import apply_steps
 from nnxconv.state import Tree
 from nnxconv.tree import Key, Leaf, Literal, in_order, spell
 
@@ -115,7 +115,7 @@ def _leaves(rule: Rule, keys: list[Key], leaves: list[Leaf]) -> list[Leaf]:
         if len(set(literals)) > 1:
             raise BadInput("they have different values")
         return [literals[0]] * len(rule.targets)
-    return [*literals, *run(rule.steps, views, len(rule.targets))]
+    return [*literals, *apply_steps(rule.steps, views, len(rule.targets))]
 
 
 def _collisions(origins: Mapping[Key, list[Key]], head: Key) -> list[str]:

@@ -44,7 +44,7 @@ from nnxconv.tree import View
 
 __all__ = ["MAKE_ONE", "MAKE_SEVERAL", "Concat", "Divide", "Halves", "Merge", "Pairs", "Permute"]
 __all__ += ["Add", "DivideBy", "Pile", "Reshape", "Split", "Step", "Times", "Transpose"]
-__all__ += ["Unstack", "run"]
+__all__ += ["Unstack", "apply_steps"]
 __all__ += ["why_not_undone"]
 
 Step: TypeAlias = (
@@ -67,7 +67,7 @@ MAKE_SEVERAL = (Split, Unstack)
 MAKE_ONE = (Concat, Pile)
 
 
-def run(steps: Sequence[Step], views: Sequence[View], count: int) -> list[View]:
+def apply_steps(steps: Sequence[Step], views: Sequence[View], count: int) -> list[View]:
     """The arrays after all steps.
 
     Raises:

@@ -3,12 +3,12 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from nnxconv.errors import BadInput
 from nnxconv.storage import together
-from nnxconv.storage.orbax import Reader
 from nnxconv.tree import (
     Arithmetic,
     Cast,
@@ -29,7 +29,15 @@ from nnxconv.tree import (
 )
 
 
-async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) -> np.ndarray:
+class Reads(Protocol):
+    """What reads stored arrays."""
+
+    async def read(self, source: Source, region: Region) -> np.ndarray:
+        """The values of a region."""
+        ...
+
+
+async def read_region(reader: Reads, parts: Sequence[Piece], region: Region) -> np.ndarray:
     """The values of a region of the view that consists of `parts`, in their stored type."""
     if len(parts) == 1:
         [piece] = parts
@@ -50,7 +58,7 @@ async def read_region(reader: Reader, parts: Sequence[Piece], region: Region) ->
     return values
 
 
-async def read_view(reader: Reader, view: View, region: Region) -> np.ndarray:
+async def read_view(reader: Reads, view: View, region: Region) -> np.ndarray:
     """The values of a region of a view, computed where it is a formula, in its element type."""
     match view:
         case Formula(operation, operands, dtype, precision):
@@ -134,7 +142,7 @@ def _size(region: Region) -> int:
 
 
 async def _place(
-    reader: Reader,
+    reader: Reads,
     source: Source,
     reads: Sequence[tuple[Piece, Region]],
     region: Region,

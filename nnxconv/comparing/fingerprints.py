@@ -1,0 +1,51 @@
+"""Fingerprints of a checkpoint's arrays, which are read once."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nnxconv.comparing.pairing import Pair, join_layers
+from nnxconv.comparing.rows import Rows, read_rows
+from nnxconv.matching import Fingerprint, fingerprint
+from nnxconv.running import Watcher, ignore
+from nnxconv.state import LayerGroup
+from nnxconv.storage import run, together
+from nnxconv.storage.orbax import Item
+from nnxconv.tree import Key, View
+
+
+def fingerprint_leaves(
+    leaves: Mapping[Key, View],
+    groups: Sequence[LayerGroup],
+    item: Item,
+    max_memory: int,
+    dtype: str | None = None,
+    watch: Watcher = ignore,
+) -> dict[Key, Fingerprint]:
+    """The fingerprint of each array; of its elements cast to `dtype`, where one is given.
+
+    Raises:
+      DamagedCheckpoint: an array cannot be read.
+      PlanError: one row of a stack of layers does not fit in `max_memory`.
+    """
+    joined = join_layers([(key, view, view) for key, view in leaves.items()], groups)
+    return run(_fingerprints(joined, item, max_memory, dtype, watch))
+
+
+async def _fingerprints(
+    joined: Sequence[Pair], item: Item, max_memory: int, dtype: str | None, watch: Watcher
+) -> dict[Key, Fingerprint]:
+    found: dict[Key, Fingerprint] = {}
+    async for window in read_rows(joined, item, max_memory, watch):
+        tasks = (asyncio.to_thread(_of_rows, rows, values, dtype) for rows, values in window)
+        for some in await together(tasks):
+            for key, one in some:
+                found[key] = found[key] + one if key in found else one
+    return found
+
+
+def _of_rows(rows: Rows, values: np.ndarray, dtype: str | None) -> list[tuple[Key, Fingerprint]]:
+    with np.errstate(all="ignore"):
+        cast = values if dtype is None else values.astype(np.dtype(dtype))
+    return [(key, fingerprint(some)) for key, some in rows.by_leaf(cast)]
