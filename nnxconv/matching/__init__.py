@@ -7,6 +7,11 @@ scopes       which layers are which
 readings     the steps that lead from one shape to another; fused: from one array to several
 orientation  whether arrays are turned, decided once for all of a kind
 search       the pairs that are certain; pairs: as they are told
+fingerprints what an array holds, whatever the order of its elements
+values       what a search by values asks for and finds; valued: the search, in rounds
+rounds       pairs of leaves that hold the same; joins: of parts with the array that has them all
+vicinity     which of several that hold the same; parts: which leaves add up to another
+arrangements every way to make arrays of others, of which values choose; value_pairs: as modules
 names        how alike two module paths are; proposing: what is left, by that
 generalise   from pairs to rules, for whole modules and with numbers left open
 proposal     all of it, tried before anyone is told

@@ -55,7 +55,9 @@ def unusual_ways(old: Shape, new: Shape) -> tuple[Steps, ...]:
     for way in ways_to_one(old, new):
         for axis, size in enumerate(old):
             heads = [n for n in range(1, size // 4 + 1) if size % (2 * n) == 0]
-            found += [(kind(axis, n), *way) for n in heads for kind in (Halves, Pairs)]
+            found += [(Halves(axis, n), *way) for n in heads]
+            # of four elements in each head both do the same
+            found += [(Pairs(axis, n), *way) for n in heads if size != 4 * n]
     plain = _exactly(old, new) is None and math.prod(old) == math.prod(new)
     return (*found, *(_distinct([(Reshape(new, old),)], [old]) if plain else ()))
 

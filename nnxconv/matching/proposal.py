@@ -49,19 +49,23 @@ class Proposal:
     def to_toml(self) -> str:
         """The rules as a file; what is not certain stands there as comments."""
         lines = [f"# Proposed by nnxconv match: {self.summary()}.", "", write_rules(self.rules)]
-        for found in self.pairs.proposed:
-            lines += [f"# proposed, {found.evidence}:", *_commented(found), ""]
-        for found in self.pairs.turned:
-            lines += [f"# {named(found.sources)} is {named(found.templates)}, but turned or not?"]
-            lines += [*_each_reading(found), ""]
-        for unclear in self.pairs.unclear:
-            lines += [f"# {unclear.source} could be one of {len(unclear.candidates)}:"]
-            lines += [line for candidate in unclear.candidates for line in _commented(candidate)]
-            lines += [""]
-        lines += [f"# only in the source: {line}" for line in only_lines(self.pairs.only_source)]
-        only = only_lines(self.pairs.only_template)
-        lines += [f"# only in the template: {line}" for line in only]
+        lines += [f"# {line}".rstrip() if line else "" for line in map(_printed, self._notes())]
         return "\n".join(lines).rstrip() + "\n"
+
+    def _notes(self) -> Iterator[str]:
+        """What is not certain, with the rules that would follow from each reading."""
+        for found in self.pairs.proposed:
+            yield from (f"proposed, {found.evidence}:", *_told(found), "")
+        for found in self.pairs.turned:
+            yield f"{named(found.sources)} is {named(found.templates)}, but turned or not?"
+            yield from (*_each_reading(found), "")
+        for unclear in self.pairs.unclear:
+            yield f"{unclear.source} could be one of {len(unclear.candidates)}:"
+            yield from (line for candidate in unclear.candidates for line in _told(candidate))
+            yield ""
+        yield from (f"only in the source: {line}" for line in only_lines(self.pairs.only_source))
+        only = only_lines(self.pairs.only_template)
+        yield from (f"only in the template: {line}" for line in only)
 
     def summary(self) -> str:
         """`14 leaves are certain, 2 proposed, ...`."""
@@ -112,10 +116,19 @@ def _moves(leaf: LeafPair, orientation: Orientation | None) -> Iterator[Move]:
     return leaf.moves(orientation if orientation in leaf.readings else None)
 
 
-def _commented(found: ModulePair) -> list[str]:
+def _printed(line: str) -> str:
+    """A line for a comment, in which TOML has no control characters.
+
+    >>> _printed("a\\nb")
+    'a\\\\nb'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def _told(found: ModulePair) -> list[str]:
     if not found.is_decided:
         return _each_reading(found)
-    return [f"# {rule_line(rule)}" for rule in rules_of(found)]
+    return [rule_line(rule) for rule in rules_of(found)]
 
 
 def _each_reading(found: ModulePair) -> list[str]:
@@ -123,8 +136,8 @@ def _each_reading(found: ModulePair) -> list[str]:
     lines = []
     for name in names:
         rules = rules_of(found, name)
-        told = [f"# {rule_line(rule)}" for rule in rules] or ["# (nothing to do)"]
-        lines += [f"#   {name}:", *told]
+        told = [rule_line(rule) for rule in rules] or ["(nothing to do)"]
+        lines += [f"  {name}:", *told]
     return lines
 
 
