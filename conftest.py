@@ -1,6 +1,7 @@
 """What holds for all tests, doctests included: tiers, simulated devices, compilations kept."""
 
 import ast
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -51,6 +52,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for file, count in passed.items():
         about = ast.get_docstring(ast.parse((REPOSITORY / file).read_text())) or ""
         terminalreporter.write_line(f"{count:>5,}  {file}: {about.splitlines()[0]}")
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what tests are made of out of the collections of garbage between them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

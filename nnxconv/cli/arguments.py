@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from nnxconv.commands.options import GROUPS, group_of, text_of
-from nnxconv.layouts import layouts
+from nnxconv.commands.values import AXES, CHOICES, layout_called, layout_names
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -16,19 +16,19 @@ class Layout(click.ParamType):
 
     name = "layout"
 
-    def __init__(self, *further: str) -> None:
-        self._further = further
+    def __init__(self, function: str, argument: str) -> None:
+        self._of = (function, argument)
 
     @property
     def _names(self) -> tuple[str, ...]:
-        return (*layouts(), *self._further)
+        return layout_names(*self._of)
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The layout, spelled with dashes or underscores."""
-        found = [name for name in self._names if name.replace("-", "_") == value.replace("-", "_")]
-        if not found:
+        found = layout_called(value, self._names)
+        if found is None:
             self.fail(f"{value!r} is not one of {', '.join(self._names)}.", param, ctx)
-        return found[0]
+        return found
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """All names, as click writes a choice."""
@@ -41,12 +41,12 @@ _GLOBS: Mapping[str, Any] = {"multiple": True, "metavar": "GLOB"}
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "direction": {
-        "type": click.Choice(["auto", "linen_to_nnx", "nnx_to_linen"]),
+        "type": click.Choice(CHOICES["direction"]),
         "default": "auto",
         **_SHOWN,
     },
-    "to": {"type": Layout("hf")},
-    "from_": {"type": Layout()},
+    "to": {},
+    "from_": {},
     "like": {"metavar": "PATH"},
     "rename": {"metavar": "RULES"},
     "rename_back": {"metavar": "RULES"},
@@ -56,7 +56,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "unmerge": _FLAG,
     "fused_qkv": {"flags": "--fused_qkv/--split_qkv", "default": True, **_SHOWN},
     "optimizer": {
-        "type": click.Choice(["adam_pax", "adamw"]),
+        "type": click.Choice(CHOICES["optimizer"]),
         "default": "adam_pax",
         **_SHOWN,
     },
@@ -67,16 +67,16 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "max_logits": {"metavar": "FILE", "required": True},
     "threshold": {"type": float, "required": True},
     "qk_nope_head_dim": {"type": int, "required": True, "metavar": "N"},
-    "missing": {"type": click.Choice(["error", "keep"]), "default": "error", **_SHOWN},
+    "missing": {"type": click.Choice(CHOICES["missing"]), "default": "error", **_SHOWN},
     "weights": {"metavar": "W,W,..."},
     "last": {"type": int, "metavar": "N"},
     "ema": {"type": float, "metavar": "DECAY"},
-    "precision": {"type": click.Choice(["float32", "float64"]), "default": "float32", **_SHOWN},
+    "precision": {"type": click.Choice(CHOICES["precision"]), "default": "float32", **_SHOWN},
     "output": {"metavar": "RULES"},
     "check": {**_FLAG, "name": "is_check"},
     "manifest": {"metavar": "FILE"},
     "scan_layers": {"flags": "--scan_layers/--no-scan_layers", "default": None},
-    "layer_axis": {"type": click.IntRange(0, 1)},
+    "layer_axis": {"type": click.IntRange(min(AXES), max(AXES))},
     "layer_group": {"multiple": True, "metavar": "NAME"},
     "step": {"metavar": "STEP"},
     "at": {"metavar": "KEY"},
@@ -89,14 +89,14 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "params_only": _FLAG,
     "without": {"multiple": True, "metavar": "PART"},
     "strict": _FLAG,
-    "compare_only": {"type": click.Choice(["params", "all"]), "default": "params", **_SHOWN},
+    "compare_only": {"type": click.Choice(CHOICES["compare_only"]), "default": "params", **_SHOWN},
     "filter": _GLOBS,
     "exclude": _GLOBS,
     "ignore_rngs": {"flags": "--ignore_rngs/--no-ignore_rngs", "default": True, **_SHOWN},
-    "dtype": {"type": click.Choice(["bfloat16", "float16", "float32", "float64"])},
+    "dtype": {"type": click.Choice(CHOICES["dtype"])},
     "compression": {"metavar": "zstd:LEVEL|none"},
     "max_memory": {"default": "2GiB", "metavar": "SIZE", **_SHOWN},
-    "transfer": {"type": click.Choice(["copy", "link"]), "default": "copy", **_SHOWN},
+    "transfer": {"type": click.Choice(CHOICES["transfer"]), "default": "copy", **_SHOWN},
     "shard_size": {"default": "5GB", "metavar": "SIZE", **_SHOWN},
     "compare_values": _FLAG,
     "atol": {"type": float, "default": 1e-5, **_SHOWN},
@@ -128,6 +128,8 @@ def options(
     def decorate(command: Decorated) -> Decorated:
         for name in reversed(names):
             settings = {**SETTINGS[name], **changes.get(name, {})}
+            if name in ("to", "from_"):
+                settings["type"] = Layout(function, name)
             flags = settings.pop("flags", f"--{name.rstrip('_')}")
             argument = settings.pop("name", name)
             text = sentence(text_of(function, name))

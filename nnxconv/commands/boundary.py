@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from nnxconv.commands.values import checked
 from nnxconv.errors import NnxconvError
 
 P = ParamSpec("P")
@@ -12,14 +13,15 @@ T = TypeVar("T")
 
 
 def plainly(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, with what a server or a network does wrong told in one message."""
+    """The function, its named arguments checked; what a server does wrong is one message."""
+    check = checked(function)
 
     @wraps(function)
     def told(*args: P.args, **kwargs: P.kwargs) -> T:
         from nnxconv.storage.gcs import told_plainly
 
         with told_plainly():
-            return function(*args, **kwargs)
+            return function(*args, **check(kwargs))
 
     return told
 

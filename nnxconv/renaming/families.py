@@ -23,7 +23,7 @@ from nnxconv.tree import Key, Leaf, Literal, is_digits, spell
 
 
 @dataclass(frozen=True)
-class Family:
+class BlockFamily:
     """How the blocks of a family of models are stacked.
 
     Attributes:
@@ -46,13 +46,13 @@ class Family:
 
 
 FAMILIES = (
-    Family("Qwen3-Next", "layers", "local_layers", "global_layer", mark="in_proj_qkvz"),
-    Family("Qwen3.5", "layers", members="layer_"),
-    Family(
+    BlockFamily("Qwen3-Next", "layers", "local_layers", "global_layer", mark="in_proj_qkvz"),
+    BlockFamily("Qwen3.5", "layers", members="layer_"),
+    BlockFamily(
         *("Gemma 4", "scanned_blocks", "local_layers", "global_layer"),
         remainder="layers_remainder.local_layers",
     ),
-    Family("DeepSeek-V4", "scanned_blocks", members="layers_"),
+    BlockFamily("DeepSeek-V4", "scanned_blocks", members="layers_"),
 )
 
 
@@ -60,7 +60,7 @@ FAMILIES = (
 class Blocks:
     """The blocks of one stack: where it stands, layers in a block, layers apart before it."""
 
-    family: Family
+    family: BlockFamily
     parent: Key
     period: int
     prefix: int = 0
@@ -93,7 +93,7 @@ class Blocks:
         return parse_rules("\n".join([counts, "[rules]", *lines]), f"the blocks of {family.name}")
 
 
-def _member(family: Family, number: int) -> str:
+def _member(family: BlockFamily, number: int) -> str:
     """A numbered member in a pattern; one called like a layer is one, of a group in the block."""
     if family.members == "layers_":
         return f"layers[{number}]"
@@ -134,7 +134,7 @@ def _preceding(tree: Tree, parent: Key) -> int:
 
 
 def _inner_count(
-    key: Key, inside: Mapping[Key, Leaf], family: Family, layer_axis: int | None
+    key: Key, inside: Mapping[Key, Leaf], family: BlockFamily, layer_axis: int | None
 ) -> int:
     """How many layers the stack within the stack has.
 
