@@ -42,7 +42,9 @@ def checksum(
         if not is_check:
             written = write_checksums(path, watch=watch, **arguments)
             summary = {"manifest": written.path, "leaves": written.leaves, "files": written.files}
-            text = f"{written.leaves:,} arrays and {written.files:,} files -> {written.path}"
+            summary |= {"step": written.choice} if written.choice else {}
+            of = f" of {written.choice}" if written.choice else ""
+            text = f"{written.leaves:,} arrays and {written.files:,} files{of} -> {written.path}"
             say(json.dumps(summary, indent=2) if as_json else text)
             return
         found = check_checksums(path, watch=watch, **arguments)

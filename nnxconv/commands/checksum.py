@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.opening import open_checkpoint
@@ -12,14 +13,18 @@ from nnxconv.layouts import Options
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.tree import parse_bytes
 
+if TYPE_CHECKING:
+    from nnxconv.storage.orbax import Location
+
 
 @dataclass(frozen=True)
 class WrittenManifest:
-    """Where a manifest was written, and how many leaves and files it covers."""
+    """Where a manifest was written, how many leaves and files it covers, and of which step."""
 
     path: str
     leaves: int
     files: int
+    choice: str = ""
 
 
 @plainly
@@ -38,9 +43,9 @@ def write_checksums(
     from nnxconv.storage.files import write_text
 
     file = manifest or _manifest_path(path)
-    found = _manifest(path, step, at, max_memory, allow_uncommitted, watch)
+    found, choice = _manifest(path, step, at, max_memory, allow_uncommitted, watch)
     write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
-    return WrittenManifest(file, len(found.leaves), len(found.files))
+    return WrittenManifest(file, len(found.leaves), len(found.files), choice)
 
 
 @plainly
@@ -71,7 +76,8 @@ def check_checksums(
         recorded = Manifest.from_json(json.loads(text), file)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"`{file}` is not a checksum manifest") from error
-    return check(recorded, _manifest(path, step, at, max_memory, allow_uncommitted, watch))
+    found, _ = _manifest(path, step, at, max_memory, allow_uncommitted, watch)
+    return check(recorded, found)
 
 
 def _manifest_path(path: str) -> str:
@@ -85,7 +91,8 @@ def _manifest(
     max_memory: int | str,
     allow_uncommitted: bool,
     watch: Watcher,
-) -> Manifest:
+) -> tuple[Manifest, str]:
+    """The digests, and which of several steps they are of."""
     from nnxconv.comparing import digest_leaves
     from nnxconv.storage.files import digest_files
     from nnxconv.storage.orbax import refuse_changed
@@ -98,4 +105,9 @@ def _manifest(
     leaves = digest_leaves(opened.survey, item, parse_bytes(max_memory), watch)
     files = digest_files(item.path)
     refuse_changed(item.stores.values())
-    return Manifest(leaves, files)
+    return Manifest(leaves, files), _step_chosen(opened.location)
+
+
+def _step_chosen(location: "Location") -> str:
+    """The step that was taken where a root has several: `step 2, the newest of 3 steps`."""
+    return f"step {location.step_name}, {location.choice}" if location.choice else ""

@@ -60,7 +60,9 @@ def opened(
     found = open_checkpoint(
         path, step, how or Options(), allow_uncommitted=allow_uncommitted, is_read=True
     )
-    return Read(path, found, one_state(found.survey, "arithmetic"))
+    return Read(
+        path, found, one_state(found.survey, "arithmetic", f"nnxconv convert {path} NEW --at")
+    )
 
 
 def check_precision(precision: str) -> None:

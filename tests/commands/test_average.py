@@ -128,3 +128,12 @@ def test_the_command_says_what_is_averaged_and_what_is_not(three, tmp_path):
     assert outcome.exit_code == 0
     assert f"decided   averaged: {weights}" in told
     assert f"decided   optimizer state, step: of {three[0]}, as they are" in told
+
+
+def test_of_several_states_the_way_to_one_of_them_is_a_command_that_there_is(tmp_path):
+    tree = {name: checkpoints.linen() for name in ("D", "G")}
+    source = str(checkpoints.save_item(tmp_path / "gan", tree))
+    with pytest.raises(BadInput) as caught:
+        nnxconv.average([source, source], str(tmp_path / "out"))
+    ways = [f"`nnxconv convert {source} NEW --at {name}`" for name in ("D", "G")]
+    assert str(caught.value).endswith(f"hint: {' or '.join(ways)}")

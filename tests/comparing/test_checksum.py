@@ -493,3 +493,12 @@ def test_a_step_with_other_items_is_digested_by_its_arrays(tmp_path):
     assert run("checksum", step).exit_code == 0
     words = ("--check", step / "items", "--manifest", f"{step}.checksums.json")
     assert run("checksum", *words).exit_code == 0
+
+
+def test_of_several_steps_the_one_that_was_taken_is_named(tmp_path):
+    for step in (1, 2):
+        save_step(tmp_path / "run" / str(step), checkpoints.linen())
+    done = run("checksum", str(tmp_path / "run"))
+    assert " files of step 2, the newest of 2 steps -> " in done.stdout
+    told = json.loads(run("checksum", str(tmp_path / "run"), "--json").stdout)
+    assert told["step"] == "step 2, the newest of 2 steps"

@@ -1,5 +1,6 @@
 """Trees in msgpack: what flax.serialization writes is read as it restores it; nothing is run."""
 
+import json
 import random
 import time
 from contextlib import suppress
@@ -18,6 +19,7 @@ from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.msgpack import read_tree
 from nnxconv.storage.orbax import absolute
 from tests.support import checkpoints
+from tests.support.command import run
 
 
 def state(dtype="float32"):
@@ -192,3 +194,14 @@ def test_a_zip_that_is_cut_off_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DamagedCheckpoint, match="is not an npz file of numpy"):
         nnxconv.inspect(str(file))
+
+
+def test_texts_and_empty_leaves_of_a_file_are_listed(tmp_path):
+    tree = {"params": {"w": np.ones((2, 3), np.float32)}, "name": "run", "nothing": None, "e": {}}
+    file = tmp_path / "checkpoint_1"
+    file.write_bytes(flax.serialization.msgpack_serialize(tree))
+    done = run("inspect", str(file), "--json")
+    assert done.exit_code == 0, done.stderr
+    listed = {tuple(leaf["key"]): leaf["value_type"] for leaf in json.loads(done.stdout)["tree"]}
+    assert listed[("params", "w")] == "np.ndarray"
+    assert {("name",), ("nothing",), ("e",)} <= listed.keys()

@@ -102,7 +102,9 @@ def open_msgpack(file: epath.Path, folder: Folder | None, is_read: bool) -> Item
 def _item(
     path: epath.Path, tree: Mapping[Key, Leaf], formats: Mapping[str, ArrayFormat], seen: Seen
 ) -> Item:
-    kinds = {key: "np.ndarray" for key, leaf in tree.items() if not isinstance(leaf, Literal)}
+    kinds = {
+        key: leaf.kind if isinstance(leaf, Literal) else "np.ndarray" for key, leaf in tree.items()
+    }
     return Item(path, tree, formats, False, False, value_types=kinds, seen=seen)
 
 
