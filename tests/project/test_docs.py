@@ -69,6 +69,32 @@ def replicated():
     }
 
 
+def weights():
+    """Weights of an MLP of two layers, under the names of Flax."""
+    made = np.random.default_rng(0)
+    sizes = {"Dense_0": (8, 16), "Dense_1": (16, 16), "Dense_2": (16, 4)}
+    return {
+        "params": {
+            name: {
+                "kernel": made.normal(size=size).astype("float32"),
+                "bias": made.normal(size=size[1]).astype("float32"),
+            }
+            for name, size in sizes.items()
+        }
+    }
+
+
+def converted_by_another_tool():
+    """The same under other names, each kernel transposed."""
+    names = {"Dense_0": "enter", "Dense_1": "hidden", "Dense_2": "leave"}
+    return {
+        "params": {
+            names[name]: {"weight": module["kernel"].T.copy(), "shift": module["bias"]}
+            for name, module in weights()["params"].items()
+        }
+    }
+
+
 Trees = Mapping[str, Callable[[], Any]]
 CHECKPOINTS: Mapping[str, Trees] = {
     "any-tree.md": {
@@ -94,7 +120,12 @@ CHECKPOINTS: Mapping[str, Trees] = {
     "gpt3-from-paxml.md": {},
     "hugging-face.md": {"linen_ckpt": checkpoints.linen},
     "many-machines.md": {},
-    "rename.md": {"linen_ckpt": pair, "nnx_ckpt": lambda: models.nnx_states(*nnx_mlp())},
+    "rename.md": {
+        "linen_ckpt": pair,
+        "nnx_ckpt": lambda: models.nnx_states(*nnx_mlp()),
+        "linen_params": weights,
+        "by_another_tool": converted_by_another_tool,
+    },
     "resume.md": {"SRC": checkpoints.nnx_pure},
 }
 """The checkpoints that a page's commands read, under the names that they have there."""
