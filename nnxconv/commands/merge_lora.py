@@ -19,11 +19,22 @@ from nnxconv.state import (
     TrainState,
     adapters_in,
     arrays_of,
+    dequantised,
     is_quantised,
     merged,
     rank_of,
 )
-from nnxconv.tree import Key, Leaf, View, counted, notation, spell
+from nnxconv.tree import (
+    Formula,
+    Key,
+    Leaf,
+    View,
+    cast,
+    counted,
+    dtype_of,
+    notation,
+    spell,
+)
 
 CONFIGURATION = "adapter_config.json"
 
@@ -38,6 +49,7 @@ def merge_lora(
     alpha: float | None = None,
     rslora: bool | None = None,
     unmerge: bool = False,
+    dequantize: bool = False,
     layer_axis: int | None = None,
     precision: str = "float32",
     max_memory: int | str = "2GiB",
@@ -70,9 +82,13 @@ def merge_lora(
     adapter = base
     if adapter_path != base_path:
         adapter = opened(adapter_path, how=how, allow_uncommitted=allow_uncommitted)
+    state, scales = base.understood.state, dict[Key, str]()
+    if dequantize:
+        state, scales = dequantised(state, None)
     for one in (base, adapter):
         _refuse_unclear(one)
-    theirs, ours = _arrays(adapter), _arrays(base)
+    ours = _arrays(state)
+    theirs = ours if adapter is base else _arrays(adapter.understood.state)
     found, alone = adapters_in(theirs)
     _refuse_others(found, alone, theirs, ours if adapter is base else {})
     told = _configuration(adapter)
@@ -87,14 +103,18 @@ def merge_lora(
         a, b, rank = theirs[one.a], theirs[one.b], rank_of(theirs[one.a])
         _refuse_other_rank(told, rank, one)
         over = math.sqrt(rank) if by_root else rank
-        changed[weights] = merged(ours[weights], a, b, factor / over, precision, weights)
-    state = base.understood.state
+        changed[weights] = _sum(ours[weights], a, b, factor / over, precision, weights)
     gone = {key for one in found for key in (one.a, one.b)} if adapter is base else set[Key]()
     params = {k: changed.get(k, leaf) for k, leaf in state.params.items() if k not in gone}
     aux = {k: changed.get(k[1:], leaf) for k, leaf in state.aux.items() if k[1:] not in gone}
     what = f"{'taken out of' if unmerge else 'added to'} the weights"
     scale = f"{alpha:g} / {'the root of ' if by_root else ''}the rank"
     notes = [f"{counted(len(found), 'adapter')} {what}, times {scale}"]
+    if scales:
+        notes.append(f"{counted(len(scales), 'array')} of scales multiplied into their weights")
+    before = base.understood.state.leaves()
+    aside = {key: (leaf, what) for key, leaf in _at(state, gone).items()}
+    aside |= {key: (before[key], why) for key, why in scales.items()}
     if state.opt_state is not None:
         notes.append("the optimizer's state is as it was")
     return write_computed(
@@ -104,8 +124,14 @@ def merge_lora(
         target_path,
         Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch),
         notes=notes,
-        aside={key: (leaf, what) for key, leaf in _at(state, gone).items()},
-        options={"adapter": adapter_path, "alpha": alpha, "rslora": by_root, "unmerge": unmerge},
+        aside=aside,
+        options={
+            "adapter": adapter_path,
+            "alpha": alpha,
+            "rslora": by_root,
+            "unmerge": unmerge,
+            "dequantize": dequantize,
+        },
         started=started,
     )
 
@@ -125,9 +151,18 @@ def _refuse_unclear(read: Read) -> None:
             )
 
 
-def _arrays(read: Read) -> dict[Key, View]:
+def _sum(w: View, a: View, b: View, factor: float, precision: str, where: Key) -> View:
+    """Weights with an adapter in the type of the weights, rounded once.
+
+    Raises:
+      BadInput: the adapter does not fit.
+    """
+    whole = cast(w, precision) if isinstance(w, Formula) else w
+    return cast(merged(whole, a, b, factor, precision, where), dtype_of(w))
+
+
+def _arrays(state: TrainState) -> dict[Key, View]:
     """Parameters and other variables by their path in the model, without RNG state."""
-    state = read.understood.state
     aux = {key[1:]: leaf for key, leaf in state.aux.items() if key[0] != RNGS}
     return arrays_of({**aux, **state.params})
 
@@ -153,7 +188,7 @@ def _weights(adapter: Adapter, ours: Mapping[Key, View]) -> Key:
             if is_quantised(ours[key]):
                 raise BadInput(
                     f"`{spell(key)}` is quantised: {notation(ours[key])}",
-                    hint="`nnxconv convert --dequantize` writes weights that can be added to",
+                    hint="`--dequantize` multiplies such weights with the scales beside them",
                 )
             return key
     raise BadInput(

@@ -227,8 +227,55 @@ def test_quantised_weights_are_refused_with_what_to_do(tmp_path):
         nnxconv.merge_lora(*base_and({"q": PAIR}, tmp_path, weights), alpha=1)
     assert refused.value.render() == (
         "error: `q.kernel` is quantised: i8[6,8]\n\n"
-        "hint: `nnxconv convert --dequantize` writes weights that can be added to"
+        "hint: `--dequantize` multiplies such weights with the scales beside them"
     )
+
+
+@pytest.mark.parametrize("scale_type", ["float32", "bfloat16"])
+@pytest.mark.parametrize("is_one_tree", [False, True])
+def test_quantised_weights_are_multiplied_and_added_to_if_asked(is_one_tree, scale_type, tmp_path):
+    weights = MADE.integers(-100, 100, (6, 8)).astype(np.int8)
+    other = MADE.integers(-100, 100, (6, 8)).astype(np.int8)
+    scale = array(1, 8).astype(jnp.dtype(scale_type))
+    pair = {"lora_a": {"kernel": array(6, RANK)}, "lora_b": {"kernel": array(RANK, 8)}}
+    tree = {
+        "q": {"kernel": weights, "kernel_scale": scale},
+        "o": {"kernel": other, "kernel_scale": scale},
+        "norm": {"scale": array(5)},
+    }
+    adapter = {"q": pair}
+    if is_one_tree:
+        tree["q"] |= pair
+        adapter = tree
+    base = checkpoints.save_item(tmp_path / "base", {"params": {"params": tree}})
+    lora = base
+    if not is_one_tree:
+        lora = checkpoints.save_item(tmp_path / "lora", {"params": {"params": adapter}})
+    done = nnxconv.merge_lora(
+        str(base), str(lora), str(tmp_path / "out"), alpha=ALPHA, dequantize=True, verify=True
+    )
+    gone = {f"params.{name}.kernel_scale" for name in "qo"}
+    gone |= {"params.q.lora_a.kernel", "params.q.lora_b.kernel"} if is_one_tree else set()
+    assert {".".join(map(str, key)) for key in done.conversion.left_out} == gone
+    kept = nnxconv.open(str(tmp_path / "out"))
+    assert list(kept) == ["params.norm.scale", "params.o.kernel", "params.q.kernel"]
+    factors = scale.astype(np.float32)
+    added = np.float32(ALPHA / RANK) * (pair["lora_a"]["kernel"] @ pair["lora_b"]["kernel"])
+    for name, expected in (("q", weights * factors + added), ("o", other * factors)):
+        found = kept[f"params.{name}.kernel"][...]
+        assert found.dtype.name == scale_type
+        wide = found.astype(np.float32)
+        exact = expected.astype(found.dtype).astype(np.float32)
+        np.testing.assert_allclose(wide, exact, rtol=2**-7 if is_low(found) else 1e-5, atol=1e-5)
+
+
+def is_low(values):
+    return values.dtype.itemsize < 4
+
+
+def test_weights_that_are_not_quantised_have_nothing_to_multiply(tmp_path):
+    with pytest.raises(BadInput, match="there is nothing to dequantise"):
+        nnxconv.merge_lora(*base_and({"q": PAIR}, tmp_path), alpha=1, dequantize=True)
 
 
 def test_stacks_that_shapes_do_not_tell_are_refused_without_an_axis(tmp_path):
