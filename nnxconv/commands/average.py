@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nnxconv.commands.boundary import plainly
-from nnxconv.commands.computing import Read, check_precision, opened, write_computed
+from nnxconv.commands.computing import Read, opened, write_computed
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Result, Way
 from nnxconv.comparing import agree_on_layers, line_up
@@ -62,7 +62,6 @@ def average(
     """
     started = time.monotonic()
     share_one_heap()
-    check_precision(precision)
     paths = _steps(source_paths, last)
     shares = _weights(len(paths), weights, ema)
     every = [opened(path, allow_uncommitted=allow_uncommitted) for path in paths]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.result import Result, Way, carry_out, places_of
-from nnxconv.errors import BadInput
 from nnxconv.layouts import (
     ITEMS,
     Located,
@@ -22,8 +21,6 @@ from nnxconv.tree import Key, Leaf
 
 if TYPE_CHECKING:
     from nnxconv.storage.orbax import Item
-
-PRECISIONS = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -63,16 +60,6 @@ def opened(
     return Read(
         path, found, one_state(found.survey, "arithmetic", f"nnxconv convert {path} NEW --at")
     )
-
-
-def check_precision(precision: str) -> None:
-    """Refuses what is not computed in.
-
-    Raises:
-      BadInput: it is neither float32 nor float64.
-    """
-    if precision not in PRECISIONS:
-        raise BadInput(f"`--precision {precision}` is neither float32 nor float64")
 
 
 def write_computed(

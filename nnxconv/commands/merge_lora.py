@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from nnxconv.commands.boundary import plainly
-from nnxconv.commands.computing import Read, check_precision, opened, write_computed
+from nnxconv.commands.computing import Read, opened, write_computed
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Result, Way
 from nnxconv.errors import BadInput
@@ -76,7 +76,6 @@ def merge_lora(
     """
     started = time.monotonic()
     share_one_heap()
-    check_precision(precision)
     how = Options(layer_axis=layer_axis)
     base = opened(base_path, how=how, allow_uncommitted=allow_uncommitted)
     adapter = base

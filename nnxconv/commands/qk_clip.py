@@ -13,7 +13,7 @@ from typing import Literal as OneOf
 import numpy as np
 
 from nnxconv.commands.boundary import plainly
-from nnxconv.commands.computing import check_precision, opened, write_computed
+from nnxconv.commands.computing import opened, write_computed
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Result, Way
 from nnxconv.errors import BadInput
@@ -56,7 +56,6 @@ def qk_clip_checkpoint(
     """
     started = time.monotonic()
     share_one_heap()
-    check_precision(precision)
     check_numbers(threshold, qk_nope_head_dim)
     source = opened(source_path, step, allow_uncommitted=allow_uncommitted)
     state = source.understood.state

@@ -207,7 +207,7 @@ REFUSED = {
         {"alpha": 1},
         "the adapter does not fit `q.kernel`",
     ),
-    "precision": ({"q": PAIR}, {"alpha": 1, "precision": "float16"}, "is neither float32"),
+    "precision": ({"q": PAIR}, {"alpha": 1, "precision": "float16"}, "none of the values"),
 }
 
 
