@@ -56,7 +56,9 @@ def read_contents(path: epath.Path) -> Contents:
     for _ in range(_READS_AGAIN if is_remote(path) else 0):
         try:
             return _contents(path)
-        except DamagedCheckpoint:
+        except DamagedCheckpoint as error:
+            if not isinstance(error.__cause__, _WrongBytes):
+                raise  # what TensorStore could not read it has asked for again itself
             count_repetition()
     return _contents(path)
 
@@ -134,13 +136,17 @@ def _read(store: ts.KvStore, file: str, place: Reference) -> bytes:
     return found.value
 
 
+class _WrongBytes(ValueError):
+    """What was read is not what a database has there."""
+
+
 @contextmanager
 def _told_of(place: str) -> Iterator[None]:
     """Says what a ValueError is about."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise _WrongBytes(f"{place}: {error}") from error
 
 
 def _in_columns(leaves: Iterator[tuple[bytes, Leaf]]) -> Values:
