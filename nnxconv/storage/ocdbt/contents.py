@@ -122,6 +122,10 @@ class _Tree:
             return decode_node(encoded, place.file, top.height, self.max_node_bytes)
 
 
+class _WrongBytes(ValueError):
+    """What was read is not what a database has there."""
+
+
 def _read(store: ts.KvStore, file: str, place: Reference) -> bytes:
     """The bytes of a node, and no others of its file."""
     part = slice(place.offset, place.offset + place.nbytes)
@@ -129,15 +133,11 @@ def _read(store: ts.KvStore, file: str, place: Reference) -> bytes:
         found = store.read(file, byte_range=part).result()
     except ValueError as error:
         if str(error).startswith("OUT_OF_RANGE"):
-            raise ValueError(f"`{file}` ends before {part.stop}") from error
+            raise _WrongBytes(f"`{file}` ends before {part.stop}") from error
         raise
     if found.state == "missing":
         raise ValueError(f"`{file}` is missing")
     return found.value
-
-
-class _WrongBytes(ValueError):
-    """What was read is not what a database has there."""
 
 
 @contextmanager
