@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -38,7 +38,7 @@ from nnxconv.renaming import (
 )
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import LayerGroup, TrainState, Tree, dequantised, scales_of, under
-from nnxconv.tree import Key, Leaf, parse_bytes
+from nnxconv.tree import Key, Leaf, fits_no_key, matches, parse_bytes, spell
 
 
 @plainly
@@ -99,7 +99,7 @@ def compare(
         selection = Selection(compare_only, ignore_rngs, ignore_dtype, *chosen)
         families = (None, None) if rules is not None else one_sided(opened_a, opened_b)
         both = _lined_up(opened_a.survey, opened_b.survey, rules, selection, dequantize, families)
-        both.refuse_nothing()
+        both.refuse_nothing(selection.filter)
         findings, common = line_up(both.a, both.b, ignore_dtype=ignore_dtype)
         tolerance = Tolerance(atol, rtol, equal_nan)
         values = None
@@ -153,14 +153,15 @@ class _Both:
     ignored_a: Counter[str] = field(default_factory=Counter)
     ignored_b: Counter[str] = field(default_factory=Counter)
     groups: list[LayerGroup] = field(default_factory=list)
+    aside: list[Key] = field(default_factory=list)
 
     @property
     def layer_groups(self) -> tuple[Key, ...]:
         """Where layers are stacked or apart on either side, each place once."""
         return tuple(dict.fromkeys(group.key for group in self.groups))
 
-    def refuse_nothing(self) -> None:
-        """Refuses a comparison of no key at all.
+    def refuse_nothing(self, globs: Sequence[str]) -> None:
+        """Refuses a comparison of no key at all, with the keys that `--filter` may have meant.
 
         Raises:
           BadInput: nothing is selected on either side.
@@ -169,7 +170,14 @@ class _Both:
             return
         raise BadInput(
             "there is nothing to compare: no key is selected",
-            details=[f"{count:,} left aside by {why}" for why, count in self.ignored_a.items()],
+            details=[
+                *(f"{count:,} left aside by {why}" for why, count in self.ignored_a.items()),
+                *(
+                    f"--filter: {fits_no_key(glob, self.aside)}"
+                    for glob in globs
+                    if not any(matches(spell(key), glob) for key in self.aside)
+                ),
+            ],
             hint="`nnxconv inspect PATH --tree` lists the keys",
         )
 
@@ -220,4 +228,5 @@ def _take(both: _Both, head: Key, a: Tree, b: Tree, selection: Selection) -> Non
     for leaves, side, ignored in ((a, both.a, both.ignored_a), (b, both.b, both.ignored_b)):
         chosen, aside = select(leaves, selection)
         side |= under(head, chosen)
+        both.aside += [key for key in leaves if key not in chosen]
         ignored.update(aside)

@@ -13,6 +13,7 @@ from nnxconv.tree import (
     Literal,
     View,
     counted,
+    fits_no_key,
     in_order,
     matches,
     notation,
@@ -146,10 +147,12 @@ def _without_canonical(chosen: Chosen, globs: Sequence[str], how: SurveyOptions)
       BadInput: a glob fits nothing, or some layers of a stack alone.
     """
     found: dict[Key, set[str | None]] = {}
+    keys: list[Key] = []
     for located in chosen.survey.states:
         names = stored_names(located)
         for key, leaf in located.understood.state.leaves().items():
             glob = _fitting(key, globs)
+            keys.append(key)
             for name in names_of(leaf):
                 if name in names:
                     found.setdefault(names[name], set()).add(glob)
@@ -163,7 +166,7 @@ def _without_canonical(chosen: Chosen, globs: Sequence[str], how: SurveyOptions)
     unused = [glob for glob in globs if glob not in used]
     if unused:
         raise BadInput(
-            f"`--drop '{unused[0]}'` fits no key",
+            f"--drop: {fits_no_key(unused[0], keys)}",
             hint="`nnxconv inspect PATH --tree` lists the keys",
         )
     chosen = _dropped(chosen, gone)

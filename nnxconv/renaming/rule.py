@@ -1,12 +1,12 @@
 """Rules: what leaves are called, and how they are cut, before and after."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnxconv.errors import BadInput
 from nnxconv.renaming.pattern import Name, Pattern, part_is_open
 from nnxconv.renaming.steps import MAKE_ONE, MAKE_SEVERAL, Step, why_not_undone
-from nnxconv.tree import Key
+from nnxconv.tree import Key, fits_no_key
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,20 @@ class Rules:
         values = {name: _count(pattern, keys) for name, pattern in self.counts.items()}
         return replace(self, rules=tuple(_with(rule, values) for rule in self.rules), counts={})
 
+    def unused(self, used: Collection[int], keys: Sequence[Key]) -> list[str]:
+        """What is wrong with the rules, but for optional ones, whose numbers are not in `used`."""
+        idle = (rule for number, rule in enumerate(self) if number not in used)
+        return [_why_unused(rule, keys) for rule in idle if not rule.is_optional]
+
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
+
+
+def _why_unused(rule: Rule, keys: Sequence[Key]) -> str:
+    if all(any(pattern.match(key) for key in keys) for pattern in rule.sources):
+        return f"`{rule}` fits no key that an earlier rule does not take"
+    missing = next(p for p in rule.sources if not any(p.match(key) for key in keys))
+    return fits_no_key(str(missing), keys)
 
 
 def _generality(rule: Rule) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def rename(
     rules = rules.counted(keys)
     found = fits(keys, rules)
     renamed: Sections = {}
-    problems = _unused(rules, {fit.rule for fit in found.values()})
+    problems = rules.unused({fit.rule for fit in found.values()}, keys)
     moves: dict[Key, tuple[Key, ...]] = {}
     for head, tree in sections.items():
         problems += _unlike_parameters(head, tree, sections[PARAMS], rules, found)
@@ -87,11 +87,6 @@ def rename(
         moves,
         _notes(rules, moves, changed),
     )
-
-
-def _unused(rules: Rules, used: set[int]) -> list[str]:
-    unused = [rule for number, rule in enumerate(rules) if number not in used]
-    return [f"`{rule}` fits no key" for rule in unused if not rule.is_optional]
 
 
 def _unlike_parameters(

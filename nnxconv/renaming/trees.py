@@ -15,9 +15,7 @@ def renamed_tree(tree: Tree, rules: Rules) -> dict[Key, Leaf]:
     """
     rules = rules.counted(list(tree))
     found = fits(tree, rules)
-    used = {fit.rule for fit in found.values()}
-    unused = [rule for number, rule in enumerate(rules) if number not in used]
-    problems = [f"`{rule}` fits no key" for rule in unused if not rule.is_optional]
+    problems = rules.unused({fit.rule for fit in found.values()}, list(tree))
     applied = apply(tree, rules, found)
     if problems or applied.problems:
         raise RuleError(

@@ -36,6 +36,7 @@ from .reshaping import divided as divided
 from .reshaping import merged as merged
 from .reshaping import permuted as permuted
 from .reshaping import reshaped as reshaped
+from .respelt import fits_no_key as fits_no_key
 from .shapes import Region as Region
 from .shapes import Shape as Shape
 from .sizes import counted as counted

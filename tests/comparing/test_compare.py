@@ -909,9 +909,25 @@ def test_a_path_that_is_given_twice_or_not_at_all_is_refused(tmp_path):
 
 def test_a_filter_that_fits_nothing_is_no_match(tmp_path):
     a, b = save_pair(tmp_path, layers_swapped)
-    outcome = run("compare", a, b, VALUES, "--filter", "params.misspelled.*")
+    outcome = run("compare", a, b, "--filter", "params.misspelled.*", "--filter", "*.ayers_1*")
     assert outcome.exit_code == 2
     assert outcome.stdout == ""
+    assert outcome.stderr.splitlines()[0] == (
+        "error: there is nothing to compare: no key is selected"
+    )
+    assert [line for line in outcome.stderr.splitlines() if "--filter:" in line] == [
+        "  --filter: `params.misspelled.*` fits no key",
+        "  --filter: `*.ayers_1*` fits no key",
+    ]
+
+
+def test_a_filter_that_spells_layers_in_another_way_is_told_how(tmp_path):
+    a, b = save_pair(tmp_path, layers_swapped)
+    outcome = run("compare", a, b, "--filter", "*.layers_1*")
+    assert outcome.exit_code == 2
+    assert (
+        "  --filter: `*.layers_1*` fits no key; one is spelt `params.layers[0]`\n" in outcome.stderr
+    )
 
 
 @pytest.mark.parametrize("size", ["1KiB", "64KiB"])

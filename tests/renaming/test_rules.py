@@ -189,6 +189,8 @@ def test_every_faulty_rule_of_a_file_is_told(name, tmp_path):
 NOT_FITTING_RULES = {
     "collision": '"decoder.norm" = "embed"\n"decoder.layers[0].norm" = "embed"',
     "fits-nothing": '"decoder.layers[{i}].attention" = "x_{i}"\n"decoder" = "d"\n"y" = "z"',
+    "taken-earlier": '"decoder" = "d"\n"decoder.norm" = "n"',
+    "spelt-otherwise": '"decoder.layers_{i}.mlp" = "decoder.layers_{i}.ffn"',
     "does-not-split": '"embed.embedding" = { to = "a, b, c", split = 0 }\n'
     '"decoder.norm" = { to = "n", transpose = [1, 0] }',
     "no-inverse": '"decoder.norm" = "n"\n"embed.embedding" = { to = "e", merge = 0 }',
