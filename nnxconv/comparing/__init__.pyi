@@ -21,6 +21,7 @@ from .report import Kind as Kind
 from .report import Report as Report
 from .report import Side as Side
 from .report import ignored_lines as ignored_lines
+from .report import under_other_names as under_other_names
 from .report import verdict as verdict
 from .sides import around as around
 from .sides import coupled as coupled

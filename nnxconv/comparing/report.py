@@ -1,12 +1,12 @@
 """The outcome of a comparison: it counts, and owns the exit code."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal as OneOf
 
 from nnxconv.comparing.difference import Difference, Tolerance
-from nnxconv.tree import Key, Leaf, counted, in_order, notation, spell
+from nnxconv.tree import Key, Leaf, counted, in_order, may_be_renamed, notation, spell
 
 Kind = OneOf["missing", "extra", "shape", "dtype", "value"]
 KINDS: tuple[Kind, ...] = ("missing", "extra", "shape", "dtype", "value")
@@ -96,7 +96,18 @@ class Report:
         return report_text(self, verbose=verbose)
 
 
+def under_other_names(findings: Iterable[Finding]) -> bool:
+    """True when parameters that only a has may be some that only b has, called otherwise."""
+    alone: dict[str, list[Leaf]] = {"missing": [], "extra": []}
+    for finding in findings:
+        leaf = finding.a if finding.kind == "missing" else finding.b
+        if finding.kind in alone and finding.key[:1] == ("params",) and leaf is not None:
+            alone[finding.kind].append(leaf)
+    return may_be_renamed(alone["missing"], alone["extra"])
+
+
 MAX_ROWS = 50
+OTHER_NAMES = "where names alone differ, `nnxconv match A B` proposes rules for `--rename`"
 _TOLD: dict[Kind, str] = {
     "missing": "only in a",
     "extra": "only in b",
@@ -119,6 +130,8 @@ def report_text(report: "Report", *, verbose: bool) -> str:
     footnotes = [*report.notes, *ignored_lines(report)]
     if footnotes:
         lines += ["", *footnotes]
+    if under_other_names(report.findings):
+        lines += ["", OTHER_NAMES]
     return "\n".join(lines)
 
 

@@ -10,11 +10,14 @@ from nnxconv.tree import (
     dtype_of,
     first_source,
     in_order,
+    may_be_renamed,
     notation,
     short_dtype,
     spell,
     with_kind,
 )
+
+OTHER_NAMES = "where names alone differ, `nnxconv match SRC TEMPLATE` proposes rules for `--rename`"
 
 
 def conform(tree: Tree, like: Tree) -> dict[Key, Leaf]:
@@ -42,8 +45,16 @@ def conform(tree: Tree, like: Tree) -> dict[Key, Leaf]:
         raise Mismatch(
             f"{count:,} {'leaf does' if count == 1 else 'leaves do'} not match `--like`",
             details=problems,
+            hint=OTHER_NAMES if _is_renamed(tree, like) else "",
         )
     return conformed
+
+
+def _is_renamed(tree: Tree, like: Tree) -> bool:
+    return may_be_renamed(
+        [tree[key] for key in tree.keys() - like.keys()],
+        [like[key] for key in like.keys() - tree.keys()],
+    )
 
 
 def unlike(tree: Tree, like: Tree) -> list[str]:

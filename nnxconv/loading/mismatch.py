@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from nnxconv.comparing import Finding, Kind, line_up
+from nnxconv.comparing import Finding, Kind, line_up, under_other_names
 from nnxconv.errors import Mismatch
 from nnxconv.layouts import FLOATS
 from nnxconv.state import TrainState
@@ -25,6 +25,10 @@ KINDS: dict[Kind, str] = {
     "dtype": "in type",
 }
 """How the verdict counts findings; the checkpoint is side a, `like` is side b."""
+
+OTHER_NAMES = (
+    "where names alone differ, `nnxconv match CHECKPOINT TEMPLATE` proposes rules for `rename=`"
+)
 
 
 def refuse_differences(state: TrainState, like: TrainState, casts: bool) -> None:
@@ -105,4 +109,4 @@ def _hint(findings: Sequence[Finding], casts: bool) -> str:
             spell(one.key[:2] if one.key[0] == "aux" else one.key[:1]) for one in findings
         )
         return f"`without={list(parts)}` does not load them: `like` keeps what it has"
-    return ""
+    return OTHER_NAMES if under_other_names(findings) else ""

@@ -140,7 +140,8 @@ def conversion_text(result: Result) -> str:
 def _headline(result: Result) -> str:
     states = result.whole.states
     if not states:
-        return "would write the tree as it is" if result.is_dry_run else "wrote the tree as it is"
+        verb = "would write" if result.is_dry_run else "wrote"
+        return f"{verb} the tree as it is: none of the layouts that nnxconv knows"
     verb = "would convert" if result.is_dry_run else "converted"
     first = states[0].conversion
     told = f"{verb} {first.source.layout} to {first.layout}"

@@ -37,6 +37,7 @@ from .reshaping import merged as merged
 from .reshaping import permuted as permuted
 from .reshaping import reshaped as reshaped
 from .respelt import fits_no_key as fits_no_key
+from .respelt import may_be_renamed as may_be_renamed
 from .shapes import Region as Region
 from .shapes import Shape as Shape
 from .sizes import counted as counted

@@ -1,9 +1,11 @@
-"""The key that somebody meant who spelt it in another way."""
+"""The key that somebody meant who spelt it in another way, and arrays under other names."""
 
 import re
 from collections.abc import Iterable
 
+from nnxconv.tree.array_notation import notation
 from nnxconv.tree.keys import Key, spell
+from nnxconv.tree.views import Leaf, Literal
 
 _NUMBERS = re.compile(r"\d+|\{[^}]*\}")
 _SIGNS = re.compile(r"[\W_]+")
@@ -37,3 +39,12 @@ def fits_no_key(text: str, keys: Iterable[Key]) -> str:
     """What is said of a pattern that fits none of these keys."""
     meant = same_letters(text, keys)
     return f"`{text}` fits no key" + (f"; one is spelt `{meant}`" if meant else "")
+
+
+def may_be_renamed(only_a: Iterable[Leaf], only_b: Iterable[Leaf]) -> bool:
+    """True when some array that one tree alone has is of the shape of one that the other has."""
+    a, b = (
+        {notation(leaf) for leaf in leaves if not isinstance(leaf, Literal) and leaf.shape}
+        for leaves in (only_a, only_b)
+    )
+    return not a.isdisjoint(b)

@@ -1,10 +1,13 @@
 """What is said of a tree that has no layout, the wrong one, or another tree than it should have."""
 
+import numpy as np
 import pytest
 
 from nnxconv.errors import BadInput, Mismatch, UnknownLayout
 from nnxconv.layouts.conforming import conform
 from nnxconv.layouts.recognition import recognise
+from tests.support.checkpoints import save_item
+from tests.support.command import run
 from tests.support.disk import on_disk
 from tests.support.layouts import STEP_DTYPES, TRAINING, default_tree, source_tree
 from tests.support.states import tiny
@@ -22,6 +25,14 @@ def test_a_tree_of_no_layout_is_refused_with_the_likeliest_readings():
         "\n"
         "hint: `--at KEY` takes a subtree; `nnxconv inspect PATH --tree` lists the keys"
     )
+
+
+def test_a_tree_of_no_layout_that_is_only_copied_is_said_to_be_of_none(tmp_path):
+    source = save_item(tmp_path / "a", {"images": np.ones((2, 3), np.float32)})
+    told = run("convert", source, tmp_path / "b").stdout.splitlines()
+    assert told[0] == "wrote the tree as it is: none of the layouts that nnxconv knows"
+    told = run("convert", source, tmp_path / "c", "--dry_run").stdout.splitlines()
+    assert told[0] == "would write the tree as it is: none of the layouts that nnxconv knows"
 
 
 # direction, source layout, the whole message
@@ -73,4 +84,13 @@ def test_a_tree_that_is_not_like_the_other_lists_every_difference():
         "  c  None, but {} in `--like`\n"
         "  d  f32[1]  only in `--like`\n"
         "  e  f32[]  not in `--like`"
+    )
+
+
+def test_arrays_of_equal_shapes_under_other_names_are_told_how_to_get_rules():
+    ours, theirs = source_tree("a f32[2]\nb f32[]"), source_tree("b f32[]\nc f32[2]")
+    with pytest.raises(Mismatch) as refused:
+        conform(ours, theirs)
+    assert refused.value.hint == (
+        "where names alone differ, `nnxconv match SRC TEMPLATE` proposes rules for `--rename`"
     )

@@ -664,3 +664,17 @@ def test_numbers_come_back_as_what_they_were(kind, tmp_path):
     stored = {"params": {"kernel": numbers(2), "scale": 2.5 if kind is float else np.float32(2.5)}}
     loaded = nnxconv.load(save(tmp_path / "a", stored), like=like)["params"]["scale"]
     assert isinstance(loaded, kind) and loaded == 2.5
+
+
+def test_a_model_of_other_names_is_told_how_to_get_rules(tmp_path):
+    path = save(tmp_path / "a", {"params": {"dense": {"kernel": jnp.ones((4, 2))}}})
+    like = {"params": {"linear": {"kernel": jnp.zeros((4, 2))}}}
+    with pytest.raises(nnxconv.NnxconvError) as refused:
+        nnxconv.load(path, like=like)
+    assert refused.value.render() == (
+        "error: 2 of 2 arrays do not fit `like`: 1 only in the checkpoint, 1 only in `like`\n"
+        "  params.dense.kernel   f32[4,2]  only in the checkpoint\n"
+        "  params.linear.kernel  f32[4,2]  only in `like`\n\n"
+        "hint: where names alone differ, `nnxconv match CHECKPOINT TEMPLATE` proposes rules for "
+        "`rename=`"
+    )
