@@ -53,7 +53,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "ema": "the decay of an exponential moving average over the checkpoints, newest first",
         "alpha": "what the product is scaled by, over its rank; by default `lora_alpha` in"
         " `adapter_config.json` or in the metadata",
-        "rslora": "over the root of the rank instead",
+        "rslora": "scale by alpha over the square root of the rank instead",
         "unmerge": "subtract what was added",
         "output": "write the rules to this TOML file; what is not certain is in its comments",
         "cast": "read floats in the float types of `like`, and integers in its integer types;"
@@ -91,8 +91,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "dtype": "cast the floating-point parameters; moments, quantised weights and their scales"
         " stay as they are",
         "dequantize": "multiply quantised weights with the scales beside them; the products have"
-        " the type of `--dtype`, else that of the scales",
-        "precision": "`float32` or `float64`, in which is computed; the result is cast once",
+        " the scales' type, or that of `--dtype`",
+        "precision": "the type in which sums and products are computed, `float32` or `float64`; the"
+        " result is cast once",
         "compression": "of chunks that are encoded anew: `zstd:LEVEL`, 1 (quick) to 22 (small), or"
         " `none`; chunks that are taken over as they are keep theirs, and by default new ones are"
         " like the source's",
@@ -146,8 +147,13 @@ _LOADING: Mapping[str, str] = {
     "mismatched": "the same for arrays of another shape or type: what is loaded into keeps its own",
 }
 
+_PRODUCTS = (
+    "multiply quantised weights with the scales beside them; the products have the scales' type"
+)
+
 OTHERWISE: Mapping[str, Mapping[str, str]] = {
     "compare": {
+        "dequantize": _PRODUCTS,
         "rename": "rules in a TOML file, or the name of a set that comes with nnxconv: what the"
         " modules of side a are called, and how their arrays are cut, on side b",
     },
@@ -155,14 +161,20 @@ OTHERWISE: Mapping[str, Mapping[str, str]] = {
         "target_path": "a root, as `CheckpointManager` has it; `<step>/items` is written in it",
         "scan_layers": "stack the layers, or write them apart",
         "layer_axis": "where stacked arrays have their layers",
+        "step": "which step of a root of steps, by number",
         "params_only": "write the parameters alone; the source needs no more either",
         "model": "check that the sizes are those of this model: `gpt3-175b` or `gpt3-52k`",
     },
+    "merge_lora": {"dequantize": _PRODUCTS},
     "load": _LOADING,
     "load_into": {**_LOADING, "optimizer": "is updated too, its step included"},
     "open": {"layer_axis": _LOADING["layer_axis"]},
 }
 """What an argument means in one function alone."""
+
+
+_ELSEWHERE = {"model": "What", "paxml_ckpt_path": "Paths", "output_path": "Paths"}
+"""Groups of options that stand for another argument than the one of that name in Python."""
 
 
 def text_of(function: str, argument: str) -> str:
@@ -177,7 +189,8 @@ def text_of(function: str, argument: str) -> str:
 
 def group_of(argument: str) -> str:
     """The group under which help shows an argument; "Output" for what only the command has."""
-    return next((group for group, texts in GROUPS.items() if argument in texts), "Output")
+    own = next((group for group, texts in GROUPS.items() if argument in texts), "Output")
+    return _ELSEWHERE.get(argument, own)
 
 
 def documented(function: Function) -> Function:
