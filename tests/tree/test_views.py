@@ -81,10 +81,21 @@ _BARE = {
 }
 
 
+def _is_ragged(view):
+    """True of layers that are put together from different parts: end to end with more, these would
+    be parts of each layer, and not of all layers at once."""
+    if isinstance(view, Stack) and any(isinstance(item, Concat) for item in view.items):
+        return True
+    below = view.items if isinstance(view, Stack | Concat) else [getattr(view, "of", None)]
+    return any(_is_ragged(one) for one in below if one is not None)
+
+
 def _step(draw, make, view, value, arrays, unused):
     axes = st.integers(0, value.ndim - 1) if value.ndim else st.nothing()
     kinds = ["slot", "moved", "unstacked", "part", "concat"] if value.ndim else []
     kinds = [kind for kind in kinds if kind != unused]
+    if unused and _is_ragged(view):
+        kinds = [kind for kind in kinds if kind != "concat"]
     kind = draw(st.sampled_from([*kinds, *(["stack"] if value.ndim < 4 else []), "cast"]))
     if kind == "slot":
         axis = draw(axes)
