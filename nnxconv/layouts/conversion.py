@@ -209,11 +209,6 @@ def _without_homeless(
     return state.with_aux(kept), {("aux", *key): why for key, why in reasons.items()}
 
 
-def stacks_layers(source: Understood, options: Options) -> bool | None:
-    """Whether a conversion without a template stacks the layers; None leaves them as they are."""
-    return _target(source, options, None)[1]
-
-
 def _target(
     source: Understood, options: Options, like: Understood | None
 ) -> tuple[Codec, bool | None]:

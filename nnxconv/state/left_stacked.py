@@ -22,9 +22,8 @@ def refuse_left_stacked(state: TrainState, groups: Iterable[LayerGroup]) -> None
     inside: dict[Key, list[tuple[Key, Leaf]]] = defaultdict(list)
     for path, leaf in state.params.items():
         for size in range(1, len(path)):
-            name = path[size - 1]
-            is_whole = isinstance(name, str) and not isinstance(path[size], int)
-            if is_whole and _LIKE_LAYERS.fullmatch(name):
+            is_whole = not isinstance(path[size - 1], int) and not isinstance(path[size], int)
+            if is_whole and _LIKE_LAYERS.fullmatch(str(path[size - 1])):
                 inside[path[:size]].append((path, leaf))
                 break
     left = [
