@@ -78,6 +78,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "scan_layers": {"flags": "--scan_layers/--no-scan_layers", "default": None},
     "layer_axis": {"type": click.IntRange(min(AXES), max(AXES))},
     "layer_group": {"multiple": True, "metavar": "NAME"},
+    "family": {"metavar": "NAME|FILE"},
     "step": {"metavar": "STEP"},
     "at": {"metavar": "KEY"},
     "at_b": {"metavar": "KEY"},

@@ -21,7 +21,7 @@ from nnxconv.cli.output import say
 @options(
     "convert",
     *("direction", "to", "from_", "like", "rename", "rename_back", "config"),
-    *("scan_layers", "layer_axis", "layer_group"),
+    *("scan_layers", "layer_axis", "layer_group", "family"),
     *("step", "at", "drop", "params_from", "replica"),
     *(
         "params_only",

@@ -14,7 +14,7 @@ from nnxconv.cli.output import say
     short_help="Shows what a checkpoint is.",
 )
 @click.argument("path", metavar="PATH")
-@options("inspect", "step", "at", "layer_group", "allow_uncommitted")
+@options("inspect", "step", "at", "layer_group", "family", "allow_uncommitted")
 @click.option("--tree", is_flag=True, help="List every leaf.")
 @click.option("--depth", type=click.IntRange(1), help="List the tree down to this depth.")
 @click.option("--filter", "filters", multiple=True, metavar="GLOB", help="List these keys only.")
@@ -25,6 +25,7 @@ def inspect(
     step: str | None,
     at: str | None,
     layer_group: tuple[str, ...],
+    family: str | None,
     tree: bool,
     depth: int | None,
     filters: tuple[str, ...],
@@ -44,7 +45,12 @@ def inspect(
     from nnxconv.render import inspection_json, inspection_text
 
     found = run(
-        path, step=step, at=at, layer_group=layer_group, allow_uncommitted=allow_uncommitted
+        path,
+        step=step,
+        at=at,
+        layer_group=layer_group,
+        family=family,
+        allow_uncommitted=allow_uncommitted,
     )
     if as_json:
         say(json.dumps(inspection_json(found), indent=2))

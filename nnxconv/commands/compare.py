@@ -29,7 +29,6 @@ from nnxconv.layouts import Options, Survey
 from nnxconv.renaming import (
     Family,
     Rules,
-    alike_in_blocks,
     asked_rules,
     follow,
     from_hugging_face,
@@ -205,7 +204,6 @@ def _lined_up(
             for side, family in zip((couple.a, couple.b), families, strict=True)
         )
         left, _ = follow(left, rules, None, Options())
-        left, right = alike_in_blocks(left, right)
         left, right = agree_on_layers(left, right)
         states = [left.state, right.state]
         if dequantize:

@@ -24,7 +24,6 @@ from nnxconv.layouts import (
     join,
     layout_of_copies,
     one_state,
-    stacks_layers,
     unchanged,
 )
 from nnxconv.planning import Transfer
@@ -32,11 +31,11 @@ from nnxconv.renaming import (
     Rules,
     asked_rules,
     follow,
-    in_family_terms,
     renamed,
     renamed_tree,
 )
 from nnxconv.running import Watcher, ignore, share_one_heap
+from nnxconv.state import Family, asked_family, refuse_left_stacked
 
 if TYPE_CHECKING:
     from nnxconv.storage.orbax import Location
@@ -54,6 +53,7 @@ def convert(
     scan_layers: bool | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
+    family: str | Family | None = None,
     without: Iterable[str] = (),
     like: str | None = None,
     rename: str | Rules | None = None,
@@ -95,7 +95,8 @@ def convert(
     share_one_heap()
     how = (direction, to, from_, scan_layers, layer_axis, tuple(layer_group), tuple(without))
     what = (strict, params_only, dtype, at, tuple(drop), params_from, replica, dequantize)
-    options = Options(*how, *what)  # in the order of its fields
+    described = asked_family(family, read_text)
+    options = Options(*how, *what, described)  # in the order of its fields
     way = Way(max_memory, overwrite, dry_run, verify, transfer, resume, shard_size, watch)
     way = replace(way, compression=compression)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
@@ -122,7 +123,9 @@ def convert(
 
 
 def _template(like: str, options: Options) -> Opened:
-    return open_checkpoint(like, None, Options(layer_group=options.layer_group), is_read=True)
+    return open_checkpoint(
+        like, None, Options(layer_group=options.layer_group, family=options.family), is_read=True
+    )
 
 
 def _places(
@@ -173,8 +176,8 @@ def converted(
         like = None if template is None else template.understood
         source = located.understood if cross is None else cross.source(located.understood, options)
         source, like = follow(source, rules, like, options)
-        if rules is None and like is None:
-            source = in_family_terms(source, stacks_layers(source, options), options)
+        if rules is None and like is None and options.scan_layers is False:
+            refuse_left_stacked(source.state, source.groups)
         if cross is not None and like is None:
             conversion = cross.converted(source, options)
         else:
@@ -229,6 +232,7 @@ def _is_in_items(whole: Whole, location: "Location") -> bool:
 def _told(options: Options, way: Way, **others: Any) -> dict[str, Any]:
     """Options by the names that they have on the command; rules that are no file are called so."""
     told = {name.rstrip("_"): value for name, value in asdict(options).items()} | others
+    told["family"] = None if options.family is None else options.family.name
     told |= {"max_memory": way.max_memory, "transfer": way.transfer}
     told["compression"] = way.compression
     return {n: "rules" if isinstance(value, Rules) else value for n, value in told.items()}

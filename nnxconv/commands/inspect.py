@@ -16,6 +16,7 @@ from nnxconv.commands.inspection import (
 from nnxconv.commands.opening import meaning
 from nnxconv.commands.options import documented
 from nnxconv.layouts import Options
+from nnxconv.state import Family, asked_family
 from nnxconv.tree import Source, View
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def inspect(
     step: str | float | None = None,
     at: str | None = None,
     layer_group: Iterable[str] = (),
+    family: str | Family | None = None,
     allow_uncommitted: bool = False,
 ) -> Inspection:
     """Says what a checkpoint is, from its metadata alone, besides its step.
@@ -38,6 +40,7 @@ def inspect(
       NotACheckpoint: there is no checkpoint there; the message says what it looks like.
       DamagedCheckpoint: its metadata cannot be read.
     """
+    from nnxconv.storage.files import read_text
     from nnxconv.storage.orbax import (
         locate,
         open_item,
@@ -47,7 +50,9 @@ def inspect(
 
     location = locate(path, step, allow_uncommitted=allow_uncommitted)
     item = open_item(location)
-    survey = meaning(location, item, Options(at=at, layer_group=tuple(layer_group))).survey
+    described = asked_family(family, read_text)
+    how = Options(at=at, layer_group=tuple(layer_group), family=described)
+    survey = meaning(location, item, how).survey
     understood = main_state(survey)
     state = None if understood is None else understood.state
     return Inspection(

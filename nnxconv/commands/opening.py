@@ -48,6 +48,7 @@ def meaning(location: "Location", item: "Item", options: Options) -> Chosen:
         options.from_ or (TENSORS if location.container == "safetensors" else None),
         options.layer_axis,
         options.layer_group,
+        options.family,
         str(item.path),
         tuple(folder.path.name for folder in location.joined),
     )

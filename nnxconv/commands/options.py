@@ -67,6 +67,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "layer_axis": "where stacked arrays have their layers: 1, unless they are stacked already",
         "layer_group": "a further name of layers, besides `layers`, `dense_layers` and"
         " `moe_layers`",
+        "family": "the family of models whose blocks of layers these are, by name, or a TOML file"
+        " that describes it; by default stacks tell it by their names, layers apart by their marks",
     },
     "Selection": {
         "step": "which step of a root of steps, by number or name",

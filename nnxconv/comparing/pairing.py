@@ -10,7 +10,7 @@ from nnxconv.comparing.report import Finding
 from nnxconv.errors import LayerError
 from nnxconv.layouts import Understood
 from nnxconv.renaming import reread
-from nnxconv.state import RNGS, LayerGroup, Tree
+from nnxconv.state import RNGS, Family, LayerGroup, Tree
 from nnxconv.tree import (
     Key,
     Leaf,
@@ -157,7 +157,8 @@ def agree_on_layers(a: Understood, b: Understood) -> tuple[Understood, Understoo
       LayerError: a stack cannot be taken apart, but the other side's layers are.
     """
     names = tuple(dict.fromkeys((*a.layer_group, *b.layer_group)))
-    a, b = (_with_names(side, names) for side in (a, b))
+    families = b.families if a.families is None else a.families
+    a, b = (_with_names(side, names, families) for side in (a, b))
     a, b = _told_by(a, b), _told_by(b, a)
     whole_a, whole_b = _whole(a), _whole(b)
     for key in whole_a.keys() ^ whole_b.keys():
@@ -168,9 +169,13 @@ def agree_on_layers(a: Understood, b: Understood) -> tuple[Understood, Understoo
     return a, b
 
 
-def _with_names(side: Understood, names: tuple[str, ...]) -> Understood:
-    """The side, with the names of layer groups that the other one knows."""
-    return side if side.layer_group == names else reread(replace(side, layer_group=names), None)
+def _with_names(
+    side: Understood, names: tuple[str, ...], families: tuple[Family, ...] | None
+) -> Understood:
+    """The side, with the names of layer groups, and the families, that the other one knows."""
+    if side.layer_group == names and side.families == families:
+        return side
+    return reread(replace(side, layer_group=names, families=families), None)
 
 
 def _whole(side: Understood) -> dict[Key, str]:

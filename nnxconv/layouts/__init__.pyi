@@ -11,7 +11,6 @@ from .conversion import Options as Options
 from .conversion import convert_tree as convert_tree
 from .conversion import is_excluded as is_excluded
 from .conversion import leave_out as leave_out
-from .conversion import stacks_layers as stacks_layers
 from .form import Decoded as Decoded
 from .form import Encoded as Encoded
 from .form import Form as Form

@@ -15,17 +15,22 @@ from nnxconv.state import (
     Apart,
     Arrangement,
     Blocks,
+    Family,
     Spelling,
     Stacked,
     TrainState,
     arrange,
+    blocks_for,
     choose,
     dequantised,
     is_amax_history,
+    known_families,
+    left_by_blocks,
     newly_stacked,
     refuse_unfollowed,
     scales_of,
     shared_rngs,
+    told_by_marks,
 )
 from nnxconv.tree import Key, Leaf, Literal, cast, dtype_of, in_order, spell
 
@@ -57,6 +62,7 @@ class Options:
     params_from: str | None = None
     replica: int | None = None
     dequantize: bool = False
+    family: Family | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ def convert_tree(
         form = _params_only(form, codec.default_form(state))
     if arrangements is None and like is not None:
         arrangements = {group.key: group.arrangement for group in like.groups}
+    blocks = _blocks(source, options) if scan_layers and arrangements is None else {}
     arrangements = choose(
         source.groups,
         scan_layers=scan_layers,
@@ -130,10 +137,10 @@ def convert_tree(
         spellings=form.spellings,
         like=arrangements,
         aux_axes=_aux_axes(state, source.codec.name, codec.name),
+        blocks=blocks,
     )
-    shared = shared_rngs(state, newly_stacked(source.groups, arrangements))
-    state = state.with_aux({key: leaf for key, leaf in state.aux.items() if key not in shared})
-    left_out |= dict.fromkeys((("aux", *key) for key in shared), _SHARED)
+    state, homeless = _without_homeless(state, source, arrangements)
+    left_out |= homeless
     taken: list[Key] = []
     if like is not None:
         taken = [
@@ -164,7 +171,7 @@ def convert_tree(
         arranged,
         {**left_out, **no_place},
         taken,
-        () if like is not None else encoded.assumed,
+        () if like is not None else (*encoded.assumed, *_told_of(blocks, options)),
         uncast(state, options.dtype),
         record,
     )
@@ -176,12 +183,30 @@ def _aux_axes(state: TrainState, *layouts: str) -> dict[str, int]:
     return {str(key[0]): axis for axis in axes for key in state.aux}
 
 
+def _blocks(source: Understood, options: Options) -> Mapping[Key, Blocks]:
+    """How the source's layers are stacked that have blocks."""
+    known = known_families().values()
+    return blocks_for(source.state, source.groups, known, options.family)
+
+
+def _told_of(blocks: Mapping[Key, Blocks], options: Options) -> list[str]:
+    """What is assumed of blocks whose family nobody has named."""
+    return told_by_marks(blocks) if options.family is None else []
+
+
 _SHARED = "one set for all layers, which stands in the first one alone"
+_OF_BLOCKS = "one for each block of layers, and none of a layer's"
 
 
-def stacks_layers(source: Understood, options: Options) -> bool | None:
-    """Whether a conversion without a template stacks the layers; None leaves them as they are."""
-    return _target(source, options, None)[1]
+def _without_homeless(
+    state: TrainState, source: Understood, arrangements: Mapping[Key, Arrangement | None]
+) -> tuple[TrainState, dict[Key, str]]:
+    """The state without RNG state that its layers' new arrangement has no place for, and why."""
+    shared = shared_rngs(state, newly_stacked(source.groups, arrangements))
+    of_blocks = left_by_blocks(state, source.groups, arrangements)
+    reasons = dict.fromkeys(shared, _SHARED) | dict.fromkeys(of_blocks, _OF_BLOCKS)
+    kept = {key: leaf for key, leaf in state.aux.items() if key not in reasons}
+    return state.with_aux(kept), {("aux", *key): why for key, why in reasons.items()}
 
 
 def _target(

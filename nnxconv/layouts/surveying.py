@@ -15,7 +15,7 @@ from nnxconv.layouts.places import Place
 from nnxconv.layouts.recognition import CODECS
 from nnxconv.layouts.spread import spread_parameters
 from nnxconv.layouts.understanding import RECORD, TENSORS, Understood, no_record, understand
-from nnxconv.state import Role, Tree, children
+from nnxconv.state import Family, Role, Tree, children
 from nnxconv.tree import Key, spell
 
 STATES = "states"
@@ -31,6 +31,7 @@ class SurveyOptions:
     layout: str | None = None
     layer_axis: int | None = None
     layer_group: Sequence[str] = ()
+    family: Family | None = None
     where: str = ""
     items: tuple[str, ...] = ()
 
@@ -44,6 +45,7 @@ class SurveyOptions:
             layout=self.layout,
             layer_axis=self.layer_axis,
             layer_group=self.layer_group,
+            family=self.family,
             where=self.where,
         )
 

@@ -11,10 +11,12 @@ from nnxconv.layouts.recognition import CODECS, recognise
 from nnxconv.state import (
     DEFAULT_NAMES,
     Apart,
+    Family,
     LayerGroup,
     Spelling,
     TrainState,
     Tree,
+    known_families,
     names_in,
     unstack,
 )
@@ -36,7 +38,8 @@ class Understood:
     state and groups are the renamed ones, and `renamed` says what that did; the tree is as it is on
     disk. `others` are layouts that it could be of as well, with the same meaning. `aside` names, by
     canonical key, leaves that are not in the state, and why. `as_stored` is the state under its own
-    names, its layers arranged as they are on disk.
+    names, its layers arranged as they are on disk. `families` are those whose blocks are known;
+    None for all that come with nnxconv.
     """
 
     codec: Codec
@@ -55,6 +58,7 @@ class Understood:
     renamed: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     aside: Mapping[Key, tuple[Leaf, str]] = field(default_factory=dict)
+    families: tuple[Family, ...] | None = None
 
     @property
     def layout(self) -> str:
@@ -70,6 +74,7 @@ def understand(
     layout: str | None = None,
     layer_axis: int | None = None,
     layer_group: Sequence[str] = (),
+    family: Family | None = None,
     where: str = "",
 ) -> Understood:
     """Recognises a tree's layout and brings it to the canonical state.
@@ -95,6 +100,7 @@ def understand(
         is_scanned,
         tuple(dict.fromkeys((*layer_group, *record.layer_group))),
         others=reading.others,
+        families=None if family is None else (family, *known_families().values()),
     )
     return with_layers(understood, layer_axis)
 
@@ -131,6 +137,7 @@ def with_layers(understood: Understood, layer_axis: int | None) -> Understood:
         known_axes=understood.record.axes,
         is_scanned=understood.is_scanned,
         aux_axis=AUX_AXES.get(understood.codec.name),
+        families=understood.families,
     )
     form = replace(understood.form, spellings=_spellings(understood.codec, groups))
     return replace(understood, state=state, groups=tuple(groups), form=form)

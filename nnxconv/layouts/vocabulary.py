@@ -34,7 +34,7 @@ INNER = ("inner_state", "inner_states", "inner_opt_state", "base_optimizer_state
 """States within the states of optax's wrappers."""
 
 COLLECTIONS = (
-    *("batch_stats", "cache", "intermediates", "spectral_norm", "fp8_metas", "aqt"),
+    *("batch_stats", "cache", "intermediates", "spectral_norm", "fp8_metas", "aqt", "nnx_aux"),
     *("_overwrite_with_gradient", "MoEBiasVar", "constants", "buffers", "net_state", "model_state"),
 )
 """Collections of variables that belong to a model, and are not trained."""

@@ -10,8 +10,6 @@ from .hugging_face import out_of_remainder as out_of_remainder
 from .hugging_face import rounding as rounding
 from .hugging_face import templates as templates
 from .hugging_face import to_hugging_face as to_hugging_face
-from .in_blocks import alike_in_blocks as alike_in_blocks
-from .in_blocks import in_family_terms as in_family_terms
 from .pattern import Layer as Layer
 from .pattern import Name as Name
 from .pattern import Number as Number

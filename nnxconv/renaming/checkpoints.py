@@ -6,10 +6,9 @@ from dataclasses import replace
 from nnxconv.errors import NnxconvError, RuleError
 from nnxconv.layouts import Options, Understood, is_excluded, unlike, with_layer_names
 from nnxconv.renaming.builtin import builtin_rules
-from nnxconv.renaming.families import stacked_blocks
 from nnxconv.renaming.rule import Rules
 from nnxconv.renaming.understood import reread, with_new_names
-from nnxconv.state import RNGS, TrainState
+from nnxconv.state import RNGS, TrainState, known_families
 from nnxconv.tree import Key, Leaf
 
 
@@ -21,7 +20,7 @@ def renamed(
     Raises:
       RuleError: keys collide, rules fit nothing, or leaves do not match `like`; all are listed.
     """
-    source = _reread_with(source, rules.layer_names()[0], options.layer_axis)
+    source = _reread_with(in_terms_of(source, rules), rules.layer_names()[0], options.layer_axis)
     new, problems = with_new_names(source, rules, options.layer_axis)
     if like is not None:
         problems += _unlike_modules(new, like, options)
@@ -46,7 +45,7 @@ def follow(
     if rules is None:
         return (source, None) if like is None else towards(source, like, options)
     if like is not None:
-        like = _reread_with(like, _all_names(rules), None)
+        like = _reread_with(in_terms_of(like, rules), _all_names(rules), None)
     return renamed(source, rules, options, like), like
 
 
@@ -66,17 +65,28 @@ def _fitting_rules(
     if not _unlike_modules(source, like, options):
         return []
     found = []
-    blocks = [one for side in (source, like) for one in stacked_blocks(side.as_stored.params)]
-    for rules in (*builtin_rules().values(), *(one.rules() for one in blocks)):
+    for rules in builtin_rules().values():
         for way in (rules, rules.inverse()):
             try:
-                there = _reread_with(like, _all_names(way), None)
+                there = _reread_with(in_terms_of(like, way), _all_names(way), None)
                 new = renamed(source, way, options, there)
             except NnxconvError:
                 continue
             why = f"{way.name} is chosen: these rules alone lead to the names of `--like`"
             found.append((replace(new, renamed=(*new.renamed, why)), there))
     return found
+
+
+def in_terms_of(side: Understood, rules: Rules) -> Understood:
+    """The side, its blocks of layers left as they are where the rules themselves name their parts.
+
+    Rules that name none speak of layers that are apart.
+    """
+    families = known_families()
+    words = set().union(*(family.words() for family in families.values() if not family.is_general))
+    if not words & rules.words() or side.families == (families["blocks"],):
+        return side
+    return reread(replace(side, families=(families["blocks"],)), None)
 
 
 def _all_names(rules: Rules) -> tuple[str, ...]:

@@ -172,6 +172,12 @@ class Pattern:
         """What is open."""
         return frozenset(name for number in self._open() for name in _names_in(number))
 
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The fixed texts in its names."""
+        names = (part for part in self.parts if isinstance(part, Name))
+        return frozenset(text for name in names for text in name.texts if isinstance(text, str))
+
     def layer_names(self) -> Iterator[str]:
         """The names that have a layer right after them: those of layer groups."""
         for part, after in zip(self.parts, self.parts[1:], strict=False):

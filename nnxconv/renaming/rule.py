@@ -103,6 +103,11 @@ class Rules:
                 return rule.targets[0]
         return counted
 
+    def words(self) -> set[str]:
+        """The fixed texts in the names on both sides."""
+        patterns = (p for rule in self.rules for p in (*rule.sources, *rule.targets))
+        return {word for pattern in patterns for word in pattern.words}
+
     def layer_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The names of layer groups on the left and on the right."""
         left = (name for rule in self.rules for p in rule.sources for name in p.layer_names())

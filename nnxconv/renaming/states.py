@@ -16,6 +16,7 @@ from nnxconv.state import (
     DEFAULT_NAMES,
     PARAMS,
     Apart,
+    Family,
     LayerGroup,
     Sections,
     Spelling,
@@ -55,6 +56,7 @@ def rename(
     names: Sequence[str] = (),
     layer_axis: int | None = None,
     is_scanned: bool | None = None,
+    families: Sequence[Family] | None = None,
 ) -> Renamed:
     """The state with the rules applied to all its trees, and its layers found anew."""
     sections, rest = sections_of(state)
@@ -76,7 +78,11 @@ def rename(
     if not problems:
         wanted = (*DEFAULT_NAMES, *names, *rules.layer_names()[1])
         new_state, further = unstack(
-            new_state, names=wanted, layer_axis=layer_axis, is_scanned=is_scanned
+            new_state,
+            names=wanted,
+            layer_axis=layer_axis,
+            is_scanned=is_scanned,
+            families=families,
         )
         kept += [group for group in further if group.key not in {g.key for g in kept}]
     changed = sum(targets != (key,) for key, targets in moves.items())

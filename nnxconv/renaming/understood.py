@@ -25,6 +25,7 @@ def with_new_names(
         names=source.layer_group,
         layer_axis=layer_axis,
         is_scanned=source.is_scanned,
+        families=source.families,
     )
     moves = {key: new.moves[key] for key in source.state.params}
     form, problems = reboxed(source.form, moves)

@@ -9,6 +9,7 @@ Apart("index")      decoder/layers/0/...,  decoder/layers/1/...
 Stacked(axis)       decoder/layers/...                 every leaf has a layer axis
 Blocks(axis, P)     decoder/layers/layers_0..P-1/...   layer b*P + j is slot b of layers_j
                     decoder/layers_remainder/layers_0..R-1/...   the last R layers, not stacked
+                    or as its family has them (`families.toml`)
 ```
 """
 

@@ -1,6 +1,11 @@
 from .arranging import arrange as arrange
 from .arranging import choose as choose
+from .families import Family as Family
+from .families import asked_family as asked_family
+from .families import known_families as known_families
 from .following import refuse_unfollowed as refuse_unfollowed
+from .in_blocks import blocks_for as blocks_for
+from .in_blocks import told_by_marks as told_by_marks
 from .layer_groups import DEFAULT_AXIS as DEFAULT_AXIS
 from .layer_groups import DEFAULT_NAMES as DEFAULT_NAMES
 from .layer_groups import PARAMS as PARAMS
@@ -15,6 +20,8 @@ from .layer_groups import joined as joined
 from .layer_groups import names_in as names_in
 from .layer_groups import newly_stacked as newly_stacked
 from .layer_groups import sections_of as sections_of
+from .left_stacked import left_by_blocks as left_by_blocks
+from .left_stacked import refuse_left_stacked as refuse_left_stacked
 from .lora import Adapter as Adapter
 from .lora import adapters_in as adapters_in
 from .lora import arrays_of as arrays_of

@@ -13,8 +13,9 @@ from nnxconv.state.layer_groups import (
     LayerGroup,
     Spelling,
     Stacked,
+    apart,
     joined,
-    remainder_key,
+    places,
     sections_of,
     wanted_axis,
 )
@@ -43,13 +44,14 @@ def choose(
     spellings: Mapping[str, Spelling] | None = None,
     like: Mapping[Key, Arrangement | None] | None = None,
     aux_axes: Mapping[str, int] | None = None,
+    blocks: Mapping[Key, Blocks] | None = None,
 ) -> dict[Key, Arrangement | None]:
     """The arrangement that each group shall have in the target.
 
     What `like` says of a group comes first. `scan_layers=None` leaves groups as they are. Layers
     that are apart are spelled as `spellings` says of their group, else as they were if
     `kept_spelling`, else as `spelling` says. `aux_axes` names the collections that are stacked
-    on another axis than the parameters.
+    on another axis than the parameters; `blocks`, how groups are stacked that have blocks.
     """
     chosen: dict[Key, Arrangement | None] = {}
     for group in groups:
@@ -59,15 +61,26 @@ def choose(
         if like is not None and group.key in like:
             chosen[group.key] = like[group.key]
         elif isinstance(now, Apart):
-            stacked = Stacked(_or_default(layer_axis), aux_axes or {})
-            chosen[group.key] = stacked if scan_layers else apart
+            chosen[group.key] = apart
+            if scan_layers:
+                axis = _or_default(layer_axis)
+                made = (blocks or {}).get(group.key, Stacked(axis))
+                made = replace(made, axis=axis, aux_axes=aux_axes or {})
+                chosen[group.key] = _with_spelling(made, apart)
         elif scan_layers is False:
             chosen[group.key] = apart
         elif now is not None and layer_axis is not None and now.axis != layer_axis:
-            chosen[group.key] = replace(now, axis=layer_axis)
+            chosen[group.key] = _with_spelling(replace(now, axis=layer_axis), apart)
         else:
-            chosen[group.key] = now
+            chosen[group.key] = now if now is None else _with_spelling(now, apart)
     return chosen
+
+
+def _with_spelling(stacked: Stacked | Blocks, layers: Apart) -> Stacked | Blocks:
+    """The arrangement, layers that stay apart before blocks spelled as the layout has them."""
+    if isinstance(stacked, Blocks) and stacked.prefix:
+        return replace(stacked, spelling=layers.spelling)
+    return stacked
 
 
 def _or_default(axis: int | None) -> int:
@@ -113,11 +126,8 @@ def _spelled(tree: dict[Key, Leaf], key: Key, spelling: Spelling) -> dict[Key, L
     size = len(key)
 
     def spelled(path: Key) -> Key:
-        if path[:size] != key or len(path) <= size or not isinstance(path[size], int):
-            return path
-        if spelling == "index":
-            return (*key, str(path[size]), *path[size + 1 :])
-        return (*key[:-1], f"{key[-1]}_{path[size]}", *path[size + 1 :])
+        layer = path[size] if path[:size] == key and len(path) > size else None
+        return (*apart(key, layer, spelling), *path[size + 1 :]) if isinstance(layer, int) else path
 
     return {spelled(path): leaf for path, leaf in tree.items()}
 
@@ -147,25 +157,29 @@ def _put_together(
         problems.append(_Difference((*full, gaps[0]), f"layers are missing: {names}"))
         return tree
     layers = {i: layers.get(i, {}) for i in present}
-    period = target.period if isinstance(target, Blocks) else 1
-    stacked = len(layers) // period * period
-    for place in range(period):
-        run = range(place, stacked, period)
-        inner: Key = (f"{group.key[-1]}_{place}",) if isinstance(target, Blocks) else ()
-        differences = _differences(layers, run, full)
+    placed = places(group.key, target, len(layers))
+    left = sorted(set(layers).difference(*(place.layers for place in placed)))
+    if left:
+        problems.append(_Difference((*full, left[0]), _no_block(left, target)))
+    for place in placed:
+        differences = _differences(layers, place.layers, full) if place.layers else []
         problems += differences
-        if differences or not run:
+        if differences or not place.layers:
             continue
-        scales = scales_of(layers[run[0]]) if head == PARAMS else {}
-        for path in layers[run[0]]:
-            leaves = [layers[i][path] for i in run]
+        model = layers[place.layers[0]]
+        scales = scales_of(model) if head == PARAMS else {}
+        for path in model:
+            leaves = [layers[i][path] for i in place.layers]
             axis = 0 if path in scales else wanted_axis(head, target)
-            together[(*group.key, *inner, *path)] = _stack_of(leaves, axis)
-    for i in range(stacked, len(layers)):
-        name = (f"{group.key[-1]}_{i - stacked}",)
-        for path, leaf in layers[i].items():
-            together[(*remainder_key(group.key), *name, *path)] = leaf
+            together[(*place.path, *path)] = _stack_of(leaves, axis, place.sizes)
     return together
+
+
+def _no_block(left: Sequence[int], target: Stacked | Blocks) -> str:
+    """What is said of layers that a family has no place for."""
+    period = target.period if isinstance(target, Blocks) else 1
+    names = ", ".join(map(str, left))
+    return f"these layers fill no block of {period}: {names}"
 
 
 def _split_layers(
@@ -184,11 +198,19 @@ def _split_layers(
     return outside, layers
 
 
-def _stack_of(leaves: Sequence[Leaf], axis: int) -> Leaf:
+def _stack_of(leaves: Sequence[Leaf], axis: int, sizes: tuple[int, ...]) -> Leaf:
+    """The leaves along layer axes of these sizes, the last of which runs fastest."""
+    if not sizes:
+        return leaves[0]
     views = [leaf for leaf in leaves if not isinstance(leaf, Literal)]
     if not views:
         return leaves[0]
-    return stack(views, min(axis, len(views[0].shape)))
+    if len(sizes) > 1:
+        run = len(views) // sizes[0]
+        inner = [views[i : i + run] for i in range(0, len(views), run)]
+        stacks = [_stack_of(some, axis, sizes[1:]) for some in inner]
+        views = [view for view in stacks if not isinstance(view, Literal)]
+    return stack(views, min(axis, len(leaves[0].shape)))  # pyright: ignore
 
 
 def _differences(layers: Mapping[int, Tree], run: Sequence[int], full: Key) -> list[_Difference]:

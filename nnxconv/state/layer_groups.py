@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 from typing import TypeAlias
 
+from nnxconv.state.families import Family, known_families
 from nnxconv.state.optimizer import parameter_trees
 from nnxconv.state.train_state import RNGS, TrainState, below, children, under
 from nnxconv.tree import Key, Leaf
@@ -38,11 +39,18 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Blocks:
-    """`period` stacked subtrees, whose slots are layers in turn, and what remains beside them."""
+    """Blocks of `period` layers, stacked as their family has it, and what stands beside them.
+
+    Where a block's layers are a stack within the stack, their axis comes right after that of the
+    blocks. The first `prefix` layers are apart, spelled as `spelling` says.
+    """
 
     axis: int
     period: int
     aux_axes: Mapping[str, int] = field(default_factory=dict)
+    family: Family = field(default_factory=lambda: known_families()["blocks"])
+    prefix: int = 0
+    spelling: Spelling = "suffix"
 
 
 Arrangement: TypeAlias = Apart | Stacked | Blocks
@@ -120,9 +128,49 @@ def wanted_axis(head: Key, arrangement: Stacked | Blocks) -> int:
     return 0 if head[1] == RNGS else arrangement.aux_axes.get(str(head[1]), arrangement.axis)
 
 
-def remainder_key(key: Key) -> Key:
-    """Where the layers of a group stand that fill no whole block."""
-    return (*key[:-1], f"{key[-1]}_remainder")
+@dataclass(frozen=True)
+class Place:
+    """A subtree on disk, and the layers that it holds.
+
+    Attributes:
+      path: of the subtree, below the root of a section.
+      layers: their numbers, those along the last axis one after the other.
+      sizes: of its layer axes: none where one layer is apart, two where it is stacked twice.
+    """
+
+    path: Key
+    layers: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def places(key: Key, arrangement: Stacked | Blocks, count: int) -> list[Place]:
+    """Where the layers of a group stand, `count` of them."""
+    if isinstance(arrangement, Stacked):
+        return [Place(key, tuple(range(count)), (count,))]
+    family, parent = arrangement.family.called(str(key[-1])), key[:-1]
+    prefix, period = min(arrangement.prefix, count), arrangement.period
+    blocks, rest = divmod(count - prefix, period)
+    found = [Place(apart(key, i, arrangement.spelling), (i,), ()) for i in range(prefix)]
+    for slot in family.slots(period) if blocks else ():
+        inner = range(slot.first, slot.first + slot.count)
+        layers = tuple(prefix + block * period + i for block in range(blocks) for i in inner)
+        sizes = (blocks, slot.count) if slot.is_stack else (blocks,)
+        found.append(Place((*parent, family.stack, slot.name), layers, sizes))
+    left = range(count - rest, count)
+    if family.rest is not None and left:
+        above = (*parent, *family.remainder)
+        if family.rest.is_stack:
+            return [*found, Place((*above, family.rest.name), tuple(left), (rest,))]
+        name = family.rest.name
+        found += [Place((*above, f"{name}{i - left[0]}"), (i,), ()) for i in left]
+    return found
+
+
+def apart(key: Key, layer: int, spelling: Spelling) -> Key:
+    """Where a layer of a group stands that is apart."""
+    if spelling == "index":
+        return (*key, str(layer))
+    return (*key[:-1], f"{key[-1]}_{layer}")
 
 
 def names_in(state: TrainState) -> set[str]:

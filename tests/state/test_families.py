@@ -1,0 +1,352 @@
+"""Stacks of blocks: every leaf of the result stands where a loop over the layers puts it."""
+
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nnxconv
+from nnxconv.errors import BadInput, LayerError, NnxconvError
+from nnxconv.state import families
+from tests.support import checkpoints
+from tests.support.command import run
+
+LOCAL = {"in_proj_qkvz": {"kernel": (7, 5)}, "norm": {"scale": (6,)}}
+GLOBAL = {"query": {"kernel": (7, 5)}, "norm": {"scale": (6,)}}
+
+
+def values(shapes: Any, seed: int) -> Any:
+    """Arrays of these shapes, other ones for each seed."""
+    if isinstance(shapes, tuple):
+        return checkpoints.values(shapes, seed)
+    return {name: values(shape, seed + place) for place, (name, shape) in enumerate(shapes.items())}
+
+
+def stacked(trees: list[Any], axis: int) -> Any:
+    """One tree with a further axis in every array, at `axis` or last where there are fewer."""
+    if isinstance(trees[0], dict):
+        return {name: stacked([tree[name] for tree in trees], axis) for name in trees[0]}
+    return np.stack(trees, min(axis, trees[0].ndim))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of one family: how many layers a block has, blocks, layers before and after them."""
+
+    family: str
+    period: int
+    blocks: int
+    axis: int
+    prefix: int = 0
+    rest: int = 0
+
+    def layers(self) -> list[Any]:
+        kinds = [LOCAL] * (self.period - 1) + [GLOBAL]
+        count = self.prefix + self.period * self.blocks + self.rest
+        shapes = [kinds[(i - self.prefix) % self.period] for i in range(count)]
+        if self.family == "Gemma 4":
+            shapes = [LOCAL | {"layer_scalar": (1,)}] * count
+        if self.family == "DeepSeek-V4":
+            kinds = [LOCAL | {"hca_compressor": {"kernel": (6, 5)}}, GLOBAL]
+            body = [kinds[i % 2] for i in range(count - self.prefix)]
+            shapes = [GLOBAL] * self.prefix + body
+        return [values(shape, 10 * i) for i, shape in enumerate(shapes)]
+
+    def apart(self) -> dict[str, Any]:
+        return {f"layers_{i}": layer for i, layer in enumerate(self.layers())}
+
+    def in_blocks(self) -> dict[str, Any]:
+        layers = self.layers()
+        body = layers[self.prefix : self.prefix + self.period * self.blocks]
+        blocks = [body[i : i + self.period] for i in range(0, len(body), self.period)]
+        decoder: dict[str, Any] = {f"layers_{i}": layers[i] for i in range(self.prefix)}
+        if self.family in ("Qwen3-Next", "Gemma 4"):
+            made = [
+                {"local_layers": stacked(block[:-1], self.axis), "global_layer": block[-1]}
+                for block in blocks
+            ]
+        else:
+            name = "layer" if self.family == "Qwen3.5" else "layers"
+            made = [{f"{name}_{j}": layer for j, layer in enumerate(block)} for block in blocks]
+        group = "layers" if self.family in ("Qwen3-Next", "Qwen3.5") else "scanned_blocks"
+        decoder[group] = stacked(made, self.axis)
+        if self.rest:
+            rest = layers[len(layers) - self.rest :]
+            decoder["layers_remainder"] = {"local_layers": stacked(rest, self.axis)}
+        return decoder
+
+
+def state(decoder: dict[str, Any]) -> dict[str, Any]:
+    params = {"params": {"decoder": decoder}}
+    adam = {"count": np.int32(2), "mu": params, "nu": params}
+    return {"step": np.int32(2), "params": params, "opt_state": [adam]}
+
+
+MODELS = [
+    *(Model("Qwen3-Next", p, b, a) for p in (2, 4) for b in (1, 3) for a in (0, 1)),
+    *(
+        Model("Gemma 4", p, b, a, rest=r)
+        for p in (3, 6)
+        for b in (2,)
+        for a in (0, 1)
+        for r in (0, 2)
+    ),
+    *(Model("Qwen3.5", p, b, a) for p in (2, 4) for b in (1, 3) for a in (0, 1)),
+    *(Model("DeepSeek-V4", 2, b, a, prefix=n) for b in (2, 4) for a in (0, 1) for n in (0, 3)),
+]
+each = pytest.mark.parametrize("model", MODELS, ids=str)
+
+
+def saved(tmp_path, name, tree):
+    return str(checkpoints.save_item(tmp_path / name, tree))
+
+
+def check_equal(a: str, b: str) -> None:
+    report = nnxconv.compare(
+        a, b, compare_values=True, compare_only="all", atol=0, rtol=0, ignore_rngs=False
+    )
+    assert report.findings == []
+
+
+@pytest.mark.sample(6)
+@each
+def test_blocks_are_taken_apart_layer_by_layer(model, tmp_path):
+    source = saved(tmp_path, "blocks", state(model.in_blocks()))
+    wanted = saved(tmp_path, "wanted", state(model.apart()))
+    options = {"scan_layers": False, "to": "linen", "layer_axis": model.axis}
+    nnxconv.convert(source, str(tmp_path / "new"), **options)
+    found, there = (nnxconv.inspect(path).item.tree for path in (str(tmp_path / "new"), wanted))
+    assert found.keys() == there.keys()
+    check_equal(str(tmp_path / "new"), wanted)
+
+
+@pytest.mark.sample(4)
+@each
+def test_layers_apart_become_the_blocks_of_a_template(model, tmp_path):
+    source = saved(tmp_path, "apart", state(model.apart()))
+    like = saved(tmp_path, "like", state(model.in_blocks()))
+    nnxconv.convert(source, str(tmp_path / "new"), like=like, layer_axis=model.axis)
+    check_equal(str(tmp_path / "new"), like)
+
+
+MARKED = [
+    *(m for m in MODELS if m.family == "Qwen3-Next"),
+    *(m for m in MODELS if m.family == "Gemma 4" and m.period == 6),
+    *(m for m in MODELS if m.family == "DeepSeek-V4" and m.prefix == 3),
+]
+MARKS = {"Qwen3-Next": "in_proj_qkvz", "Gemma 4": "layer_scalar", "DeepSeek-V4": "hca_compressor"}
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("model", MARKED, ids=str)
+def test_layers_apart_become_blocks_where_their_marks_tell_the_family(model, tmp_path):
+    source = saved(tmp_path, "apart", state(model.apart()))
+    wanted = saved(tmp_path, "wanted", state(model.in_blocks()))
+    options = {"scan_layers": True, "to": "linen", "layer_axis": model.axis}
+    result = nnxconv.convert(source, str(tmp_path / "new"), **options)
+    check_equal(str(tmp_path / "new"), wanted)
+    assert result.conversion.assumed[-1] == (
+        f"`decoder.layers` has blocks of {model.period} as {model.family} has them, for its layers"
+        f" have `{MARKS[model.family]}`; `--family` or `--like` says otherwise"
+    )
+
+
+QWEN35 = Model("Qwen3.5", 4, 2, 1)
+
+
+def test_a_family_that_is_named_goes_before_the_marks_of_another(tmp_path):
+    source = saved(tmp_path, "apart", state(QWEN35.apart()))
+    wanted = saved(tmp_path, "wanted", state(QWEN35.in_blocks()))
+    options = {"scan_layers": True, "to": "linen", "family": "qwen3.5"}
+    result = nnxconv.convert(source, str(tmp_path / "new"), **options)
+    check_equal(str(tmp_path / "new"), wanted)
+    assert result.conversion.assumed == ()
+
+
+def test_blocks_are_no_layers_once_compared(tmp_path):
+    blocks = saved(tmp_path, "blocks", state(QWEN35.in_blocks()))
+    check_equal(blocks, saved(tmp_path, "apart", state(QWEN35.apart())))
+    opened = nnxconv.open(blocks)
+    assert np.array_equal(
+        opened["params.decoder.layers[6].norm.scale"].read(), QWEN35.layers()[6]["norm"]["scale"]
+    )
+
+
+def test_inspect_counts_the_layers_in_blocks(tmp_path):
+    model = Model("DeepSeek-V4", 2, 4, 1, prefix=3)
+    shown = run("inspect", saved(tmp_path, "a", state(model.in_blocks()))).stdout
+    assert "decoder.layers: 11 layers, stacked on axis 1 in blocks of 2\n" in shown
+
+
+# --- families of one's own ------------------------------------------------------------------------
+
+OURS = """
+[ours]
+stack = "body"
+members = ["first", "inner[{i}]"]
+remainder = "tail[{i}]"
+period = 3
+prefix = 1
+"""
+
+
+def our_model(tmp_path):
+    """Eight layers in two ways: one apart, two blocks of three, one left over."""
+    shapes = [GLOBAL, *(2 * [GLOBAL, LOCAL, LOCAL]), GLOBAL]
+    layers = [values(shape, 10 * i) for i, shape in enumerate(shapes)]
+    made = [{"first": layers[i], "inner": stacked(layers[i + 1 : i + 3], 1)} for i in (1, 4)]
+    tail = stacked(layers[7:], 1)
+    blocks = {"layers_0": layers[0], "body": stacked(made, 1), "tail": tail}
+    (tmp_path / "ours.toml").write_text(OURS)
+    return (
+        saved(tmp_path, "apart", state({f"layers_{i}": layer for i, layer in enumerate(layers)})),
+        saved(tmp_path, "blocks", state(blocks)),
+    )
+
+
+def test_a_file_describes_a_family(tmp_path):
+    apart, blocks = our_model(tmp_path)
+    family = str(tmp_path / "ours.toml")
+    for source, scan, wanted in ((apart, True, blocks), (blocks, False, apart)):
+        new = str(tmp_path / f"to-{scan}")
+        nnxconv.convert(source, new, to="linen", scan_layers=scan, family=family, layer_axis=1)
+        assert nnxconv.inspect(new).item.tree.keys() == nnxconv.inspect(wanted).item.tree.keys()
+        check_equal(new, wanted)
+
+
+def test_a_package_announces_families(monkeypatch, tmp_path):
+    _, blocks = our_model(tmp_path)
+    point = metadata.EntryPoint("ours", "json:__name__", families.GROUP)
+    monkeypatch.setattr(metadata.EntryPoint, "load", lambda self: OURS)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
+    families.known_families.cache_clear()
+    try:
+        assert "ours" in families.known_families()
+        shown = run("inspect", blocks).stdout
+    finally:
+        monkeypatch.undo()
+        families.known_families.cache_clear()
+    assert "decoder.layers: 8 layers, stacked on axis 1 in blocks of 3\n" in shown
+
+
+# what a description says, and what is wrong with it
+FAULTS = {
+    "": "there is no table in it",
+    "x = 1": "x: this is no table",
+    "[x]\nsize = 3": "x: `size` is not known",
+    "[x]\nmembers = ['a']": "x: it has no `stack`, or no list of `members`",
+    "[x]\nstack = 'a'\nmembers = []": "x: it has no `stack`, or no list of `members`",
+    "[x]\nstack = 3\nmembers = ['a']": "x: `stack` is 3",
+    "[x]\nstack = 'a'\nmembers = ['{i}{i}']": "x: '{i}{i}' is no member: `layers_{i}`,"
+    " `local_layers[{i}]` or a name",
+    "[x]\nstack = 'a'\nmembers = ['a_{i}', 'b[{i}]']": "x: more than one member has the `{i}`",
+    "[x]\nstack = 'a'\nmembers = ['a']\nremainder = 'b'": "x: `remainder` has no `{i}`",
+    "[x]\nstack = 'a'\nmembers = ['a', 'b']\nperiod = 1": "x: `period` is 1, with 2 members",
+    "[x]\nstack = 'a'\nmembers = ['a']\nprefix = true": "x: `prefix` is True",
+}
+
+
+@pytest.mark.parametrize("text", FAULTS)
+def test_a_faulty_description_is_refused(text):
+    with pytest.raises(BadInput) as refused:
+        families.parse_families(text, "ours.toml")
+    assert str(refused.value.message) == "this describes no family of models"
+    assert refused.value.details == (FAULTS[text],)
+
+
+def test_a_family_that_does_not_fit_is_refused(tmp_path):
+    source, new = saved(tmp_path, "apart", state(QWEN35.apart())), str(tmp_path / "new")
+
+    def refusal(family):
+        with pytest.raises(NnxconvError) as refused:
+            nnxconv.convert(source, new, to="linen", scan_layers=True, family=str(family))
+        return refused.value.message
+
+    text = "[{name}]\nstack = 'a'\nmembers = ['a_{{i}}']\n{rest}"
+    for name, rest in (("h", "apart = 'h'"), ("open", ""), ("long", "period = 6\nprefix = 3")):
+        (tmp_path / name).write_text(text.format(name=name, rest=rest))
+    said = "`nobody` is no file that describes a family of models, and no family that is known"
+    assert refusal("nobody") == said
+    assert refusal(tmp_path / "h") == "no layers are called `h`, as those of h are"
+    said = "the description of open does not say how many layers a block has"
+    assert refusal(tmp_path / "open") == said
+    said = "the 8 layers of `decoder.layers` fill no block of 6 after the first 3, as long has it"
+    assert refusal(tmp_path / "long") == said
+    assert not (tmp_path / "new").exists()
+
+
+# --- what is not understood -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["blocks", "scanned_blocks", "linear_layers"])
+def test_stacks_within_layers_are_not_left_in_silence(name, tmp_path):
+    inner = stacked([values(LOCAL, i) for i in range(3)], 1)
+    layers = stacked([{name: inner, "full": values(GLOBAL, i)} for i in range(2)], 1)
+    source = saved(tmp_path, "a", state({"layers": layers}))
+    with pytest.raises(LayerError) as refused:
+        nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=False, layer_axis=1)
+    assert any(f"layers[0].{name}.norm.scale  f32[6,3]" in line for line in refused.value.details)
+
+
+def test_modules_with_numbers_are_no_stack(tmp_path):
+    blocks = {str(i): {"a": {"kernel": np.ones((6, 6))}, "b": np.ones(6)} for i in range(2)}
+    source = saved(tmp_path, "a", state({"blocks": blocks, "norm": {"scale": np.ones(6)}}))
+    nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=False)
+    check_equal(source, str(tmp_path / "b"))
+
+
+def test_stacks_that_no_family_has_are_not_left_in_silence(tmp_path):
+    blocks = stacked([{"encoder": values(LOCAL, i)} for i in range(3)], 0)
+    source = saved(tmp_path, "a", state({"blocks": blocks, "norm": {"scale": np.ones(6)}}))
+    with pytest.raises(LayerError) as refused:
+        nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=False)
+    assert "look like stacked layers" in refused.value.message
+    assert not (tmp_path / "b").exists()
+    nnxconv.convert(source, str(tmp_path / "b"), to="linen")
+
+
+# --- what MaxText 0.2.5 itself wrote --------------------------------------------------------------
+
+# source, options, the checkpoint whose tree the target has, RNG state aside
+PAIRS = {
+    "llama2, stacked": ("llama2_unscan_adamw", ["--scan_layers"], "llama2_scan_adamw"),
+    "llama2, apart": ("llama2_scan_adamw", ["--no-scan_layers"], "llama2_unscan_adamw"),
+    "qwen3next, apart": ("qwen3next_scan_adamw", ["--no-scan_layers"], "qwen3next_unscan_adamw"),
+    "qwen3next, stacked": ("qwen3next_unscan_adamw", ["--scan_layers"], "qwen3next_scan_adamw"),
+    "gemma4, apart": ("gemma4_scan_adamw", ["--no-scan_layers"], "gemma4_unscan_adamw"),
+    "diloco": (
+        "llama2_diloco",
+        ["--at", "inner_state", "--replica", "0"],
+        "llama2_scan_adamw",
+    ),
+}
+LIKE = ["llama2", "qwen3next", "gemma4"]
+
+
+def told(path) -> dict[Any, str]:
+    rows = json.loads(run("inspect", path, "--json").stdout)["tree"]
+    return {tuple(row["key"]): row["array"] for row in rows if "rngs" not in row["key"]}
+
+
+@pytest.mark.parametrize(("source", "options", "wanted"), PAIRS.values(), ids=PAIRS)
+def test_conversions_of_maxtext_0_2_5_have_the_trees_that_it_writes(
+    source, options, wanted, conformance, tmp_path
+):
+    folder = conformance / "maxtext-0.2.5"
+    done = run("convert", folder / f"r025_{source}", tmp_path / "new", "--to", "maxtext", *options)
+    assert done.exit_code == 0, done.stderr
+    assert told(tmp_path / "new") == told(folder / f"r025_{wanted}")
+
+
+@pytest.mark.parametrize("model", LIKE)
+def test_a_template_of_maxtext_0_2_5_is_followed_in_all_its_leaves(model, conformance, tmp_path):
+    folder = conformance / "maxtext-0.2.5"
+    like = folder / f"r025_{model}_scan_adamw"
+    source = folder / f"r025_{model}_unscan_adamw"
+    done = run("convert", source, tmp_path / "new", "--like", like)
+    assert done.exit_code == 0, done.stderr
+    new, there = (nnxconv.inspect(str(path)).item.tree for path in (tmp_path / "new", like))
+    assert new.keys() == there.keys()
