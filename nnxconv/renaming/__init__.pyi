@@ -1,3 +1,6 @@
+from .adapters import PEFT as PEFT
+from .adapters import Form as Form
+from .adapters import adapter_family as adapter_family
 from .builtin import asked_rules as asked_rules
 from .checkpoints import follow as follow
 from .checkpoints import renamed as renamed

@@ -41,7 +41,7 @@ from nnxconv.renaming.rule import Rules
 from nnxconv.renaming.steps import Step
 from nnxconv.renaming.toml import parse_rules
 from nnxconv.state import Arrangement, Blocks
-from nnxconv.tree import Key, Literal, View, cast, dtype_of, in_order, notation, spell
+from nnxconv.tree import NOTHING, Key, Literal, View, cast, dtype_of, in_order, notation, spell
 
 SUFFIX = ".toml.j2"
 _NUMBERS = re.compile(r"\[\d+\]")
@@ -236,7 +236,8 @@ def to_hugging_face(source: Understood, family: Family, options: Options) -> Und
       RuleError: the arrays are not those of the family.
     """
     new = renamed(out_of_remainder(source, options), family.rules.inverse(), options)
-    params = {key: _typed(key, leaf, family) for key, leaf in new.state.params.items()}
+    held = {key: leaf for key, leaf in new.state.params.items() if leaf != NOTHING}
+    params = {key: _typed(key, leaf, family) for key, leaf in held.items()}
     left = [key for key in params if not (key and key[0] in _roots(family))]
     if left:
         raise BadInput(
