@@ -16,6 +16,7 @@ from nnxconv.commands.opening import Opened
 from nnxconv.errors import BadInput
 from nnxconv.layouts import TENSORS, Conversion, Options, Understood, convert_tree
 from nnxconv.renaming import (
+    LINEN,
     MAXTEXT,
     Family,
     Rules,
@@ -35,7 +36,7 @@ HUGGING_FACE = "hf"
 """What `--to` calls safetensors under the names of transformers."""
 
 TUNIX = "tunix"
-TARGETS = {"maxtext": MAXTEXT, "linen": MAXTEXT, "tunix": TUNIX}
+TARGETS = {"maxtext": MAXTEXT, "linen": LINEN, "tunix": TUNIX}
 """Whose names a folder of Hugging Face gets in a layout, where not its own."""
 
 
@@ -99,11 +100,12 @@ def crossing(
                 " names, types and files are written",
             )
         return replace(options, to=TENSORS), _back(config, family, opened)
-    if is_peft(opened) and (family or rename is None) and options.to in FORMS:
-        return options, Crossing(_adapters(opened, family, options.to, config), False, {})
+    layout = options.to or ""
+    if is_peft(opened) and (family or rename is None) and layout in FORMS:
+        return options, Crossing(_adapters(opened, family, layout, config), False, {})
     if config is not None:
         raise BadInput("`--config` is for `--to hf`, and for adapters of PEFT")
-    target = None if rename is not None else TARGETS.get(options.to or "")
+    target = None if rename is not None else TARGETS.get(layout)
     if opened.location.container != TENSORS or not (family or target):
         return options, None
     found = family_of(opened, family, target or MAXTEXT)
@@ -170,10 +172,12 @@ def one_sided(a: Opened, b: Opened) -> tuple[Family | None, Family | None]:
 
 
 def _target_in(opened: Opened) -> str | None:
-    """Whose names a checkpoint has: MaxText's, Tunix' or neither's."""
+    """Whose names a checkpoint has: MaxText's, Tunix', those of Flax in transformers, or others."""
     keys = [key for one in opened.survey.states for key in one.understood.state.params]
     if any("decoder" in key or "token_embedder" in key for key in keys):
         return MAXTEXT
+    if any(key[:2] == ("transformer", "wte") and key[-1] == "embedding" for key in keys):
+        return LINEN
     return TUNIX if any(key[:2] == ("embedder", "input_embedding") for key in keys) else None
 
 
