@@ -110,4 +110,6 @@ def _manifest(
 
 def _step_chosen(location: "Location") -> str:
     """The step that was taken where a root has several: `step 2, the newest of 3 steps`."""
-    return f"step {location.step_name}, {location.choice}" if location.choice else ""
+    if location.step_name and location.choice:
+        return f"step {location.step_name}, {location.choice}"
+    return location.choice

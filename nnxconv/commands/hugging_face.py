@@ -4,13 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nnxconv.commands.adapters import (
+    FORMS,
+    adapters_at,
+    configuration,
+    form_of,
+    is_peft,
+    weights_of,
+)
 from nnxconv.commands.opening import Opened
 from nnxconv.errors import BadInput
 from nnxconv.layouts import TENSORS, Conversion, Options, Understood, convert_tree
 from nnxconv.renaming import (
+    LINEN,
     MAXTEXT,
     Family,
     Rules,
+    adapter_family,
     asked_rules,
     family_for,
     from_hugging_face,
@@ -26,7 +36,7 @@ HUGGING_FACE = "hf"
 """What `--to` calls safetensors under the names of transformers."""
 
 TUNIX = "tunix"
-TARGETS = {"maxtext": MAXTEXT, "linen": MAXTEXT, "tunix": TUNIX}
+TARGETS = {"maxtext": MAXTEXT, "linen": LINEN, "tunix": TUNIX}
 """Whose names a folder of Hugging Face gets in a layout, where not its own."""
 
 
@@ -89,10 +99,13 @@ def crossing(
                 hint="the folder of the model on Hugging Face, or its `config.json`: it says which"
                 " names, types and files are written",
             )
-        return replace(options, to=TENSORS), _back(config, family, _target_in(opened))
+        return replace(options, to=TENSORS), _back(config, family, opened)
+    layout = options.to or ""
+    if is_peft(opened) and (family or rename is None) and layout in FORMS:
+        return options, Crossing(_adapters(opened, family, layout, config), False, {})
     if config is not None:
-        raise BadInput("`--config` is for `--to hf`")
-    target = None if rename is not None else TARGETS.get(options.to or "")
+        raise BadInput("`--config` is for `--to hf`, and for adapters of PEFT")
+    target = None if rename is not None else TARGETS.get(layout)
     if opened.location.container != TENSORS or not (family or target):
         return options, None
     found = family_of(opened, family, target or MAXTEXT)
@@ -159,10 +172,12 @@ def one_sided(a: Opened, b: Opened) -> tuple[Family | None, Family | None]:
 
 
 def _target_in(opened: Opened) -> str | None:
-    """Whose names a checkpoint has: MaxText's, Tunix' or neither's."""
+    """Whose names a checkpoint has: MaxText's, Tunix', those of Flax in transformers, or others."""
     keys = [key for one in opened.survey.states for key in one.understood.state.params]
     if any("decoder" in key or "token_embedder" in key for key in keys):
         return MAXTEXT
+    if any(key[:2] == ("transformer", "wte") and key[-1] == "embedding" for key in keys):
+        return LINEN
     return TUNIX if any(key[:2] == ("embedder", "input_embedding") for key in keys) else None
 
 
@@ -170,18 +185,53 @@ def _arrays(opened: Opened) -> dict[str, View]:
     return {leaf.name: leaf for leaf in opened.item.tree.values() if isinstance(leaf, Source)}
 
 
-def _back(config: str, asked: str, target: str | None) -> Crossing:
-    """What a folder of Hugging Face, or its `config.json`, says of how another one is written."""
-    from nnxconv.storage.files import open_folder, read_json
+def _adapters(opened: Opened, asked: str, layout: str, config: str | None) -> Family:
+    """The family of the model that adapters of PEFT belong to, for them.
+
+    Raises:
+      BadInput: the model's configuration is not known.
+    """
+    from nnxconv.storage.files import read_json
+    from nnxconv.storage.safetensors import CONFIG, home_of
+
+    home = home_of(opened.location.item) if config is None else _home(config)
+    if not (home / CONFIG).exists():
+        raise BadInput(
+            "adapters of PEFT do not say which model they belong to",
+            where=str(home),
+            hint="`--config HF_DIR` names the model's folder, or its `config.json`",
+        )
+    target = TUNIX if layout == TUNIX else MAXTEXT
+    told = read_json(home / CONFIG)
+    return adapter_family(
+        family_for(told, weights_of(opened), name=asked, target=target), FORMS[layout]
+    )
+
+
+def _home(config: str) -> Any:
+    """The folder of a model that is given by its path, or by that of its `config.json`.
+
+    Raises:
+      BadInput: there is no `config.json`.
+    """
     from nnxconv.storage.orbax import absolute
-    from nnxconv.storage.safetensors import CONFIG, find_tensors, has_tensors, small_files
+    from nnxconv.storage.safetensors import CONFIG
 
     given = absolute(config)
     home = given.parent if given.name == CONFIG else given
     if not (home / CONFIG).exists():
         raise BadInput(f"`{config}` has no `{CONFIG}`", hint="give the folder of the model")
+    return home
+
+
+def _back(config: str, asked: str, opened: Opened) -> Crossing:
+    """What a folder of Hugging Face, or its `config.json`, says of how another one is written."""
+    from nnxconv.storage.files import open_folder, read_json
+    from nnxconv.storage.safetensors import CONFIG, find_tensors, has_tensors, small_files
+
+    home = _home(config)
+    adapters = adapters_at(opened)
     folder = open_folder(home)
-    files = small_files(folder)
     told = read_json(home / CONFIG)
     arrays: dict[str, View] = {}
     dtypes: dict[str, str] = {}
@@ -192,5 +242,11 @@ def _back(config: str, asked: str, target: str | None) -> Crossing:
     usual = told.get("dtype") or told.get("torch_dtype")
     if not dtypes and isinstance(usual, str):
         dtypes[""] = usual
-    family = replace(family_for(told, arrays, name=asked, target=target or MAXTEXT), dtypes=dtypes)
-    return Crossing(family, True, files)
+    if adapters:
+        form = form_of(adapters)
+        target = TUNIX if form == "apart" else MAXTEXT
+        family = adapter_family(family_for(told, arrays, name=asked, target=target), form)
+        return Crossing(family, True, configuration(opened, home))
+    target = _target_in(opened) or MAXTEXT
+    family = replace(family_for(told, arrays, name=asked, target=target), dtypes=dtypes)
+    return Crossing(family, True, small_files(folder))

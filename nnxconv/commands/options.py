@@ -35,8 +35,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "rename": "rename modules by the rules of this TOML file, or of this set that comes with"
         " nnxconv",
         "rename_back": "the same, from right to left",
-        "config": "for `--to hf`: the folder of the model on Hugging Face, or its `config.json`,"
-        " which says what names, types and files are written",
+        "config": "for `--to hf` and adapters of PEFT: the folder of the model on Hugging Face, or"
+        " its `config.json`, which says what names, types and files are written",
         "fused_qkv": "one array for query, key and value, or three",
         "optimizer": "MaxText's `adam_pax` takes the moments as they are; for optax's `adamw` their"
         " correction of bias is undone",

@@ -1,7 +1,11 @@
+from .adapters import PEFT as PEFT
+from .adapters import Form as Form
+from .adapters import adapter_family as adapter_family
 from .builtin import asked_rules as asked_rules
 from .checkpoints import follow as follow
 from .checkpoints import renamed as renamed
 from .checkpoints import towards as towards
+from .hugging_face import LINEN as LINEN
 from .hugging_face import MAXTEXT as MAXTEXT
 from .hugging_face import Family as Family
 from .hugging_face import family_for as family_for

@@ -1,4 +1,4 @@
-"""Families of Hugging Face: from the names of transformers to those of MaxText or Tunix, and back.
+"""Families of Hugging Face: from the names of transformers to MaxText's, Tunix' or Flax', and back.
 
 Each family is a file `hf-NAME.toml.j2` beside this one: a set of rules (see `toml`) in which Jinja
 fills in what a model's `config.json` says, between `<<` and `>>`, and `<%` and `%>`. Besides rules
@@ -7,7 +7,8 @@ it has
 ```toml
 [family]
 model_types = ["llama", "mistral"]      # of `config.json`
-target = "tunix"                        # whose names it leads to; "maxtext" by default
+target = "tunix"                        # whose names it leads to; "maxtext" by default, "linen"
+                                        # for those of transformers' own models in Flax
 period = 6                              # stacked layers are blocks of so many; 1 by default
 
 [left_out]
@@ -41,7 +42,7 @@ from nnxconv.renaming.rule import Rules
 from nnxconv.renaming.steps import Step
 from nnxconv.renaming.toml import parse_rules
 from nnxconv.state import Arrangement, Blocks
-from nnxconv.tree import Key, Literal, View, cast, dtype_of, in_order, notation, spell
+from nnxconv.tree import NOTHING, Key, Literal, View, cast, dtype_of, in_order, notation, spell
 
 SUFFIX = ".toml.j2"
 _NUMBERS = re.compile(r"\[\d+\]")
@@ -49,6 +50,8 @@ _MODEL_TYPES = re.compile(r"^model_types = (\[[^\]]*\])", re.MULTILINE)
 _TARGET = re.compile(r'^target = "(\w+)"', re.MULTILINE)
 MAXTEXT = "maxtext"
 """The target of a family that names none."""
+LINEN = "linen"
+"""The target of models of transformers in Flax; where there is none, MaxText's is meant."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def model_types(template: str) -> list[str]:
 
 
 def target_of(template: str) -> str:
-    """Whose names a family leads to: "maxtext" or "tunix"."""
+    """Whose names a family leads to: "maxtext", "tunix" or "linen"."""
     found = _TARGET.search(template)
     return found[1] if found else MAXTEXT
 
@@ -100,11 +103,12 @@ def _family_of_type(kind: object, target: str) -> str:
     Raises:
       BadInput: there is none.
     """
-    known = {n: model_types(text) for n, text in templates().items() if target_of(text) == target}
+    targets = (LINEN, MAXTEXT) if target == LINEN else (target,)
+    known = {n: model_types(text) for n, text in templates().items() if target_of(text) in targets}
     found = [name for name, kinds in known.items() if kind in kinds]
     if not found:
         every = sorted(kind for kinds in known.values() for kind in kinds)
-        where = "" if target == MAXTEXT else f" and names of {target}"
+        where = f" and names of {target}" if target not in (LINEN, MAXTEXT) else ""
         raise BadInput(
             f"no family of nnxconv has models of the type `{kind}`{where}",
             details=[f"known are {', '.join(every)}"],
@@ -236,7 +240,8 @@ def to_hugging_face(source: Understood, family: Family, options: Options) -> Und
       RuleError: the arrays are not those of the family.
     """
     new = renamed(out_of_remainder(source, options), family.rules.inverse(), options)
-    params = {key: _typed(key, leaf, family) for key, leaf in new.state.params.items()}
+    held = {key: leaf for key, leaf in new.state.params.items() if leaf != NOTHING}
+    params = {key: _typed(key, leaf, family) for key, leaf in held.items()}
     left = [key for key in params if not (key and key[0] in _roots(family))]
     if left:
         raise BadInput(

@@ -26,6 +26,8 @@ from nnxconv.storage.orbax import (
     tensors_item,
 )
 from nnxconv.storage.safetensors import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
     INDEX,
     OpenFiles,
     Shard,
@@ -67,7 +69,8 @@ def execute_tensors(
     ):
         folder = Path(os.fspath(place.directory))
         named = [(a.name, dtype_of(a.view), a.view.shape) for a in share.plan.arrays]
-        shards = shards_of(named, shard_bytes, file)
+        only = ADAPTER_FILE if ADAPTER_CONFIG in target.files else ""
+        shards = shards_of(named, shard_bytes, file or only)
         for shard in shards:
             begin(folder, shard)
         moved = Moved()

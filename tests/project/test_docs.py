@@ -17,7 +17,7 @@ from flax.training.train_state import TrainState
 import nnxconv
 from nnxconv.layouts import CODECS
 from tests.project.test_readme import TX, pair
-from tests.support import checkpoints, hugging_face, model_pairs, models, pax
+from tests.support import checkpoints, hugging_face, model_pairs, models, pax, peft
 from tests.support.command import run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -199,6 +199,8 @@ def test_commands_that_compute(here):
 def test_commands_that_read_and_write_other_containers(here):
     arrays = hugging_face.arrays_of("qwen3", hugging_face.Sizes())
     hugging_face.save_folder(Path("hf_model"), "qwen3", hugging_face.Sizes(), arrays)
+    factors = peft.factors_of("qwen3", hugging_face.Sizes())
+    peft.save_adapter(Path("peft_adapter"), factors)
     Path("flax_run").mkdir()
     tree = checkpoints.linen()
     for step in (200, 300):

@@ -13,7 +13,7 @@ from flax.training.train_state import TrainState
 
 import nnxconv
 from tests.layouts import test_adapters, test_tunix
-from tests.support import checkpoints, hugging_face, model_pairs, models, pax
+from tests.support import checkpoints, hugging_face, model_pairs, models, pax, peft
 from tests.support.command import run
 
 README = Path(__file__).parents[2] / "README.md"
@@ -66,6 +66,7 @@ def directory(tmp_path_factory):
     arrays = hugging_face.arrays_of("qwen3", sizes)
     hugging_face.save_folder(root / "hf_model", "qwen3", sizes, arrays)
     nnxconv.convert(str(root / "hf_model"), str(root / "qwen3_ckpt"), to="maxtext")
+    peft.save_adapter(root / "peft_adapter", peft.factors_of("qwen3", sizes))
     adapted = checkpoints.linen()
     module = adapted["params"]["params"]["decoder"]["layers_1"]["mlp"]["wi"]
     module["lora_a"] = {"kernel": np.ones((16, 2), np.float32)}

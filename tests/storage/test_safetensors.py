@@ -21,6 +21,7 @@ from nnxconv.storage.safetensors import index_text, shards_of
 from nnxconv.storage.safetensors.header import DTYPES, read_header
 from nnxconv.storage.safetensors.regions import runs
 from tests.support import checkpoints
+from tests.support.command import run
 from tests.support.safety import snapshot
 
 KNOWN_BY_THE_PACKAGE = [
@@ -286,14 +287,14 @@ def test_a_folder_of_shards_that_does_not_hold_each_array_once_is_refused(tmp_pa
     beside = folder(tmp_path / "beside", {first: ONE, second: TWO})
     index(beside, {"a": first})
     wrong = folder(tmp_path / "wrong", {first: ONE, second: TWO})
-    index(wrong, {"a": second, "b": second})
+    index(wrong, {"a": second, "b": second, "c": first})
     lost = folder(tmp_path / "lost", {first: ONE})
     index(lost, {"a": first, "b": second})
     for path, message, details in [
         (gap, f"`{gap}` lacks 1 of its shards", [second]),
         (double, f"`{double}` has 1 arrays twice", [f"a: in {first} and {second}"]),
         (several, f"`{several}` holds several checkpoints", None),
-        (wrong, None, [f"a: is not in {second}"]),
+        (wrong, None, [f"c: is not in {first}", f"a: is in {first}, not {second}"]),
         (lost, None, [second]),
     ]:
         before = snapshot(path)
@@ -302,6 +303,36 @@ def test_a_folder_of_shards_that_does_not_hold_each_array_once_is_refused(tmp_pa
         assert message is None or refused.value.message == message
         assert details is None or list(refused.value.details) == details
         assert snapshot(path) == before and not (tmp_path / "out").exists()
+
+
+def test_shards_that_an_index_does_not_name_and_gaps_in_it_are_refused(tmp_path):
+    first, second = shards()
+    more = folder(tmp_path / "more", {first: ONE, second: TWO})
+    index(more, {"a": first})
+    gap = folder(tmp_path / "gap", {first: ONE})
+    index(gap, {"a": first})
+    for path, message, hint in [
+        (
+            more,
+            f"`{more}` holds 1 shard that `model.safetensors.index.json` does not name",
+            "remove them, or the index: shards are read without one as well",
+        ),
+        (gap, f"`{gap}` lacks 1 of its shards", ""),
+    ]:
+        with pytest.raises(DamagedCheckpoint) as refused:
+            nnxconv.convert(str(path), str(tmp_path / "out"), to="nnx-pure")
+        assert (refused.value.message, refused.value.details) == (message, (second,))
+        assert refused.value.hint == hint
+
+
+def test_files_beside_an_index_are_not_read_and_that_is_said(tmp_path):
+    first, second = shards()
+    path = folder(tmp_path / "hf", {first: ONE, second: TWO, "consolidated.safetensors": ONE})
+    index(path, {"a": first, "b": second})
+    told = f"{path} (without consolidated.safetensors, not in the index)"
+    assert told in run("inspect", path).stdout
+    assert told in run("convert", path, tmp_path / "out", "--to", "nnx-pure").stdout
+    assert values(path).keys() == {"a", "b"}
 
 
 # --- targets -------------------------------------------------------------------------------------

@@ -113,9 +113,16 @@ def arrays_of(kind: str, s: Sizes, seed: int = 0, dtype: str = "float32") -> Arr
 
 
 def save_folder(path: Path, kind: str, s: Sizes, arrays: Mapping[str, np.ndarray]) -> Path:
+    """A folder of a model: two shards, which have an index."""
+    return save_tensors(path, config_of(kind, s), arrays)
+
+
+def save_tensors(
+    path: Path, config: Mapping[str, object], arrays: Mapping[str, np.ndarray]
+) -> Path:
     """A folder of two shards, which has an index."""
     path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps(config_of(kind, s)))
+    (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer.json").write_text("{}")
     names = sorted(arrays)
     halves = names[: len(names) // 2], names[len(names) // 2 :]

@@ -7,6 +7,7 @@ MaxText writes and reads it beside the steps (`maxtext/utils/lora_utils.py`,
 adapter/adapter_config.json    beside the steps
 adapter/0/adapter_config.json  beside the item
 adapter/0/items/
+adapter/0/items/adapter_config.json   in an item that was made of a folder of PEFT
 ```
 
 The marker of a step that Orbax v1 wrote stays in the step.
@@ -25,8 +26,9 @@ from nnxconv.storage.orbax.documents import PYTREE_HANDLER, step_metadata
 from nnxconv.storage.orbax.location import Location
 from nnxconv.storage.orbax.saving import Target
 from nnxconv.storage.orbax.steps import is_step
+from nnxconv.storage.safetensors import ADAPTER_CONFIG, home_of
 
-NAMES = ("adapter_config.json",)
+NAMES = (ADAPTER_CONFIG,)
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,15 @@ class ExtraFiles:
 def files_beside(location: Location, target: Target) -> ExtraFiles:
     """The files that travel with a checkpoint: each keeps its distance from the item."""
     folder = location.item.parent
+    if location.container == "safetensors":
+        inside = _found(home_of(location.item), target.path)
+        return ExtraFiles({new.name: old for new, old in inside.items()})
     if location.given_as == "item" or location.is_bare_step:
         beside = _found(folder, target.path.parent)
-        return ExtraFiles(beside=beside, step=_step_metadata(location, target))
+        is_folder = location.container == "orbax"
+        found = _found(location.item, target.path) if is_folder else {}
+        inside = {new.name: old for new, old in found.items()}
+        return ExtraFiles(inside, beside, _step_metadata(location, target))
     inside = {new.name: old for new, old in _found(folder, target.path, MARKER).items()}
     return ExtraFiles(inside, _found(folder.parent, target.path.parent))
 

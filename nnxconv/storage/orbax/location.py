@@ -47,7 +47,7 @@ from nnxconv.storage.orbax.steps import (
     step_number,
     steps_in,
 )
-from nnxconv.storage.safetensors import CONFIG, SUFFIX, has_tensors, home_of, root_of
+from nnxconv.storage.safetensors import CONFIG, SUFFIX, beside_index, has_tensors, home_of, root_of
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Location:
         that is the whole tree.
       newest_of: how many steps the root has, where none was asked for and the newest was taken.
       container: what holds the arrays.
+      beside: files of safetensors in the folder that are not of the checkpoint.
     """
 
     folder: Folder
@@ -74,10 +75,16 @@ class Location:
     joined: tuple[Folder, ...] = ()
     newest_of: int = 0
     container: OneOf["orbax", "safetensors", "msgpack", "npz"] = "orbax"
+    beside: tuple[str, ...] = ()
 
     @property
     def choice(self) -> str:
-        """How the step was chosen, where there were several: `the newest of 3 steps`."""
+        """How the step was chosen, where there were several: `the newest of 3 steps`.
+
+        Of safetensors, what is in the folder and not read.
+        """
+        if self.beside:
+            return f"without {', '.join(self.beside)}, not in the index"
         return f"the newest of {self.newest_of:,} steps" if self.newest_of > 1 else ""
 
     @property
@@ -201,7 +208,8 @@ def _of_tensors(path: str, given: Folder, step: Step | None) -> Location:
     home = home_of(given.path)
     paths = [given.path] if home == given.path else [given.path, home / CONFIG]
     refuse_strangers(root_of(home), *paths)
-    return Location(given, "item", container="safetensors")
+    beside = beside_index(given) if home == given.path else ()
+    return Location(given, "item", container="safetensors", beside=beside)
 
 
 def _refuse_uncommitted(is_allowed: bool, *folders: Folder) -> None:

@@ -1,7 +1,10 @@
+from .companions import ADAPTER_CONFIG as ADAPTER_CONFIG
+from .companions import ADAPTER_FILE as ADAPTER_FILE
 from .companions import CONFIG as CONFIG
 from .companions import home_of as home_of
 from .companions import root_of as root_of
 from .companions import small_files as small_files
+from .files import beside_index as beside_index
 from .files import find_tensors as find_tensors
 from .files import has_tensors as has_tensors
 from .header import METADATA as METADATA

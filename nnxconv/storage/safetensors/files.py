@@ -8,6 +8,7 @@ from etils import epath
 from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.storage.files import Folder, read_json
 from nnxconv.storage.safetensors.header import SUFFIX, Tensor, read_header
+from nnxconv.tree import counted
 
 INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
@@ -43,17 +44,57 @@ def find_tensors(folder: Folder, path: epath.Path) -> dict[str, Tensor]:
 
 def _indexed(folder: Folder, index: str) -> dict[str, Tensor]:
     """What an index names: every array is in the file that it says, and no other is there."""
-    told = read_json(folder.path / index).get("weight_map")
-    if not isinstance(told, dict) or not all(isinstance(file, str) for file in told.values()):
-        raise DamagedCheckpoint(f"`{folder.path / index}` has no `weight_map`")
-    missing = sorted(set(told.values()) - folder.files)
+    told = _weight_map(folder, index)
+    named = sorted(set(told.values()))
+    _refuse_more_shards(folder, index, named)
+    missing = sorted(set(named) - folder.files)
     if missing:
         raise DamagedCheckpoint(
             f"`{folder.path}` lacks {len(missing)} of the files that `{index}` names",
             details=missing,
             hint="download them, or write the checkpoint again",
         )
-    return _read(folder.path, sorted(set(told.values())), told)
+    _are_shards(folder.path, named)
+    return _read(folder.path, named, told)
+
+
+def _weight_map(folder: Folder, index: str) -> dict[str, str]:
+    """The file of each array.
+
+    Raises:
+      DamagedCheckpoint: the index does not tell them.
+    """
+    told = read_json(folder.path / index).get("weight_map")
+    if not isinstance(told, dict) or not all(isinstance(file, str) for file in told.values()):
+        raise DamagedCheckpoint(f"`{folder.path / index}` has no `weight_map`")
+    return told
+
+
+def _refuse_more_shards(folder: Folder, index: str, named: Iterable[str]) -> None:
+    """Refuses shards that are called as those of the index, but are not in it.
+
+    Raises:
+      DamagedCheckpoint: there are some.
+    """
+    matches = [_SHARD.fullmatch(name) for name in named]
+    stems = {match["stem"] for match in matches if match is not None}
+    others = [(name, _SHARD.fullmatch(name)) for name in sorted(folder.files - set(named))]
+    more = [name for name, match in others if match is not None and match["stem"] in stems]
+    if more:
+        raise DamagedCheckpoint(
+            f"`{folder.path}` holds {counted(len(more), 'shard')} that `{index}` does not name",
+            details=more,
+            hint="remove them, or the index: shards are read without one as well",
+        )
+
+
+def beside_index(folder: Folder) -> tuple[str, ...]:
+    """Files of safetensors that the index of their folder does not name, and that are not read."""
+    indices = [name for name in folder.files if name.endswith(INDEX_SUFFIX)]
+    if len(indices) != 1:
+        return ()
+    named = set(_weight_map(folder, indices[0]).values())
+    return tuple(sorted(n for n in folder.files - named if n.endswith(SUFFIX)))
 
 
 def _are_shards(path: epath.Path, files: Iterable[str]) -> bool:
