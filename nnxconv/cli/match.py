@@ -17,6 +17,7 @@ from nnxconv.cli.output import say
 @click.argument("source", metavar="SRC")
 @click.argument("template", metavar="TEMPLATE")
 @options("match", "output", "layer_group", "step", "at", "at_template", "by_values", "max_memory")
+@click.option("--html", "page", metavar="FILE", help="Draw both trees and their pairs in FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def match(
@@ -24,6 +25,7 @@ def match(
     source: str,
     template: str,
     output: str | None,
+    page: str | None,
     as_json: bool,
     **arguments: Any,
 ) -> None:
@@ -41,10 +43,14 @@ def match(
     """
     from nnxconv.cli.progress import progress
     from nnxconv.commands.match import match as run
-    from nnxconv.render import proposal_json, proposal_text
+    from nnxconv.render import check_page, proposal_json, proposal_text, write_page
 
+    if page is not None:
+        check_page(page)
     with progress() as watch:
         found = run(source, template, output=output, watch=watch, **arguments)
+    if page is not None:
+        write_page(found, page)
     if as_json:
         say(json.dumps(proposal_json(found), indent=2))
     else:

@@ -3,11 +3,14 @@ from .fingerprints import fingerprint as fingerprint
 from .generalise import Move as Move
 from .modules import ModuleFamily as ModuleFamily
 from .modules import Slot as Slot
+from .modules import names_in as names_in
+from .modules import with_layers_alike as with_layers_alike
 from .pairs import LeafPair as LeafPair
 from .pairs import ModulePair as ModulePair
 from .proposal import Proposal as Proposal
 from .proposal import named as named
 from .proposal import only_lines as only_lines
 from .proposal import propose as propose
+from .proposal import readings_told as readings_told
 from .proposal import rules_of as rules_of
 from .proposal import slots_told as slots_told

@@ -8,6 +8,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 from nnxconv.matching.modules import NUMBER, Numbers
@@ -82,6 +83,11 @@ def _modules(wanted: Wanted) -> list[Move]:
     for key in plain:
         for size in range(1, len(key) + 1):
             below[key[:size]].append(key)
+
+    @cache
+    def moves_whole(old: Key, new: Key) -> bool:
+        return all(plain[key] == (*new, *key[len(old) :]) for key in below[old])
+
     heads: dict[Key, Key] = {}
     for key in in_order(plain):
         new = plain[key]
@@ -89,7 +95,7 @@ def _modules(wanted: Wanted) -> list[Move]:
             continue
         for kept in range(_common_end(key, new), -1, -1):
             old_head, new_head = key[: len(key) - kept], new[: len(new) - kept]
-            if all(plain[k] == (*new_head, *k[len(old_head) :]) for k in below[old_head]):
+            if moves_whole(old_head, new_head):
                 heads[old_head] = new_head
                 break
     return [Move.of(old, new) for old, new in heads.items()]

@@ -209,6 +209,18 @@ def names_in(key: Key) -> Path:
     return tuple(name for name in names if name not in ("", "~"))
 
 
+def with_layers_alike(paths: Sequence[Path]) -> Path:
+    """Names of one leaf in several layers as one, `#` where their numbers differ.
+
+    >>> with_layers_alike([("h", "0", "fc_1"), ("h", "1", "fc_1")])
+    ('h', '#', 'fc_1')
+    """
+    return tuple(
+        names[0] if len(set(names)) == 1 else NUMBER.sub("#", names[0])
+        for names in zip(*paths, strict=True)
+    )
+
+
 def _place(key: Key) -> _Place:
     names = list(names_in(key))
     *above, last = names or [""]

@@ -55,13 +55,15 @@ class Proposal:
     def _notes(self) -> Iterator[str]:
         """What is not certain, with the rules that would follow from each reading."""
         for found in self.pairs.proposed:
-            yield from (f"proposed, {found.evidence}:", *_told(found), "")
+            yield from (f"proposed, {found.evidence}:", *readings_told(found), "")
         for found in self.pairs.turned:
             yield f"{named(found.sources)} is {named(found.templates)}, but turned or not?"
             yield from (*_each_reading(found), "")
         for unclear in self.pairs.unclear:
             yield f"{unclear.source} could be one of {len(unclear.candidates)}:"
-            yield from (line for candidate in unclear.candidates for line in _told(candidate))
+            yield from (
+                line for candidate in unclear.candidates for line in readings_told(candidate)
+            )
             yield ""
         yield from (f"only in the source: {line}" for line in only_lines(self.pairs.only_source))
         only = only_lines(self.pairs.only_template)
@@ -125,7 +127,8 @@ def _printed(line: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
-def _told(found: ModulePair) -> list[str]:
+def readings_told(found: ModulePair) -> list[str]:
+    """The rules that would follow from each reading of a pair."""
     if not found.is_decided:
         return _each_reading(found)
     return [rule_line(rule) for rule in rules_of(found)]

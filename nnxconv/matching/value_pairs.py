@@ -156,4 +156,4 @@ def _candidate(module: ModuleFamily, slot: Slot, right: _Tree, keys: Sequence[Ke
     is_alike = slot.ranks == its_slot.ranks and slot.shapes == its_slot.shapes
     readings: SlotReadings = {SAME: ((),) * len(keys)}
     leaves = (LeafPair((slot,), (its_slot,), readings),) if is_alike else ()
-    return ModulePair((module,), (other,), "", leaves)
+    return ModulePair((module,), (replace(other, slots={its_slot.name: its_slot}),), "", leaves)

@@ -9,3 +9,5 @@ from .inspection import inspection_json as inspection_json
 from .inspection import inspection_text as inspection_text
 from .matching import proposal_json as proposal_json
 from .matching import proposal_text as proposal_text
+from .matching_html import check_page as check_page
+from .matching_html import write_page as write_page

@@ -66,9 +66,10 @@ def check_report_files(files: Iterable[str]) -> None:
         if not path.parent.is_dir():
             raise BadInput(f"`--report {file}` is in a directory that is not there")
         if path.suffix == ".html":
-            from nnxconv.render.html import check_packages
+            from nnxconv.render.html import PACKAGES
+            from nnxconv.render.pages import check_packages
 
-            check_packages()
+            check_packages(*PACKAGES)
 
 
 def write_reports(report: Report, files: Iterable[str]) -> None:

@@ -1,15 +1,10 @@
 """A comparison as one self-contained page, for people who would rather look.
 
-`report.html.j2` is the page, `report.css` its looks and `report.js` what it does; plotly.js is
-inlined, so that the page needs no network. Its content security policy names these two scripts
-by their hashes: nothing else runs, whatever a parameter is called.
+`report.html.j2` is the page, `page.css` and `report.css` its looks and `report.js` what it does;
+plotly.js is inlined.
 """
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
-from importlib.util import find_spec
 from typing import Any
 
 from nnxconv.comparing import (
@@ -21,25 +16,12 @@ from nnxconv.comparing import (
     layer_place,
     verdict,
 )
-from nnxconv.errors import BadInput
+from nnxconv.render.pages import check_packages, drawn, own_file
 from nnxconv.render.statistics import statistics_json
 from nnxconv.tree import Key, in_order, notation, spell
 
 PACKAGES = ("plotly", "jinja2")
 OUTSIDE = "outside layers"
-
-
-def check_packages() -> None:
-    """Makes sure that a page can be drawn.
-
-    Raises:
-      BadInput: plotly or jinja2 is not installed.
-    """
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise BadInput(
-            f"an HTML report needs {' and '.join(missing)}", hint="`pip install 'nnxconv[report]'`"
-        )
 
 
 def comparison_html(report: Report) -> str:
@@ -48,22 +30,17 @@ def comparison_html(report: Report) -> str:
     Raises:
       BadInput: plotly or jinja2 is not installed.
     """
-    check_packages()
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    check_packages(*PACKAGES)
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("nnxconv", "render"), autoescape=True, undefined=StrictUndefined
-    )
-    scripts = [_inlined(get_plotlyjs()), _inlined(_own_file("report.js"))]
-    return environment.get_template("report.html.j2").render(
+    return drawn(
+        "report.html.j2",
+        ["page.css", "report.css"],
+        [get_plotlyjs(), own_file("report.js")],
         report=report,
         verdict=verdict(report),
         summary=list(_summary(report)),
         page=page_json(report),
-        style=_own_file("report.css"),
-        scripts=scripts,
-        policy=_policy(scripts),
     )
 
 
@@ -142,22 +119,3 @@ def _summary(report: Report) -> Iterator[str]:
     yield from report.notes
     yield from ignored_lines(report)
     yield f"{report.seconds:.1f} s"
-
-
-def _own_file(name: str) -> str:
-    return files("nnxconv.render").joinpath(name).read_text(encoding="utf-8")
-
-
-def _inlined(script: str) -> str:
-    """The script as it can stand in a page, where `</script` would end it."""
-    return script.replace("</script", r"<\/script")
-
-
-def _policy(scripts: list[str]) -> str:
-    """A content security policy: these scripts, inline styles, no network."""
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in scripts]
-    allowed = " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline';"
-        " img-src data:; base-uri 'none'; form-action 'none'"
-    )

@@ -1,15 +1,10 @@
 """The HTML report of a comparison, looked at in a real browser without a window."""
 
-import contextlib
 import json
 import math
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +20,11 @@ from nnxconv.render.html import comparison_html, page_json
 from nnxconv.tree.keys import Key
 from nnxconv.tree.views import Source
 from tests.support import checkpoints
+from tests.support.browser import Browser
 
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1300,900",
-)
 SCRIPT = "<script>document.title='ran'</script>"
 LAYERS: Key = ("params", "decoder", "layers")
 BACK = "backgroundColor"
-WAIT_SECONDS = 20
-POLL_SECONDS = 0.02
 MOVE_MILLISECONDS = 20
 
 
@@ -107,111 +89,12 @@ def matching(layers: int) -> Report:
     return report_of(dict.fromkeys([*keys, ("params", "embed")], (zeros, zeros)))
 
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Any]:
-    """Chromium, driven by Selenium; CI must have it, other machines need not."""
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    try:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-    except ModuleNotFoundError:
-        no_browser("selenium is not installed")
-    if chromium is None or chromedriver is None:
-        no_browser("chromium and chromium-driver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        found = webdriver.Chrome(options=options, service=Service(chromedriver))
-        yield found
-        found.quit()
+class ReportBrowser(Browser):
+    """The browser with the page of a comparison."""
 
-
-def no_browser(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(f"{reason}, and CI is set")
-    pytest.skip(reason)
-
-
-@dataclass(frozen=True)
-class Browser:
-    """The browser with one page open."""
-
-    driver: Any
-    directory: Path
-
-    def open(self, report: Report, scheme: str = "light") -> "Browser":
-        path = self.directory / "report.html"
-        path.write_text(comparison_html(report), encoding="utf-8")
-        self.prefer(scheme)
-        return self.load(path)
-
-    def prefer(self, scheme: str) -> None:
-        """Sets what the system says about light and dark."""
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-
-    def load(self, path: Path) -> "Browser":
-        for log in ("browser", "performance"):
-            self.driver.get_log(log)
-        self.driver.get(path.as_uri())
+    def open(self, report: Report, scheme: str = "light") -> "ReportBrowser":
+        self.show(comparison_html(report), scheme)
         return self
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def all(self, selector: str) -> list[Any]:
-        """What is shown and fits the selector."""
-        found = self.driver.find_elements("css selector", selector)
-        return [element for element in found if element.is_displayed()]
-
-    def texts(self, selector: str) -> list[str]:
-        return [element.text for element in self.all(selector)]
-
-    def styles(self, selector: str, name: str) -> list[str]:
-        """A computed style of each element."""
-        return self.run(
-            "const [selector, name] = arguments;"
-            "return [...document.querySelectorAll(selector)].map(e => getComputedStyle(e)[name])",
-            selector,
-            name,
-        )
-
-    def text(self, selector: str) -> str:
-        [text] = self.texts(selector)
-        return text
-
-    def click(self, selector: str) -> None:
-        [element] = self.all(selector)
-        self.run("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
-
-    def search(self, text: str) -> None:
-        [box] = self.all("#search")
-        box.clear()
-        box.send_keys(text or " ")
-
-    def until(self, claim: str) -> None:
-        """Waits until a JavaScript claim is true."""
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        WebDriverWait(self.driver, WAIT_SECONDS, POLL_SECONDS).until(
-            lambda _: self.run(f"return {claim}")
-        )
-
-    def shows(self, read: Callable[[], Any], expected: Any) -> None:
-        """The page comes to show it: what the system or the pointer does is drawn a frame later."""
-        from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        redrawn = [StaleElementReferenceException]
-        with contextlib.suppress(TimeoutException):
-            WebDriverWait(self.driver, WAIT_SECONDS, POLL_SECONDS, redrawn).until(
-                lambda _: read() == expected
-            )
-        assert read() == expected
 
     def pick(self, section: int, row: int, column: int) -> None:
         """A click on a cell, once the page knows that the pointer is there."""
@@ -244,26 +127,10 @@ class Browser:
     def bars(self) -> list[int]:
         return self.run("return document.getElementById('histogram').data[0].y")
 
-    def fetched(self) -> list[str]:
-        """What was asked of the network, or of other files."""
-        messages = [
-            json.loads(row["message"])["message"] for row in self.driver.get_log("performance")
-        ]
-        urls = [
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        ]
-        page = self.driver.current_url
-        return [url for url in urls if url != page and not url.startswith(("data:", "blob:"))]
-
-    def console(self) -> list[str]:
-        return [row["message"] for row in self.driver.get_log("browser")]
-
 
 @pytest.fixture
-def browser(driver: Any, tmp_path: Path) -> Browser:
-    return Browser(driver, tmp_path)
+def browser(driver: Any, tmp_path: Path) -> ReportBrowser:
+    return ReportBrowser(driver, tmp_path)
 
 
 PAGES = {
@@ -279,7 +146,7 @@ PAGES = {
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_has_no_errors_and_fetches_nothing(browser: Browser, name: str) -> None:
+def test_a_page_has_no_errors_and_fetches_nothing(browser: ReportBrowser, name: str) -> None:
     browser.open(PAGES[name])
     sections = page_json(PAGES[name])["sections"]
     assert len(browser.all(".map .heatmaplayer image")) == len(sections)
@@ -288,7 +155,7 @@ def test_a_page_has_no_errors_and_fetches_nothing(browser: Browser, name: str) -
     assert (browser.console(), browser.fetched()) == ([], [])
 
 
-def test_the_logs_would_show_an_error_and_a_fetch(browser: Browser) -> None:
+def test_the_logs_would_show_an_error_and_a_fetch(browser: ReportBrowser) -> None:
     path = browser.directory / "bad.html"
     path.write_text("<img src='http://127.0.0.1:9/'><script>throw Error('bad')</script>")
     browser.load(path)
@@ -296,7 +163,7 @@ def test_the_logs_would_show_an_error_and_a_fetch(browser: Browser) -> None:
     assert browser.fetched() == ["http://127.0.0.1:9/"]
 
 
-def test_the_verdict_and_both_sides_stand_first(browser: Browser) -> None:
+def test_the_verdict_and_both_sides_stand_first(browser: ReportBrowser) -> None:
     browser.open(differing(notes=("the layer axis is that of b",)))
     assert browser.text("h1").startswith("8 of 13 arrays differ: ")
     assert browser.texts("dd") == ["/runs/a/4000/items linen", "/runs/b/4000/items nnx"]
@@ -308,7 +175,7 @@ def test_the_verdict_and_both_sides_stand_first(browser: Browser) -> None:
 
 
 @pytest.mark.full
-def test_parameters_are_rows_and_layers_are_columns(browser: Browser) -> None:
+def test_parameters_are_rows_and_layers_are_columns(browser: ReportBrowser) -> None:
     browser.open(differing())
     assert browser.texts("h3") == [
         "params.decoder.layers 3 parameters × 3 layers, 4 differ",
@@ -321,7 +188,9 @@ def test_parameters_are_rows_and_layers_are_columns(browser: Browser) -> None:
 
 
 @pytest.mark.full
-def test_what_is_equal_within_beyond_and_not_comparable_look_different(browser: Browser) -> None:
+def test_what_is_equal_within_beyond_and_not_comparable_look_different(
+    browser: ReportBrowser,
+) -> None:
     browser.open(differing())
     assert browser.texts("#legend div") == [
         "equal",
@@ -337,7 +206,7 @@ def test_what_is_equal_within_beyond_and_not_comparable_look_different(browser: 
     assert len(set(colors)) == 8
 
 
-def test_a_cell_shows_its_numbers_under_the_pointer(browser: Browser) -> None:
+def test_a_cell_shows_its_numbers_under_the_pointer(browser: ReportBrowser) -> None:
     browser.open(differing())
     browser.cell(0, 0, 2).perform()
     browser.until("!document.getElementById('tip').hidden")
@@ -360,7 +229,7 @@ def test_a_cell_shows_its_numbers_under_the_pointer(browser: Browser) -> None:
 
 
 @pytest.mark.full
-def test_a_cell_of_96_layers_is_the_one_under_the_pointer(browser: Browser) -> None:
+def test_a_cell_of_96_layers_is_the_one_under_the_pointer(browser: ReportBrowser) -> None:
     browser.open(differing(96))
     browser.cell(0, 2, 95).perform()
     browser.until("!document.getElementById('tip').hidden")
@@ -368,7 +237,7 @@ def test_a_cell_of_96_layers_is_the_one_under_the_pointer(browser: Browser) -> N
 
 
 @pytest.mark.full
-def test_selecting_a_parameter_changes_the_histogram(browser: Browser) -> None:
+def test_selecting_a_parameter_changes_the_histogram(browser: ReportBrowser) -> None:
     browser.open(differing())
     assert browser.text("#leaf-key") == "params.decoder.layers[1].mlp.kernel"
     assert browser.bars() == [30, 1, 1]  # equal, 2**-1, NaN
@@ -383,7 +252,7 @@ def test_selecting_a_parameter_changes_the_histogram(browser: Browser) -> None:
 
 
 @pytest.mark.full
-def test_a_bar_shows_its_range_and_its_count_under_the_pointer(browser: Browser) -> None:
+def test_a_bar_shows_its_range_and_its_count_under_the_pointer(browser: ReportBrowser) -> None:
     from selenium.webdriver import ActionChains
 
     zeros = np.zeros(64)
@@ -399,7 +268,7 @@ def test_a_bar_shows_its_range_and_its_count_under_the_pointer(browser: Browser)
 
 
 @pytest.mark.full
-def test_the_histogram_of_all_layers_is_their_sum(browser: Browser) -> None:
+def test_the_histogram_of_all_layers_is_their_sum(browser: ReportBrowser) -> None:
     browser.open(differing())
     browser.click("#whole")
     assert browser.text("#leaf-key") == "params.decoder.layers[*].mlp.kernel"
@@ -408,7 +277,7 @@ def test_the_histogram_of_all_layers_is_their_sum(browser: Browser) -> None:
 
 
 @pytest.mark.full
-def test_a_search_finds_rows_of_the_table_and_of_the_heat_map(browser: Browser) -> None:
+def test_a_search_finds_rows_of_the_table_and_of_the_heat_map(browser: ReportBrowser) -> None:
     browser.open(differing())
     browser.search("LAYERS norm")
     browser.until("document.getElementById('found').textContent !== ''")
@@ -424,7 +293,7 @@ def test_a_search_finds_rows_of_the_table_and_of_the_heat_map(browser: Browser) 
 
 
 @pytest.mark.full
-def test_a_click_on_a_column_sorts_the_table(browser: Browser) -> None:
+def test_a_click_on_a_column_sorts_the_table(browser: ReportBrowser) -> None:
     browser.open(differing())
     heads = browser.texts("#table th")
     column = next(n for n, head in enumerate(heads, 1) if head.startswith("max |a-b|"))
@@ -442,7 +311,7 @@ def test_a_click_on_a_column_sorts_the_table(browser: Browser) -> None:
 
 
 @pytest.mark.full
-def test_the_table_can_leave_out_kinds_and_show_what_is_equal(browser: Browser) -> None:
+def test_the_table_can_leave_out_kinds_and_show_what_is_equal(browser: ReportBrowser) -> None:
     browser.open(differing())
     assert browser.texts("#kinds button") == [
         "only in a 1",
@@ -460,7 +329,7 @@ def test_the_table_can_leave_out_kinds_and_show_what_is_equal(browser: Browser) 
 
 
 @pytest.mark.full
-def test_a_long_table_and_a_long_heat_map_are_shown_in_parts(browser: Browser) -> None:
+def test_a_long_table_and_a_long_heat_map_are_shown_in_parts(browser: ReportBrowser) -> None:
     zeros = np.zeros(2)
     equal = {("params", f"equal_{n}"): (zeros, zeros) for n in range(250)}
     other = {("params", f"other_{n}"): (zeros, zeros + 1) for n in range(205)}
@@ -483,7 +352,7 @@ def test_a_long_table_and_a_long_heat_map_are_shown_in_parts(browser: Browser) -
 
 
 @pytest.mark.full
-def test_the_page_follows_the_system_and_then_the_button(browser: Browser) -> None:
+def test_the_page_follows_the_system_and_then_the_button(browser: ReportBrowser) -> None:
     backgrounds = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}
 
     def shown() -> set[str]:
@@ -507,7 +376,7 @@ def test_the_page_follows_the_system_and_then_the_button(browser: Browser) -> No
 
 @pytest.mark.full
 @pytest.mark.trust
-def test_names_are_text_and_never_run(browser: Browser) -> None:
+def test_names_are_text_and_never_run(browser: ReportBrowser) -> None:
     names = [
         SCRIPT,
         "</script>" + SCRIPT,
@@ -533,7 +402,7 @@ def test_names_are_text_and_never_run(browser: Browser) -> None:
 
 @pytest.mark.full
 @pytest.mark.trust
-def test_a_script_that_a_checkpoint_has_for_a_name_does_not_run(browser: Browser) -> None:
+def test_a_script_that_a_checkpoint_has_for_a_name_does_not_run(browser: ReportBrowser) -> None:
     names = [
         SCRIPT,
         "</script>" + SCRIPT,
@@ -556,7 +425,7 @@ def test_a_script_that_a_checkpoint_has_for_a_name_does_not_run(browser: Browser
     assert (browser.console(), browser.fetched()) == ([], [])
 
 
-def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser: Browser) -> None:
+def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser: ReportBrowser) -> None:
     page = comparison_html(matching(1)).replace("</body>", f"{SCRIPT}</body>")
     path = browser.directory / "injected.html"
     path.write_text(page, encoding="utf-8")
@@ -567,7 +436,9 @@ def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser: Browser) -
 
 
 @pytest.mark.full
-def test_a_comparison_of_metadata_says_that_values_were_not_compared(browser: Browser) -> None:
+def test_a_comparison_of_metadata_says_that_values_were_not_compared(
+    browser: ReportBrowser,
+) -> None:
     browser.open(differing(compared_values=False))
     assert browser.text("#map-title") == "Metadata"
     assert browser.texts("#table th") == ["key", "difference", "a", "b"]
@@ -576,7 +447,7 @@ def test_a_comparison_of_metadata_says_that_values_were_not_compared(browser: Br
     browser.shows(lambda: browser.texts("#no-histogram"), ["Values were not compared"])
 
 
-def test_a_page_of_two_real_checkpoints_shows_where_they_differ(browser: Browser) -> None:
+def test_a_page_of_two_real_checkpoints_shows_where_they_differ(browser: ReportBrowser) -> None:
     import orbax.checkpoint as ocp
 
     kernels = np.random.default_rng(0).standard_normal((3, 8, 16)).astype(np.float32)
