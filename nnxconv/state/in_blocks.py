@@ -83,7 +83,7 @@ def _fits(group: LayerGroup, blocks: Blocks, marked: Sequence[int]) -> bool:
     if count < blocks.prefix + blocks.period:
         return False
     if not family.mark_of:
-        return len(marked) == count
+        return True
     if family.rest is None and (count - blocks.prefix) % blocks.period:
         return False
     names = {

@@ -14,6 +14,19 @@ from nnxconv.state import families
 from tests.support import checkpoints
 from tests.support.command import run
 
+MARKS = {
+    "Qwen3-Next": "in_proj_qkvz",
+    "Gemma 4": "layer_scalar",
+    "DeepSeek-V4": "hca_compressor",
+    "gpt-oss": "GptOssAttention",
+    "Llama 4": "Llama4MoEBlock_0",
+    "OLMo 3": "post_mlp_layer_norm",
+    "Gemma 3": "post_self_attention_norm",
+    "Envy": "MoeBlock_0",
+}
+UNIFORM = ("gpt-oss", "Llama 4", "OLMo 3", "Gemma 3")
+"""Those whose layers are all of one kind, or alike in their names."""
+
 LOCAL = {"in_proj_qkvz": {"kernel": (7, 5)}, "norm": {"scale": (6,)}}
 GLOBAL = {"query": {"kernel": (7, 5)}, "norm": {"scale": (6,)}}
 
@@ -49,10 +62,16 @@ class Model:
         shapes = [kinds[(i - self.prefix) % self.period] for i in range(count)]
         if self.family == "Gemma 4":
             shapes = [LOCAL | {"layer_scalar": (1,)}] * count
+        if self.family in UNIFORM:
+            shapes = [GLOBAL | {MARKS[self.family]: {"scale": (6,)}}] * count
+        if self.family == "Llama 4":  # not every layer has experts
+            shapes = [GLOBAL if i % 2 else shape for i, shape in enumerate(shapes)]
         if self.family == "DeepSeek-V4":
             kinds = [LOCAL | {"hca_compressor": {"kernel": (6, 5)}}, GLOBAL]
             body = [kinds[i % 2] for i in range(count - self.prefix)]
             shapes = [GLOBAL] * self.prefix + body
+        if self.family == "Envy":
+            shapes = [GLOBAL | {("mlp", "MoeBlock_0")[i % 2]: {"wo": (6,)}} for i in range(count)]
         return [values(shape, 10 * i) for i, shape in enumerate(shapes)]
 
     def apart(self) -> dict[str, Any]:
@@ -71,11 +90,16 @@ class Model:
         else:
             name = "layer" if self.family == "Qwen3.5" else "layers"
             made = [{f"{name}_{j}": layer for j, layer in enumerate(block)} for block in blocks]
-        group = "layers" if self.family in ("Qwen3-Next", "Qwen3.5") else "scanned_blocks"
+        apart_from_it = self.family in ("Gemma 4", "DeepSeek-V4")
+        group = "scanned_blocks" if apart_from_it else "layers"
         decoder[group] = stacked(made, self.axis)
         if self.rest:
             rest = layers[len(layers) - self.rest :]
-            decoder["layers_remainder"] = {"local_layers": stacked(rest, self.axis)}
+            decoder["layers_remainder"] = (
+                {f"layers_{j}": layer for j, layer in enumerate(rest)}
+                if self.family == "Gemma 3"
+                else {"local_layers": stacked(rest, self.axis)}
+            )
         return decoder
 
 
@@ -96,6 +120,10 @@ MODELS = [
     ),
     *(Model("Qwen3.5", p, b, a) for p in (2, 4) for b in (1, 3) for a in (0, 1)),
     *(Model("DeepSeek-V4", 2, b, a, prefix=n) for b in (2, 4) for a in (0, 1) for n in (0, 3)),
+    *(Model("Envy", 2, b, 1) for b in (1, 3)),
+    *(Model("gpt-oss", 2, b, a) for b in (2, 3) for a in (0, 1)),
+    *(Model(family, 4, 2, a) for family in ("Llama 4", "OLMo 3") for a in (0, 1)),
+    *(Model("Gemma 3", 6, 2, a, rest=r) for a in (0, 1) for r in (0, 2)),
 ]
 each = pytest.mark.parametrize("model", MODELS, ids=str)
 
@@ -136,8 +164,8 @@ MARKED = [
     *(m for m in MODELS if m.family == "Qwen3-Next"),
     *(m for m in MODELS if m.family == "Gemma 4" and m.period == 6),
     *(m for m in MODELS if m.family == "DeepSeek-V4" and m.prefix == 3),
+    *(m for m in MODELS if m.family in ("Envy", *UNIFORM)),
 ]
-MARKS = {"Qwen3-Next": "in_proj_qkvz", "Gemma 4": "layer_scalar", "DeepSeek-V4": "hca_compressor"}
 
 
 @pytest.mark.sample(4)
