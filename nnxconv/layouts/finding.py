@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from nnxconv.layouts.kinds import (
     has_arrays,
     holds,
-    is_bare,
     is_copy,
     is_in_modules,
     is_key,
-    is_module,
-    is_plausible,
     is_rng_tree,
 )
 from nnxconv.layouts.leaf_roles import roles_of
+from nnxconv.layouts.named_states import NamedStates, core_of, rest_of
 from nnxconv.layouts.names import TUNIX_ITEMS
 from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, is_counting, repeats_in, walk
 from nnxconv.layouts.outline import Node, is_integer, outline
@@ -37,8 +35,8 @@ from nnxconv.layouts.vocabulary import (
 from nnxconv.state import LEVEL, Role, Tree, is_stored
 from nnxconv.tree import Key, Literal
 
-_ROOTS = ("params", "model", TUNIX_ITEMS[0])
-"""What layouts call parameters beside which the rest of a state stands."""
+_KEYS_ENCODER = "k"
+"""What the encoder of keys is called beside that of queries, of which it is an average (MoCo)."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,7 @@ class _Finder:
         self.by_kid: dict[str, list[Node]] | None = None
         self.in_tops = {key for top in tops.nodes for key in _keys_below(top)}
         self.top_keys = {top.key for top in tops.nodes}
+        self.named = NamedStates(tree, self.in_tops, items)
         self.above_tops = {key[:n] for key in self.top_keys for n in range(len(key) + 1)}
 
     # --- states with an optimizer ------------------------------------------------------------
@@ -103,7 +102,7 @@ class _Finder:
         found = self._with_optimizers()
         claimed = set(self.in_tops)
         places = self._with_far_copies(self._completed(found, claimed), claimed)
-        further = list(self._by_names(self.root, claimed, places))
+        further = list(self.named.places(self.root, claimed, places))
         places += self._completed(further, claimed)
         return tuple(self._with_far_copies(places, claimed))
 
@@ -120,7 +119,9 @@ class _Finder:
         for whole, found in partners.items():
             optimizers = tuple(dict.fromkeys(top.key for top, _ in found))
             parts = {p.moments.key: p.part.key for _, p in found}
-            places.append(Place(_common([whole, *optimizers]), whole, optimizers, parts))
+            inside = tuple(self._copies_inside(whole, set(parts.values())))
+            at = _common([whole, *optimizers])
+            places.append(Place(at, whole, optimizers, parts, copies=inside))
         return _with_sgd(places, self.tops, self.nodes)
 
     def _moments(self, node: Node) -> Iterator[Node]:
@@ -159,7 +160,9 @@ class _Finder:
         own = node.key[len(common) :]
         alike = len(words(own) & words(moments.key[len(common) :]))
         is_usual = any(str(part) in PARAMETERS for part in own)
-        return (is_copys(own), -len(common), -alike, not is_usual, node.key in taken, len(own))
+        names_them = bool(words(own) & set(PARAMETERS))
+        likely = (not is_usual, not names_them, _KEYS_ENCODER in words(own))
+        return (is_copys(own), -len(common), -alike, *likely, node.key in taken, len(own))
 
     def _holding(self, moments: Node) -> list[Node]:
         """The subtrees that have every path of the moments, which are masked in part."""
@@ -182,9 +185,26 @@ class _Finder:
         floor = len(_common([part.key, top.key]))
         for size in range(len(part.key) - 1, floor, -1):
             above = self.nodes[part.key[:size]]
+            if self._is_pair(above, self.nodes[part.key[: size + 1]]):
+                break
             if above.name in PARAMETERS and above.key not in self.above_tops:
                 return above
         return part
+
+    def _is_pair(self, node: Node, first: Node) -> bool:
+        """True for parameters and other variables, as Haiku's `init` returns them."""
+        rest = rest_of(node, self.tree)
+        return rest is not None and rest[0] is first
+
+    def _copies_inside(self, whole: Key, parts: Collection[Key]) -> Iterator[Key]:
+        """Second copies beside the parts of some parameters, such as `params/target`."""
+        for part in parts:
+            for size in range(len(whole), len(part)):
+                own = self.nodes[part[: size + 1]]
+                for kid in self.nodes[part[:size]].trees():
+                    is_trained = any(key[: len(kid.key)] == kid.key for key in parts)
+                    if not is_trained and is_copys(kid.key[-1:]) and kid.shapes == own.shapes:
+                        yield kid.key
 
     # --- what belongs to a state -------------------------------------------------------------
 
@@ -225,9 +245,9 @@ class _Finder:
             place,
             optimizers=(*place.optimizers, *sorted_out["optimizer"]),
             step=step,
-            variables=tuple(sorted_out["variables"]),
+            variables=(*place.variables, *sorted_out["variables"]),
             rngs=tuple(sorted_out["rng"]),
-            copies=tuple(sorted_out["copy"]),
+            copies=(*place.copies, *sorted_out["copy"]),
         )
 
     def _kind(self, node: Node, params: Node, *, is_inner: bool) -> str:
@@ -245,57 +265,9 @@ class _Finder:
             return "rng"
         if node.trainable and is_copy(node, params) and node.name not in COLLECTIONS:
             return "other" if _has_numbers_beside(node) else "copy"
-        if is_inner or node.name in COLLECTIONS or is_in_modules(node, params):
+        if is_inner or node.name in COLLECTIONS or is_in_modules(node, params, self.tree):
             return "variables" if has_arrays(node) else "other"
         return "other"
-
-    # --- states without an optimizer ---------------------------------------------------------
-
-    def _by_names(self, node: Node, claimed: set[Key], known: Sequence[Place]) -> Iterator[Place]:
-        """Parameters that no optimizer follows, by what they are called."""
-        if node.key in claimed and node.key in self.in_tops:
-            return
-        if self.items and not node.key:
-            for kid in node.kids.values():
-                yield from self._by_item(kid, claimed, known)
-            return
-        free = [k for k in node.kids.values() if k.key not in claimed and k.leaf is None]
-        called = [k for k in free if k.name in PARAMETERS and k.trainable and not node.is_sequence]
-        called = [k for k in called if is_plausible(k) and not is_module(k, free)]
-        if called and not any(place.at == node.key for place in known):
-            kid = min(called, key=lambda k: PARAMETERS.index(k.name))
-            below = kid.kids.get(LEVEL)
-            if below is not None and below.trainable and kid.name != LEVEL:
-                yield Place(kid.key, below.core().key)
-            else:
-                at = node.key if kid.name in _ROOTS else kid.key
-                yield Place(at, _core_of(kid).key)
-            others = [k for k in free if k is not kid]
-        else:
-            rest = _rest_of(node)
-            if rest is not None:
-                yield Place(node.key, rest[0].key, rest=tuple(k.key for k in rest[1:]))
-                return
-            others = free
-        below = [
-            place
-            for kid in others
-            if kid.key not in claimed
-            for place in self._by_names(kid, claimed, known)
-        ]
-        if called or below or known or node.key or not is_bare(node, self.tree):
-            yield from below
-        else:
-            yield Place(node.key, node.key)
-
-    def _by_item(self, item: Node, claimed: set[Key], known: Sequence[Place]) -> Iterator[Place]:
-        """The parameters in one item of a step, which may be all of it."""
-        if item.key in claimed:
-            return
-        found = list(self._by_names(item, claimed, known))
-        if not found and is_plausible(item) and is_bare(item, self.tree):
-            found = [Place(item.key, item.key)]
-        yield from found
 
     # --- second copies elsewhere --------------------------------------------------------------
 
@@ -334,15 +306,9 @@ def _with_sgd(places: list[Place], tops: Tops, nodes: Mapping[Key, Node]) -> lis
         above = nodes[top.key[:-1]]
         called = [k for k in above.trees() if k.name in PARAMETERS and k.trainable]
         if called and not any(p.params[: len(k.key)] == k.key for p in done for k in called):
-            core = _core_of(called[0])
+            core = core_of(called[0])
             done.append(Place(above.key, core.key, (top.key,)))
     return done
-
-
-def _core_of(node: Node) -> Node:
-    """Where the weights stand below something that is called `params`: below `params/params`."""
-    below = node.kids.get(LEVEL)
-    return below.core() if below is not None and below.trainable and not below.value() else node
 
 
 def _keys_below(node: Node) -> Iterator[Key]:
@@ -382,15 +348,3 @@ def _has_numbers_beside(node: Node) -> bool:
     if inner is None or not inner.trainable or inner.value() is not None:
         return False
     return any(kid.leaf is not None and is_stored(kid.leaf) for kid in node.kids.values())
-
-
-def _rest_of(node: Node) -> list[Node] | None:
-    """The elements of a sequence that are one model, as `nnx.split` takes it apart by type."""
-    if not node.kids or not all(isinstance(name, int) for name in node.kids):
-        return None
-    first, *others = node.kids.values()
-    if not others or not first.trees() or not is_plausible(first):
-        return None
-    if any(kid.leaf is not None or kid.trainable or not kid.kids for kid in others):
-        return None
-    return [first, *others] if all(is_in_modules(kid, first) for kid in others) else None

@@ -1,13 +1,14 @@
 """A found state in the form of a known layout: as it stands, as Linen's, or as an NNX program's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from nnxconv.layouts.finding import Found
 from nnxconv.layouts.optimizers import is_counting
 from nnxconv.layouts.outline import Node
 from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER, bare
 from nnxconv.layouts.placement import Placement
 from nnxconv.layouts.places import Place
-from nnxconv.state import BATCH_STATS, LEVEL, RNGS
+from nnxconv.state import BATCH_STATS, LEVEL, RNGS, Role
 from nnxconv.tree import Key, is_digits
 
 _Moves = dict[Key, Key]
@@ -23,13 +24,14 @@ def parts_of(place: Place, root: Node) -> set[Key]:
     return parts if place.step is None else {*parts, place.step}
 
 
-def placements(place: Place, root: Node) -> Iterator[Placement]:
+def placements(place: Place, found: Found) -> Iterator[Placement]:
     """The ways to bring a state into a known layout, the likeliest first."""
+    root = found.root
     stands = (place.params, *place.optimizers, *place.variables, *place.rest)
     if all(key[: len(place.at)] == place.at for key in stands) and not place.rest:
         moves: _Moves = {place.at: ()}
         yield Placement(tuple((moves | _levels(place, root, moves, _level(place))).items()))
-    linens = [] if place.rest else [Placement(tuple(_as_linen(place, root).items()))]
+    linens = [] if place.rest else [_as_linen(place, root, found.roles)]
     nnxs = [_as_nnx(place, root)]
     yield from (*nnxs, *linens) if _is_nnxs(place, root) else (*linens, *nnxs)
 
@@ -42,9 +44,11 @@ def _is_nnxs(place: Place, root: Node) -> bool:
     return any(is_digits(name) for name in names)
 
 
-def _as_linen(place: Place, root: Node) -> _Moves:
+def _as_linen(place: Place, root: Node, roles: Mapping[Key, Role]) -> Placement:
     level = _level(place)
     moves: _Moves = {place.params: ("params", *level)}
+    if place.optimizers:
+        moves |= _out_of_model(place, root, roles)
     for key in (*place.variables, *place.rngs):
         is_inner = bool(level) and len(key) > len(place.at) + 1
         name = _FROZEN if key[-1] == LEVEL else str(key[-1])
@@ -56,7 +60,20 @@ def _as_linen(place: Place, root: Node) -> _Moves:
             moves |= {(*key, "opt_state"): target, (*key, "step"): ("step",)}
         else:
             moves[key] = target
-    return moves | _levels(place, root, moves, level)
+    return Placement(tuple((moves | _levels(place, root, moves, level)).items()))
+
+
+def _out_of_model(place: Place, root: Node, roles: Mapping[Key, Role]) -> _Moves:
+    """Where an NNX model's other variables go, which Linen has in collections of their own."""
+    moves: _Moves = {}
+    for leaf in root.at(place.params).leaves():
+        path = leaf.key[len(place.params) :]
+        role = roles.get(leaf.key, "other")
+        if role == "rng":
+            moves[leaf.key] = (RNGS, *path)
+        elif role == "variables" and not any(leaf.key[: len(k)] == k for k in place.copies):
+            moves[leaf.key] = (NAMED_COLLECTIONS.get(str(bare(path)[-1]), BATCH_STATS), *path)
+    return moves
 
 
 def _level(place: Place) -> Key:

@@ -80,19 +80,26 @@ def has_arrays(node: Node) -> bool:
     )
 
 
-def is_in_modules(node: Node, params: Node) -> bool:
-    """True for variables under the names of modules: of each, the first one is the model's."""
+def is_in_modules(node: Node, params: Node, tree: Tree) -> bool:
+    """True for variables under the names of modules: of each, the first one is the model's.
+
+    Modules that have nothing but RNG state, such as dropout's, have no parameters.
+    """
     names = {str(name) for name, kid in params.kids.items() if kid.leaf is None}
     trees = node.trees()
-    return (
-        bool(trees) and len(trees) == len(node.kids) and all(_within(t.name, names) for t in trees)
-    )
+    are_all = bool(trees) and len(trees) == len(node.kids)
+    return are_all and all(_within(t.name, names) or is_rng_tree(t, tree) for t in trees)
 
 
 def _within(name: str, names: Collection[str]) -> bool:
     """True for a module, and for a name with slashes (Haiku's) that starts with one."""
     parts = name.split("/")
     return any("/".join(parts[:size]) in names for size in range(1, len(parts) + 1))
+
+
+def has_named_weights(node: Node) -> bool:
+    """True where something that could be trained is called as parameters are."""
+    return any(leaf.trainable and is_weights(_bare_name(leaf)) for leaf in node.leaves())
 
 
 def is_module(node: Node, others: Sequence[Node]) -> bool:
@@ -104,7 +111,7 @@ def is_module(node: Node, others: Sequence[Node]) -> bool:
         kid.trainable
         and kid.name not in PARAMETERS
         and not is_copy(kid, node.core())
-        and any(leaf.trainable and is_weights(_bare_name(leaf)) for leaf in kid.leaves())
+        and has_named_weights(kid)
         for kid in beside
     )
 

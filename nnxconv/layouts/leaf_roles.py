@@ -5,10 +5,10 @@ from collections.abc import Collection, Sequence
 from nnxconv.layouts.kinds import is_key, is_stream
 from nnxconv.layouts.optimizers import Tops
 from nnxconv.layouts.outline import Node, is_floating, is_integer
-from nnxconv.layouts.parts import NAMED_COLLECTIONS, bare
+from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER, bare
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.vocabulary import STEPS
-from nnxconv.state import BATCH_STATS, Role, Tree
+from nnxconv.state import BATCH_STATS, LEVEL, Role, Tree
 from nnxconv.tree import Key, Literal, prng_impl_of
 
 
@@ -29,12 +29,44 @@ def roles_of(tree: Tree, tops: Tops, places: Sequence[Place]) -> dict[Key, Role]
         for top in tops.nodes
         if "opt_state" in top.kids or len(top.kids) == 1  # an `nnx.Optimizer`
     }
+    trained = _trained(tree, places)
     roles: dict[Key, Role] = {}
     for key in tree:
         sizes = (size for size in range(len(key), -1, -1) if key[:size] in regions)
         role = regions.get(key[: next(sizes, len(key))], "other")
-        roles[key] = _own_role(key, role, tree, counting)
+        is_trained = role == "parameters" and key in trained
+        roles[key] = role if is_trained else _own_role(key, role, tree, counting)
     return roles
+
+
+def _trained(tree: Tree, places: Sequence[Place]) -> set[Key]:
+    """The leaves called `mean` or `var` that have moments: those of a learned prior have."""
+    called = [
+        key for key, leaf in tree.items() if not isinstance(leaf, Literal) and _is_called(key)
+    ]
+    parts = [pair for place in places for pair in place.parts.items()] if called else []
+    moved = {
+        (part, _path(key[len(moments) :]))
+        for moments, part in parts
+        for key in called
+        if key[: len(moments)] == moments
+    }
+    return {
+        key
+        for part in {part for part, _ in moved}
+        for key in called
+        if key[: len(part)] == part and (part, _path(key[len(part) :])) in moved
+    }
+
+
+def _is_called(key: Key) -> bool:
+    """True for the names that flax gives to statistics and caches."""
+    return str((bare(key) or ("",))[-1]) in NAMED_COLLECTIONS
+
+
+def _path(key: Key) -> Key:
+    """A key without the levels and boxes that moments may have, and their parameters not."""
+    return tuple(part for part in key if part not in (LEVEL, WRAPPER))
 
 
 def _own_role(key: Key, role: Role, tree: Tree, counting: Collection[Key]) -> Role:
@@ -47,7 +79,7 @@ def _own_role(key: Key, role: Role, tree: Tree, counting: Collection[Key]) -> Ro
     if prng_impl_of(leaf) is not None or is_stream(key, tree):
         return "rng"
     if role == "parameters":
-        return "variables" if path and str(path[-1]) in NAMED_COLLECTIONS else role
+        return "variables" if _is_called(key) else role
     if role == "other" and path:
         if is_key(Node(key, {}, leaf)):
             return "rng"

@@ -96,9 +96,11 @@ def _is_element(node: Node, repeats: Repeats, *, is_one_of_many: bool) -> bool:
         return False
     is_counted = any(is_integer(kid.value()) for n, kid in node.kids.items() if n in COUNTS)
     others = [kid for kid in node.kids.values() if kid.value() is not None]
+    is_placed = _is_placed(node.key)
+    if names == {"ema"} and not is_placed:
+        return False  # an average of the parameters, as `optax.ema` keeps it
     if is_counted and names <= MOMENTS:
         return True
-    is_placed = _is_placed(node.key)
     if is_placed and names <= MOMENTS and names & UNMISTAKABLE:
         return _are_alike(trees) or _are_unexplained(trees, node, repeats)
     if is_one_of_many or not _are_unexplained(trees, node, repeats):

@@ -225,10 +225,16 @@ def _located(
     Raises:
       UnknownLayout: it is in none.
     """
-    keys = [key for key in tree if any(key[:size] in parts for size in range(len(key) + 1))]
+    aside = set(place.copies)
+    keys = [
+        key
+        for key in tree
+        if any(key[:size] in parts for size in range(len(key) + 1))
+        and not any(key[:size] in aside for size in range(len(key) + 1))
+    ]
     first: UnknownLayout | None = None
     beside = {key for key in keys if any(key[: len(rng)] == rng for rng in place.rngs)}
-    for placement in placements(place, found.root):
+    for placement in placements(place, found):
         stored = placement.gathered(
             [key for key in keys if key not in beside or placement.inward(key) is not None]
         )
@@ -251,7 +257,7 @@ _MAY_BE: Mapping[Role, tuple[Role, ...]] = {
     "variables": ("variables", "rng"),
     "rng": ("rng", "variables"),
     "optimizer": ("optimizer",),
-    "step": ("step",),
+    "step": ("step", "optimizer"),
     "other": ("other",),
 }
 """What a layout may take a leaf for that is something by the tree's structure."""
@@ -294,6 +300,8 @@ def _whole(
     claimed: set[Key] = set()
     for located in (*states, *copies):
         for key, role in located.own_roles.items():
+            if roles.get(key) == "step" and role == "optimizer":
+                continue  # where several optimizers follow one model, each counts
             roles[key] = role if located.copy_of is None or role == "rng" else "variables"
         claimed.update(located.stored.values())
     rest = [key for key in tree if key not in claimed] if around is None else list(around)

@@ -149,12 +149,177 @@ TREES = {
         """,
         [""],
     ),
+    # a target network among the parameters, of which the optimizer follows the other one
+    "target among the parameters": (
+        DENSE.format("params/online", "P")
+        + DENSE.format("params/target", "V")
+        + ADAM.format("opt_state/[0]"),
+        [""],
+    ),
+    # an optimizer for each of two parts, and a copy of one of them beside
+    "target among parts": (
+        """
+        params/actor/in/kernel f32[2,3] P
+        params/critic/in/kernel f32[4,3] P
+        params/target_critic/in/kernel f32[4,3] V
+        opt_states/actor/[0]/trace/in/kernel f32[2,3] O
+        opt_states/critic/[0]/trace/in/kernel f32[4,3] O
+        step i32[] S
+        """,
+        [""],
+    ),
+    # the average of `optax.ema`, beside a state and below a key of its own
+    "average of optax": (
+        LINEN + DENSE.format("ema/ema", "V") + "ema/count i32[] X",
+        [""],
+    ),
+    "average of optax beside a state": (
+        DENSE.format("state/params", "P")
+        + ADAM.format("state/opt_state/[0]")
+        + DENSE.format("ema_state/ema", "V")
+        + "ema_state/count i32[] X",
+        ["state"],
+    ),
+    # what Haiku's `init` returns, in turn, under what parameters are called
+    "Haiku's pair beside its optimizer": (
+        """
+        model/[0]/mlp~norm/scale f32[3] P
+        model/[0]/mlp/w f32[2,3] P
+        model/[1]/mlp/hidden f32[3] V
+        model/[1]/mlp/counter i32[] V
+        opt_state/[0]/count i32[] O
+        opt_state/[0]/mu/mlp~norm/scale f32[3] O
+        opt_state/[0]/mu/mlp/w f32[2,3] O
+        opt_state/[0]/nu/mlp~norm/scale f32[3] O
+        opt_state/[0]/nu/mlp/w f32[2,3] O
+        step i32[] S
+        """,
+        [""],
+    ),
+    # lists of two models and of their optimizers: the second is no state of the first
+    "models in turn": (
+        """
+        params/[0]/in/kernel f32[2,3] P
+        params/[1]/in/kernel f32[4,3] P
+        opt_state/[0]/count i32[] O
+        opt_state/[0]/mu/[0]/in/kernel f32[2,3] O
+        opt_state/[0]/mu/[1]/in/kernel f32[4,3] O
+        opt_state/[0]/nu/[0]/in/kernel f32[2,3] O
+        opt_state/[0]/nu/[1]/in/kernel f32[4,3] O
+        step i32[] S
+        """,
+        [""],
+    ),
+    # all of an NNX model, in boxes or not, beside an optimizer of optax
+    "model of boxes beside optax": (
+        """
+        model/dense/kernel/value f32[2,3] P
+        model/norm/mean/value f32[3] V
+        model/drop/rngs/count/value u32[] R
+        model/drop/rngs/key/value u32[2] R
+        opt_state/[0]/count i32[] O
+        opt_state/[0]/mu/dense/kernel/value f32[2,3] O
+        opt_state/[0]/nu/dense/kernel/value f32[2,3] O
+        step i32[] S
+        """,
+        [""],
+    ),
+    "pure model beside optax": (
+        """
+        net/dense/kernel f32[2,3] P
+        net/norm/mean f32[3] V
+        net/drop/rngs/count u32[] R
+        net/drop/rngs/key u32[2] R
+        tx/[0]/count i32[] O
+        tx/[0]/mu/dense/kernel f32[2,3] O
+        tx/[0]/nu/dense/kernel f32[2,3] O
+        epoch i32[] X
+        """,
+        [""],
+    ),
+    # a learned prior, whose mean and variance are trained, as the moments tell
+    "learned prior": (
+        """
+        params/enc/kernel f32[2,3] P
+        params/prior/mean f32[3] P
+        params/prior/var f32[3] P
+        opt_state/[0]/count i32[] O
+        opt_state/[0]/mu/enc/kernel f32[2,3] O
+        opt_state/[0]/mu/prior/mean f32[3] O
+        opt_state/[0]/mu/prior/var f32[3] O
+        batch_stats/norm/mean f32[3] V
+        """,
+        [""],
+    ),
+    "learned prior in boxes": (
+        """
+        model/prior/mean/value f32[3] P
+        model/enc/kernel/value f32[2,3] P
+        model/norm/mean/value f32[3] V
+        optimizer/opt_state/0/count/value i32[] O
+        optimizer/opt_state/0/mu/enc/kernel/value f32[2,3] O
+        optimizer/opt_state/0/mu/prior/mean/value f32[3] O
+        optimizer/step/value u32[] S
+        """,
+        [""],
+    ),
+    # learning rates of the parameters' shapes, whose name comes first in the alphabet
+    "rates like the parameters": (
+        DENSE.format("inner_lr", "V")
+        + DENSE.format("meta_params", "P")
+        + ADAM.format("opt_state/[0]"),
+        [""],
+    ),
+    # the average of an encoder of queries (MoCo)
+    "encoder of keys": (
+        DENSE.format("params_k", "V")
+        + DENSE.format("params_q", "P")
+        + ADAM.format("opt_state/[0]"),
+        [""],
+    ),
+    # two optimizers of NNX that follow one model
+    "two optimizers that count": (
+        DENSE.format("model", "P")
+        + ADAM.format("opt_slow/opt_state/0")
+        + "opt_slow/step u32[] S\n"
+        + ADAM.format("opt_fast/opt_state/0")
+        + "opt_fast/step u32[] S\n",
+        [""],
+    ),
+    # models of other names beside a step that belongs to none of them
+    "models beside a step": (
+        DENSE.format("actor", "P") + "critic/out/kernel f32[3,1] P\nstep i32[] X",
+        ["actor", "critic"],
+    ),
+    # what `nnx.split` gives in turn: parameters, statistics, streams of modules without either
+    "split in turn": (
+        """
+        [0]/dense/kernel f32[2,3] P
+        [0]/norm/scale f32[3] P
+        [1]/norm/mean f32[3] V
+        [2]/drop/rngs/count u32[] R
+        [2]/drop/rngs/key u32[2] R
+        """,
+        [""],
+    ),
+    "split in two beside an optimizer": (
+        DENSE.format("params", "P")
+        + """
+        others/dense/mean f32[3] V
+        others/drop/rngs/count u32[] R
+        others/drop/rngs/key u32[2] R
+        """
+        + ADAM.format("opt_state/[0]"),
+        [""],
+    ),
 }
 
 
 def unmarked(text):
     """The tree of such lines, without the roles."""
-    return "\n".join(" ".join(line.split()[:2]) for line in text.strip().splitlines() if line)
+    return "\n".join(
+        " ".join(line.split()[:2]) for line in text.strip().splitlines() if line.strip()
+    )
 
 
 def made_of(name):

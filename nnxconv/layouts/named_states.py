@@ -1,0 +1,118 @@
+"""Training states that no optimizer follows: their parameters are told by what they are called."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from nnxconv.layouts.kinds import (
+    has_named_weights,
+    is_bare,
+    is_in_modules,
+    is_module,
+    is_plausible,
+    is_rng_tree,
+)
+from nnxconv.layouts.names import TUNIX_ITEMS
+from nnxconv.layouts.outline import Node
+from nnxconv.layouts.places import Place
+from nnxconv.layouts.vocabulary import PARAMETERS, is_copys
+from nnxconv.state import LEVEL, Tree
+from nnxconv.tree import Key
+
+_ROOTS = ("params", "model", TUNIX_ITEMS[0])
+"""What layouts call parameters beside which the rest of a state stands."""
+
+
+@dataclass(frozen=True)
+class NamedStates:
+    """What to look for in a tree, whose optimizers have been found.
+
+    Attributes:
+      tree: all of it.
+      in_tops: every key within an optimizer's state.
+      items: where the names at the root are items of a step, those.
+    """
+
+    tree: Tree
+    in_tops: Collection[Key]
+    items: Collection[str]
+
+    def places(self, node: Node, claimed: set[Key], known: Sequence[Place]) -> Iterator[Place]:
+        """Parameters that no optimizer follows, by what they are called."""
+        if node.key in claimed and node.key in self.in_tops:
+            return
+        if self.items and not node.key:
+            for kid in node.kids.values():
+                yield from self._by_item(kid, claimed, known)
+            return
+        free = [k for k in node.kids.values() if k.key not in claimed and k.leaf is None]
+        called = [k for k in free if k.name in PARAMETERS and k.trainable and not node.is_sequence]
+        called = [k for k in called if is_plausible(k) and not is_module(k, free)]
+        if called and not any(place.at == node.key for place in known):
+            kid = min(called, key=lambda k: PARAMETERS.index(k.name))
+            below = kid.kids.get(LEVEL)
+            if below is not None and below.trainable and kid.name != LEVEL:
+                yield Place(kid.key, below.core().key)
+            else:
+                at = node.key if kid.name in _ROOTS else kid.key
+                yield Place(at, core_of(kid).key)
+            others = [k for k in free if k is not kid]
+        else:
+            rest = rest_of(node, self.tree)
+            if rest is not None:
+                yield _in_turn(node, *rest)
+                return
+            others = free
+        below = [
+            place
+            for kid in others
+            if kid.key not in claimed
+            for place in self.places(kid, claimed, known)
+        ]
+        if called or below or known or node.key:
+            yield from below
+        elif is_bare(node, self.tree):
+            yield Place(node.key, node.key)
+        else:
+            yield from self._models_in(free)
+
+    def _models_in(self, free: Sequence[Node]) -> Iterator[Place]:
+        """Models side by side, each by its own name, and numbers beside them."""
+        named = [kid for kid in free if kid.trees() and is_bare(kid, self.tree)]
+        return (Place(kid.key, kid.key) for kid in named if not is_copys(kid.key))
+
+    def _by_item(self, item: Node, claimed: set[Key], known: Sequence[Place]) -> Iterator[Place]:
+        """The parameters in one item of a step, which may be all of it."""
+        if item.key in claimed:
+            return
+        found = list(self.places(item, claimed, known))
+        if not found and is_plausible(item) and is_bare(item, self.tree):
+            found = [Place(item.key, item.key)]
+        yield from found
+
+
+def core_of(node: Node) -> Node:
+    """Where the weights stand below something that is called `params`: below `params/params`."""
+    below = node.kids.get(LEVEL)
+    return below.core() if below is not None and below.trainable and not below.value() else node
+
+
+def _in_turn(node: Node, first: Node, *others: Node) -> Place:
+    """The parameters of a sequence, and the other variables of the model that follow them."""
+    keys = tuple(kid.key for kid in others)
+    is_haikus = any("/" in str(name) for kid in (first, *others) for name in kid.kids)
+    if is_haikus:
+        return Place(node.key, first.key, variables=keys)
+    return Place(node.key, first.key, rest=keys)
+
+
+def rest_of(node: Node, tree: Tree) -> list[Node] | None:
+    """The elements of a sequence that are one model: `nnx.split` takes it apart by type so."""
+    if not node.kids or not all(isinstance(name, int) for name in node.kids):
+        return None
+    first, *others = node.kids.values()
+    if not others or not first.trees() or not is_plausible(first):
+        return None
+    if any(kid.leaf is not None or not kid.kids or has_named_weights(kid) for kid in others):
+        return None
+    are_one = all(is_rng_tree(kid, tree) or is_in_modules(kid, first, tree) for kid in others)
+    return [first, *others] if are_one else None
