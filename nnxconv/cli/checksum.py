@@ -15,7 +15,9 @@ from nnxconv.cli.output import say
     short_help="Writes digests of a checkpoint's values, or verifies them.",
 )
 @click.argument("path", metavar="PATH")
-@options("checksum", "check", "manifest", "step", "at", "max_memory", "allow_uncommitted")
+@options(
+    "checksum", "check", "manifest", "step", "at", "max_memory", "overwrite", "allow_uncommitted"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.pass_context
 def checksum(
@@ -47,6 +49,8 @@ def checksum(
             text = f"{written.leaves:,} arrays and {written.files:,} files{of} -> {written.path}"
             say(json.dumps(summary, indent=2) if as_json else text)
             return
+        if arguments.pop("overwrite"):
+            raise click.UsageError("`--overwrite` replaces a manifest, and `--check` writes none")
         found = check_checksums(path, watch=watch, **arguments)
     say(json.dumps(check_json(found), indent=2) if as_json else check_text(found))
     context.exit(found.exit_code)

@@ -16,7 +16,11 @@ from nnxconv.cli.output import say
 )
 @click.argument("source", metavar="SRC")
 @click.argument("template", metavar="TEMPLATE")
-@options("match", "output", "layer_group", "step", "at", "at_template", "by_values", "max_memory")
+@options(
+    "match",
+    *("output", "overwrite", "layer_group", "step", "at", "at_template"),
+    *("by_values", "max_memory"),
+)
 @click.option("--html", "page", metavar="FILE", help="Draw both trees and their pairs in FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context

@@ -36,13 +36,22 @@ def write_checksums(
     step: str | float | None = None,
     at: str | None = None,
     max_memory: int | str = "2GiB",
+    overwrite: bool = False,
     allow_uncommitted: bool = False,
     watch: Watcher = ignore,
 ) -> WrittenManifest:
-    """Writes the digests of a checkpoint's values to a manifest beside it."""
-    from nnxconv.storage.files import write_text
+    """Writes the digests of a checkpoint's values to a manifest beside it.
+
+    The manifest of a root says which step it is of.
+
+    Raises:
+      BadInput: the manifest is there already, and may not be replaced.
+      DamagedCheckpoint: an array cannot be read.
+    """
+    from nnxconv.storage.files import refuse_file, write_text
 
     file = manifest or _manifest_path(path)
+    refuse_file(file, overwrite)
     found, choice = _manifest(path, step, at, max_memory, allow_uncommitted, watch)
     write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
     return WrittenManifest(file, len(found.leaves), len(found.files), choice)
@@ -62,11 +71,14 @@ def check_checksums(
 ) -> Check:
     """Holds a checkpoint against a manifest, which may be that of its other layout.
 
+    Of a root it takes the step that the manifest is of, if it says so, unless another is asked for.
+
     Raises:
       BadInput: the manifest is not there, or is none.
       DamagedCheckpoint: an array cannot be read.
     """
     from nnxconv.storage.files import read_text
+    from nnxconv.storage.orbax import locate
 
     file = manifest or _manifest_path(path)
     try:
@@ -76,6 +88,8 @@ def check_checksums(
         recorded = Manifest.from_json(json.loads(text), file)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"`{file}` is not a checksum manifest") from error
+    if step is None and recorded.step and locate(path).given_as == "root":
+        step = recorded.step
     found, _ = _manifest(path, step, at, max_memory, allow_uncommitted, watch)
     return check(recorded, found)
 
@@ -105,7 +119,9 @@ def _manifest(
     leaves = digest_leaves(opened.survey, item, parse_bytes(max_memory), watch)
     files = digest_files(item.path)
     refuse_changed(item.stores.values())
-    return Manifest(leaves, files), _step_chosen(opened.location)
+    location = opened.location
+    of_step = location.step_name if location.given_as == "root" else ""
+    return Manifest(leaves, files, of_step), _step_chosen(location)
 
 
 def _step_chosen(location: "Location") -> str:

@@ -45,6 +45,7 @@ def match(
     template: Any,
     *,
     output: str | None = None,
+    overwrite: bool = False,
     step: str | float | None = None,
     at: str | None = None,
     at_template: str | None = None,
@@ -59,11 +60,12 @@ def match(
       The certain pairs with the evidence, what is not certain, and the rules.
 
     Raises:
-      NnxconvError: one of the two cannot be read.
+      NnxconvError: one of the two cannot be read; `output` is there, and may not be replaced.
     """
-    from nnxconv.storage.files import write_text
+    from nnxconv.storage.files import refuse_file, write_text
     from nnxconv.storage.orbax import refuse_changed
 
+    refuse_file(output, overwrite)
     names = tuple(layer_group)
     opened = open_checkpoint(source_path, step, Options(at=at), is_read=by_values)
     source = _opened(opened, names, "--at")

@@ -116,7 +116,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "Safety": {
         "dry_run": "show the plan; write nothing",
         "verify": "before committing, read the target back and compare it with the source",
-        "overwrite": "replace an existing checkpoint, once the new one is complete",
+        "overwrite": "replace what is there, once the new one is complete",
         "resume": "keep what is finished when the run is interrupted or fails, and go on with what"
         " such a run has kept before; not for several processes",
         "allow_uncommitted": "read a checkpoint in a bucket that has no `commit_success.txt`",

@@ -28,16 +28,24 @@ class LeafDigest:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The digests of a checkpoint: of leaves by canonical key, of files by relative path."""
+    """The digests of a checkpoint.
+
+    Attributes:
+      leaves: by canonical key.
+      files: of their bytes, by relative path.
+      step: which step of a root they are of; empty for what is no root.
+    """
 
     leaves: Mapping[str, LeafDigest]
     files: Mapping[str, str] = field(default_factory=dict)
+    step: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values."""
         return {
             "nnxconv_checksums": VERSION,
             "algorithm": ALGORITHM,
+            **({"step": self.step} if self.step else {}),
             "leaves": {
                 name: {"dtype": leaf.dtype, "shape": list(leaf.shape), "digest": leaf.digest}
                 for name, leaf in self.leaves.items()
@@ -59,7 +67,10 @@ class Manifest:
                 name: LeafDigest(leaf["dtype"], tuple(leaf["shape"]), leaf["digest"])
                 for name, leaf in record["leaves"].items()
             }
-            return cls(leaves, dict(record["files"]))
+            step = record.get("step", "")
+            if not isinstance(step, str):
+                raise TypeError("a step is text")
+            return cls(leaves, dict(record["files"]), step)
         except (KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"`{where}` is not a checksum manifest") from error
 
@@ -72,11 +83,13 @@ class Check:
       problems: what differs, one line each.
       leaves: how many leaves the manifest has.
       files: how many files were checked; 0 when the checkpoint's files are others.
+      step: which step of a root was checked.
     """
 
     problems: Sequence[str]
     leaves: int
     files: int
+    step: str = ""
 
     @property
     def is_match(self) -> bool:
@@ -108,7 +121,8 @@ def check(recorded: Manifest, found: Manifest) -> Check:
             problems.append(f"file `{name}`  is missing")
         elif found.files[name] != digest:
             problems.append(f"file `{name}`  has other bytes")
-    return Check(problems, len(recorded.leaves), len(recorded.files) if is_same else 0)
+    files = len(recorded.files) if is_same else 0
+    return Check(problems, len(recorded.leaves), files, found.step)
 
 
 _PER_SAVE = ("_CHECKPOINT_METADATA", "commit_success.txt")

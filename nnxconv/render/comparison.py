@@ -78,6 +78,8 @@ def write_reports(report: Report, files: Iterable[str]) -> None:
     Raises:
       BadInput: as `check_report_files`.
     """
+    from nnxconv.storage.files import write_text
+
     files = tuple(files)
     check_report_files(files)
     for file in files:
@@ -88,4 +90,4 @@ def write_reports(report: Report, files: Iterable[str]) -> None:
             from nnxconv.render.html import comparison_html
 
             text = comparison_html(report)
-        path.write_text(text, encoding="utf-8")
+        write_text(file, text)

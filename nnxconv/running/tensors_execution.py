@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from nnxconv.running.shard_run import ShardRun
 from nnxconv.running.sharing import work_shard_of
 from nnxconv.state import Tree
 from nnxconv.storage import deferred_interrupts, run, to_the_end, together
+from nnxconv.storage.files import placed, write_files
 from nnxconv.storage.orbax import (
     Item,
     Place,
@@ -77,9 +79,9 @@ def execute_tensors(
         with TensorsWriter(place, shards) as writer:
             run(_fill(share, items, writer, moved, check, watch, proof))
         for name, source in target.files.items():
-            (folder / name).write_bytes(source.read_bytes())
+            write_files({place.directory / name: source.read_bytes()})
         if len(shards) > 1:
-            (folder / INDEX).write_bytes(index_text(shards))
+            write_files({place.directory / INDEX: index_text(shards)})
         refuse_changed(items.values())
         check()
         with to_the_end():
@@ -186,12 +188,13 @@ class TensorsWriter:
         """An array, to be written to."""
         del transaction
         tensor = self.tensors[".".join(map(str, key))]
-        return _Array(self.descriptor(tensor), tensor)
+        return _Array(self._files[tensor.file], tensor)
 
     def settle(self) -> None:
         """Waits until all is on disk."""
         for file in self._files.values():
-            os.fsync(file.fileno())
+            with placed(str(file.name)):
+                os.fsync(file.fileno())
 
     def __enter__(self) -> "TensorsWriter":
         return self
@@ -210,7 +213,7 @@ class TensorsWriter:
 class _Array:
     """An array of a file, or a region of it."""
 
-    descriptor: int
+    file: FileIO
     tensor: Tensor
     region: Region = ()
 
@@ -220,6 +223,7 @@ class _Array:
     async def write(self, values: np.ndarray) -> None:
         """Writes the region's values."""
         tensor = self.tensor
-        await asyncio.to_thread(
-            write_region, self.descriptor, tensor.start, tensor.shape, self.region, values
-        )
+        with placed(str(self.file.name)):
+            await asyncio.to_thread(
+                write_region, self.file.fileno(), tensor.start, tensor.shape, self.region, values
+            )

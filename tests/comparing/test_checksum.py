@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 
 import numpy as np
@@ -34,7 +35,7 @@ CONTAINERS = {
 def leaves_of(item, **options):
     """The digests of an item by its leaves' keys."""
     manifest = item.parent / f"{item.name}.manifest.json"
-    write_checksums(str(item), manifest=str(manifest), **options)
+    write_checksums(str(item), manifest=str(manifest), overwrite=True, **options)
     return json.loads(manifest.read_text())["leaves"]
 
 
@@ -495,10 +496,48 @@ def test_a_step_with_other_items_is_digested_by_its_arrays(tmp_path):
     assert run("checksum", *words).exit_code == 0
 
 
+def test_a_manifest_of_a_root_is_held_against_the_step_that_it_is_of(tmp_path):
+    root = save_root(tmp_path / "root", {1: checkpoints.linen(1, step=1)})
+    assert run("checksum", root).exit_code == 0
+    manifest = tmp_path / "root.checksums.json"
+    assert json.loads(manifest.read_text())["step"] == "1"
+    save_step(root / "2", checkpoints.linen(1, step=2))
+    checked = run("checksum", "--check", root)
+    assert re.fullmatch(
+        r"match: \d+ arrays and \d+ files of step 1 are as recorded\n", checked.stdout
+    )
+    assert json.loads(run("checksum", "--check", root, "--json").stdout)["step"] == "1"
+    other = run("checksum", "--check", root, "--step", "2")
+    assert other.stdout.startswith("3 of step 2 differ from the manifest\n\n")
+    shutil.rmtree(root / "1")
+    assert run("checksum", "--check", root).exit_code == 2
+
+
+def test_a_manifest_is_not_replaced_unasked(tmp_path):
+    item = save_item(tmp_path / "item", checkpoints.linen(1))
+    manifest = tmp_path / "item.checksums.json"
+    manifest.write_text("precious")
+    refused = run("checksum", item)
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        f"error: `{manifest}` exists\n\nhint: add `--overwrite` to replace it\n",
+    )
+    assert manifest.read_text() == "precious"
+    assert run("checksum", item, "--overwrite").exit_code == 0
+    assert run("checksum", "--check", item).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["item", "item.checksums.json"]
+
+
+def test_a_check_replaces_nothing(tmp_path):
+    refused = run("checksum", "--check", tmp_path, "--overwrite")
+    assert refused.exit_code == 2
+    assert "`--overwrite` replaces a manifest, and `--check` writes none" in refused.stderr
+
+
 def test_of_several_steps_the_one_that_was_taken_is_named(tmp_path):
     for step in (1, 2):
         save_step(tmp_path / "run" / str(step), checkpoints.linen())
     done = run("checksum", str(tmp_path / "run"))
     assert " files of step 2, the newest of 2 steps -> " in done.stdout
-    told = json.loads(run("checksum", str(tmp_path / "run"), "--json").stdout)
+    told = json.loads(run("checksum", str(tmp_path / "run"), "--json", "--overwrite").stdout)
     assert told["step"] == "step 2, the newest of 2 steps"

@@ -155,6 +155,19 @@ def test_modules_whose_order_is_not_known_are_not_guessed(tmp_path):
     assert [len(unclear.candidates) for unclear in found.pairs.unclear] == [3, 3, 3]
 
 
+def test_rules_are_not_replaced_unasked(tmp_path):
+    source = checkpoints.save_item(tmp_path / "a", small(a=(2, 2)))
+    rules = tmp_path / "rules.toml"
+    rules.write_text("precious")
+    words = ("match", source, source, "--output", rules)
+    refused = run(*words)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == f"error: `{rules}` exists\n\nhint: add `--overwrite` to replace it\n"
+    assert rules.read_text() == "precious"
+    assert run(*words, "--overwrite").exit_code < 2
+    assert rules.read_text().startswith("#")
+
+
 def test_checkpoints_with_the_same_names_need_no_rules(tmp_path):
     source = save(tmp_path / "a", small(x=(4, 4), y=(4, 4)))
     assert run("match", source, source).stdout.endswith(

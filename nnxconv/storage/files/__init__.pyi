@@ -2,11 +2,10 @@ from .bucket_lock import check_lock as check_lock
 from .bucket_lock import locked_in_bucket as locked_in_bucket
 from .cleaning import parents_made as parents_made
 from .cleaning import remove_objects as remove_objects
+from .containment import refuse_links as refuse_links
 from .containment import refuse_strangers as refuse_strangers
 from .digests import digest_file as digest_file
 from .digests import digest_files as digest_files
-from .digests import read_text as read_text
-from .digests import write_text as write_text
 from .json_documents import free_metadata as free_metadata
 from .json_documents import is_flat as is_flat
 from .json_documents import mapping_in as mapping_in
@@ -16,6 +15,7 @@ from .json_documents import refuse_halves as refuse_halves
 from .listing import Folder as Folder
 from .listing import open_folder as open_folder
 from .local_lock import locked as locked
+from .naming import placed as placed
 from .operations import copy_file as copy_file
 from .operations import copy_files as copy_files
 from .operations import copy_tree as copy_tree
@@ -28,3 +28,6 @@ from .operations import remove_tree as remove_tree
 from .operations import stamps_below as stamps_below
 from .operations import write_files as write_files
 from .swapping import exchange as exchange
+from .texts import read_text as read_text
+from .texts import refuse_file as refuse_file
+from .texts import write_text as write_text

@@ -1,12 +1,12 @@
-"""Nothing outside of a checkpoint is read: no link leads out of it, and all files are files."""
+"""No link leads out: of a checkpoint that is read, or of a place where unfinished work lies."""
 
 import os
-from collections.abc import Iterator
-from stat import S_ISDIR, S_ISREG
+from collections.abc import Collection, Iterator
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 from etils import epath
 
-from nnxconv.errors import DamagedCheckpoint
+from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.storage.gcs import is_remote
 
 _HINT = "copy what is linked into the checkpoint: nothing outside of it is read"
@@ -63,3 +63,40 @@ def _problem(path: str, top: str) -> str:
 
 def _holds(directory: str, path: str) -> bool:
     return os.path.commonpath([directory, os.path.realpath(os.path.dirname(path))]) == directory  # noqa: PTH120
+
+
+def refuse_links(place: str | os.PathLike[str], written: Collection[str]) -> None:
+    """Refuses links in a place beside a target that is ours alone, before we write there.
+
+    Args:
+      place: a file or directory, which need not be there.
+      written: names of files that are written in place, and have no other name therefore.
+
+    Raises:
+      BadInput: there are some; all of them are named.
+    """
+    problems = list(_links(os.fspath(place), written))
+    if problems:
+        raise BadInput(
+            "nothing is written through links, and what nnxconv keeps has none",
+            where=os.fspath(place),
+            details=problems,
+            hint="remove them, or choose another target",
+        )
+
+
+def _links(path: str, written: Collection[str]) -> Iterator[str]:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if S_ISLNK(status.st_mode):
+        yield f"`{path}` is a link to `{os.path.realpath(path)}`"
+    elif S_ISDIR(status.st_mode):
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                yield from _links(entry.path, written)
+    elif not S_ISREG(status.st_mode):
+        yield f"`{path}` is neither a file nor a directory"
+    elif status.st_nlink > 1 and path.rpartition("/")[2] in written:
+        yield f"`{path}` has another name as well"

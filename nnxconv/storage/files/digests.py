@@ -1,37 +1,12 @@
-"""Files as they are: those of a checkpoint, and manifests beside it."""
+"""Digests of files as they are."""
 
 import xxhash
 from etils import epath
 
-from nnxconv.errors import BadInput
-from nnxconv.storage.files.operations import files_below, read_if_there
-from nnxconv.storage.gcs import is_remote, prepare
+from nnxconv.storage.files.operations import files_below
+from nnxconv.storage.gcs import is_remote
 
 _BLOCK_BYTES = 2**22
-
-
-def write_text(path: str, text: str) -> None:
-    """Writes a file, local or gs://."""
-    _place(path).write_text(text)
-
-
-def read_text(path: str) -> str | None:
-    """The text of a file, local or gs://; None when it is not there.
-
-    Raises:
-      BadInput: it is no text.
-    """
-    found = read_if_there(_place(path))
-    try:
-        return None if found is None else found.decode()
-    except UnicodeDecodeError as error:
-        raise BadInput(f"`{path}` is no text in UTF-8") from error
-
-
-def _place(path: str) -> epath.Path:
-    if is_remote(path):
-        prepare()
-    return epath.Path(path)
 
 
 def digest_files(item: epath.Path) -> dict[str, str]:

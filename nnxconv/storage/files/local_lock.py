@@ -11,6 +11,7 @@ from etils import epath
 
 from nnxconv.errors import BadInput
 from nnxconv.storage import UNFINISHED, last_resort
+from nnxconv.storage.files.containment import refuse_links
 
 
 @contextmanager
@@ -20,9 +21,10 @@ def locked(path: epath.Path) -> Iterator[None]:
     The kernel lets it go with the process, however that ends; the empty file is then left.
 
     Raises:
-      BadInput: another process, or thread, holds it.
+      BadInput: another process, or thread, holds it; it is a link.
     """
     lock = path.parent / f"{path.name}{UNFINISHED}-lock"
+    refuse_links(lock, {lock.name})
     held = _take(os.fspath(lock), path)
     try:
         with last_resort(partial(lock.unlink, missing_ok=True)):
@@ -46,7 +48,7 @@ def _lock(file: int) -> None:
 def _take(lock: str, path: epath.Path) -> int:
     """An open file that is locked, and still the one of that name."""
     while True:
-        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             _lock(file)
             if os.path.exists(lock) and os.path.samestat(os.fstat(file), os.stat(lock)):  # noqa: PTH110, PTH116

@@ -12,6 +12,7 @@ from etils import epath
 
 from nnxconv.errors import StorageError
 from nnxconv.storage import COMMITTED
+from nnxconv.storage.files.naming import placed
 from nnxconv.storage.gcs import (
     REQUESTS_AT_ONCE,
     SCHEME,
@@ -134,7 +135,8 @@ def write_files(contents: Mapping[epath.Path, str | bytes]) -> None:
     for path in encoded.keys() - set(remote):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        path.write_bytes(encoded[path])
+        with placed(path):
+            path.write_bytes(encoded[path])
     if remote:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             list(pool.map(lambda path: write_object(path, encoded[path]), remote))

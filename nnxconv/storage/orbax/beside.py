@@ -21,7 +21,7 @@ from etils import epath
 
 from nnxconv.errors import BadInput
 from nnxconv.storage import MARKER, STEP_METADATA
-from nnxconv.storage.files import read_if_there, refuse_strangers
+from nnxconv.storage.files import read_if_there, refuse_strangers, write_files
 from nnxconv.storage.orbax.documents import PYTREE_HANDLER, step_metadata
 from nnxconv.storage.orbax.location import Location
 from nnxconv.storage.orbax.saving import Target
@@ -70,10 +70,10 @@ class ExtraFiles:
         for new, old in self.beside.items():
             text = read_if_there(old)
             if text is not None and text != read_if_there(new):
-                new.write_bytes(text)
+                write_files({new: text})
         for new, told in self.step.items():
             if read_if_there(new) is None:
-                new.write_text(told)
+                write_files({new: told})
 
 
 def files_beside(location: Location, target: Target) -> ExtraFiles:

@@ -1,5 +1,6 @@
 """The target appears whole or not at all: temporary names, the last rename, the clean-up."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -60,8 +61,9 @@ def nothing_left_on_failure(
         refuse_replacing(path, may_replace)
         try:
             with last_resort(partial(_undo, path)):
-                commit = partial(_rename, path, may_replace, is_marked=is_marked, file=file)
-                yield Place(_made(_temporary(path)), commit)
+                made = _made(_temporary(path))
+                commit = partial(_rename, made, path, may_replace, is_marked=is_marked, file=file)
+                yield Place(made.directory, commit)
         except BaseException:
             _undo(path)
             raise
@@ -162,7 +164,9 @@ def _undo(path: epath.Path) -> None:
     if aside.exists() and not path.exists():
         aside.rename(path)
     for leftover in (temporary, aside):
-        if leftover.exists():
+        if os.path.islink(leftover):  # noqa: PTH114
+            os.unlink(leftover)  # noqa: PTH108
+        elif leftover.exists():
             _remove(leftover)
 
 
@@ -191,9 +195,32 @@ def _temporary(path: epath.Path) -> epath.Path:
     return path.parent / (path.name + UNFINISHED)
 
 
-def _made(directory: epath.Path) -> epath.Path:
+@dataclass(frozen=True)
+class _Made:
+    """A directory that we have made, and how the system knows it."""
+
+    directory: epath.Path
+    status: os.stat_result
+
+    def confirm(self) -> None:
+        """Makes sure that it is still there, and is not a link, or another one of that name.
+
+        Raises:
+          StorageError: it is not.
+        """
+        with suppress(OSError):
+            if os.path.samestat(self.status, os.lstat(self.directory)):
+                return
+        raise StorageError(
+            "the unfinished target was moved or replaced while it was written",
+            where=os.fspath(self.directory),
+            hint="let no other program change it, and try again",
+        )
+
+
+def _made(directory: epath.Path) -> _Made:
     directory.mkdir()
-    return directory
+    return _Made(directory, os.lstat(directory))
 
 
 def _mark_while_held(place: epath.Path, path: epath.Path, lease: Lease) -> None:
@@ -202,10 +229,13 @@ def _mark_while_held(place: epath.Path, path: epath.Path, lease: Lease) -> None:
     write_files({place / COMMITTED: mark(path)})
 
 
-def _rename(path: epath.Path, may_replace: bool, *, is_marked: bool, file: str) -> None:
+def _rename(
+    made: _Made, path: epath.Path, may_replace: bool, *, is_marked: bool, file: str
+) -> None:
     """Gives the target its name; an existing one, which may be replaced, is swapped for it."""
+    made.confirm()
     refuse_replacing(path, may_replace)
-    temporary = _temporary(path)
+    temporary = made.directory
     if file:
         (temporary / file).replace(path)
         temporary.rmtree()

@@ -16,6 +16,7 @@ import tensorstore as ts
 import xxhash
 from etils import epath
 
+from nnxconv.storage.files import placed
 from nnxconv.storage.resume import Commit, Journal, Stamp
 from nnxconv.storage.zarr import OCDBT_CONFIG, directory_spec
 
@@ -99,7 +100,7 @@ class FileWriter:
         path = self._directory / file
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = memoryview(value)
-        with path.open("wb", buffering=PIECE_BYTES) as stream:
+        with placed(path), path.open("wb", buffering=PIECE_BYTES) as stream:
             for start in range(0, len(whole), PIECE_BYTES):
                 stream.write(whole[start : start + PIECE_BYTES])
             stream.flush()

@@ -14,7 +14,7 @@ from etils import epath
 
 from nnxconv.errors import BadInput
 from nnxconv.storage import COMMITTED, STEP_METADATA, run, to_the_end
-from nnxconv.storage.files import copy_files, files_below, write_files
+from nnxconv.storage.files import copy_files, files_below, placed, write_files
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax.commit import nothing_left_on_failure
 from nnxconv.storage.orbax.documents import PYTREE_HANDLER, item_documents, mark, step_metadata
@@ -173,7 +173,9 @@ async def _fill(
         await item.work(Writer(folder, item.container.use_ocdbt))
         await _describe(folder, item, custom_metadata)
     for name, file in target.files.items():
-        (directory / name).write_bytes(file.read_bytes())
+        content = file.read_bytes()
+        with placed(directory / name):
+            (directory / name).write_bytes(content)
 
 
 async def _describe(folder: epath.Path, item: NewItem, custom_metadata: Mapping[str, Any]) -> None:

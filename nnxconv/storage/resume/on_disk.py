@@ -13,16 +13,25 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from nnxconv.errors import BadInput
-from nnxconv.storage.files import digest_file, files_below, parents_made
+from nnxconv.storage.files import (
+    digest_file,
+    files_below,
+    parents_made,
+    placed,
+    refuse_links,
+    write_files,
+)
 from nnxconv.storage.resume.journal import MANIFEST, NODES, Stamp
 from nnxconv.storage.zarr import directory_spec
+
+_WRITTEN_IN_PLACE = frozenset({"lock", "begun", "begun.new", "journal", "journal.new"})
 
 
 class DiskResumeStore:
@@ -48,8 +57,9 @@ class DiskResumeStore:
         """Lets one run at a time work on a target; the lock of a killed one is gone with it.
 
         Raises:
-          BadInput: another run has it, or had it a moment ago.
+          BadInput: another run has it, or had it a moment ago; there are links in it.
         """
+        refuse_links(self._folder, _WRITTEN_IN_PLACE)
         with parents_made(self.path), ExitStack() as stack:
             self._folder.mkdir(exist_ok=True)
             try:
@@ -58,6 +68,10 @@ class DiskResumeStore:
                 is_there = (self._folder / "lock").exists()
             except (BlockingIOError, FileNotFoundError):
                 is_there = False
+            except OSError:
+                with suppress(OSError):  # there is something in it
+                    self._folder.rmdir()
+                raise
             if not is_there:
                 raise BadInput(
                     f"another run with `--resume` is writing `{self._target}`",
@@ -76,7 +90,8 @@ class DiskResumeStore:
             if left.is_dir():
                 shutil.rmtree(left)
         new = self._folder / "begun.new"
-        new.write_text(text)
+        with placed(new):
+            new.write_text(text)
         new.replace(self._folder / "begun")
 
     def start(self, *, may_replace: bool) -> None:
@@ -119,7 +134,7 @@ class DiskJournalFolder:
                 yield from journal
 
     def append(self, line: str, *, is_synced: bool) -> None:
-        with self._writing, self._path.open("a") as journal:
+        with self._writing, placed(self._path), self._path.open("a") as journal:
             journal.write(line)
             journal.flush()
             if is_synced:
@@ -127,13 +142,13 @@ class DiskJournalFolder:
 
     def rewrite(self, lines: Sequence[str], manifest: bytes) -> None:
         kept = self._path.with_name("journal.new")
-        with kept.open("w") as journal:
+        with placed(kept), kept.open("w") as journal:
             journal.writelines(lines)
             journal.flush()
             os.fsync(journal.fileno())
         kept.replace(self._path)
         if manifest:
-            (self._work / MANIFEST).write_bytes(manifest)
+            write_files({self.work / MANIFEST: manifest})
 
     def look(self) -> Mapping[str, Stamp]:
         return _Digests(self._work, files_below(self.work))

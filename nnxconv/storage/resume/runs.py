@@ -176,17 +176,22 @@ def resumable_work(
     """
     keep = _resume_store(target)
     with keep.held():
-        _begin(keep, target, asked)
-        keep.start(may_replace=may_replace)
+        text = keep.read_begun()
+        if text is not None:
+            _refuse_other(keep, target, asked, text)
         journals: dict[str, Journal] = {}
 
         def stop() -> str | None:
-            is_empty = all(journal.is_empty for journal in journals.values())
-            keep.stop(is_empty=is_empty and len(journals) == len(items))
+            is_all = text is None or len(journals) == len(items)
+            is_empty = is_all and all(journal.is_empty for journal in journals.values())
+            keep.stop(is_empty=is_empty)
             return None if is_empty else _kept_note(keep)
 
         try:
             with last_resort(stop):
+                if text is None:
+                    keep.begin(json.dumps(asdict(asked)))
+                keep.start(may_replace=may_replace)
                 for number, name in enumerate(items):
                     journals[name] = Journal(keep.folder(number))
                 yield journals
@@ -207,16 +212,12 @@ def _kept_note(keep: ResumeStore) -> str:
     )
 
 
-def _begin(keep: ResumeStore, target: epath.Path, asked: Begun) -> None:
-    """Says what is begun here, or makes sure that it is what was begun before.
+def _refuse_other(keep: ResumeStore, target: epath.Path, asked: Begun, text: bytes) -> None:
+    """Refuses to go on with something else.
 
     Raises:
-      BadInput: it is not.
+      BadInput: another thing was begun before.
     """
-    text = keep.read_begun()
-    if text is None:
-        keep.begin(json.dumps(asdict(asked)))
-        return
     try:
         different = asked.differences(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError):

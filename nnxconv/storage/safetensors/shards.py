@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnxconv.storage.files import placed
 from nnxconv.storage.safetensors.header import METADATA, NAMES, Tensor
 from nnxconv.tree import Shape, item_bytes
 
@@ -90,6 +91,7 @@ def begin(folder: Path, shard: Shard) -> None:
     Raises:
       OSError: there is no room.
     """
-    with (folder / shard.file).open("xb") as stream:
+    path = folder / shard.file
+    with placed(path), path.open("xb") as stream:
         stream.write(shard.header)
         stream.truncate(shard.nbytes)

@@ -18,7 +18,7 @@ from etils import epath
 
 from nnxconv.planning import Transfer, in_windows
 from nnxconv.storage import together
-from nnxconv.storage.files import copy_file
+from nnxconv.storage.files import copy_file, placed
 from nnxconv.storage.gcs import REQUESTS_AT_ONCE, is_remote
 from nnxconv.storage.ocdbt import Columns
 from nnxconv.storage.orbax import Item, Writer
@@ -194,7 +194,7 @@ class Carrier:
 
 def _copy_file(source: epath.Path, target: epath.Path) -> None:
     """Copies a file within the kernel where that is possible, and waits until it is on disk."""
-    with open(source, "rb") as old, open(target, "xb") as new:  # noqa: PTH123
+    with placed(target), open(source, "rb") as old, open(target, "xb") as new:  # noqa: PTH123
         left = os.fstat(old.fileno()).st_size
         try:
             while left > 0:

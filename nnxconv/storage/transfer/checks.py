@@ -231,6 +231,16 @@ def _free_bytes(target: Target) -> tuple[int, epath.Path]:
 
 def _full(needed: int, target: Target) -> PlanError:
     free, parent = _free_bytes(target)
+    if free >= needed:
+        return PlanError(
+            "the file system is full, or the user's share of it",
+            where=str(parent),
+            details=[
+                f"the target needs about {format_bytes(needed)}, and {format_bytes(free)} are free:"
+                " a quota, or a limit on the number of files, may be reached"
+            ],
+            hint="`quota` and `df -i` show them; or choose a target on another file system",
+        )
     return PlanError(
         f"the target needs about {format_bytes(needed)}, but {format_bytes(free)} are free",
         where=str(parent),
