@@ -79,8 +79,8 @@ def configuration(opened: Opened, home: Any) -> dict[str, Any]:
     Raises:
       BadInput: there is none.
     """
+    from nnxconv.storage import ADAPTER_CONFIG
     from nnxconv.storage.files import read_if_there
-    from nnxconv.storage.safetensors import ADAPTER_CONFIG
 
     item = opened.location.item
     for folder in (item, item.parent, item.parent.parent, home):

@@ -4,6 +4,7 @@ Several processes each do their share of it. The first one alone names the targe
 when all have written theirs.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +15,7 @@ from nnxconv.running.cluster import SINGLE_PROCESS, Team
 from nnxconv.running.events import Watcher, ignore
 from nnxconv.running.shard_run import ShardRun, Tally
 from nnxconv.running.sharing import work_shard_of
-from nnxconv.storage import deferred_interrupts, run
+from nnxconv.storage import deferred_interrupts, run, together
 from nnxconv.storage.files import check_lock
 from nnxconv.storage.orbax import (
     Item,
@@ -153,9 +154,12 @@ class _Execution:
     async def _work(self, share: Share, writer: Writer) -> None:
         try:
             await self._fill(share, writer)
-            await self._merge(share, writer)
+            is_last = len(self._writers) + 1 == len(self._shares)
+            is_read = is_last and self._proof is None  # a proof reads the source again
+            checks = [asyncio.to_thread(self._refuse_changed)] if is_read else []
+            await together([self._merge(share, writer), *checks])
             self._writers[share.name] = writer
-            if len(self._writers) == len(self._shares):
+            if is_last:
                 await self._finish()
         except Exception:
             self._check_kept(surely=True)  # another run's writes explain whatever else goes wrong
@@ -168,8 +172,8 @@ class _Execution:
         journal = self._journals.get(share.name)
         filled = writer if journal is None else writer.journalled(journal)
         async with filled.on_disk():
-            await filled.create(self._new_arrays[share.name])
-            await mine.rename(Carrier(share.source, filled, self._transfer, self._moved))
+            carrier = Carrier(share.source, filled, self._transfer, self._moved)
+            await together([filled.create(self._new_arrays[share.name]), mine.rename(carrier)])
             await mine.rewrite(filled)
         if journal is not None:
             self._moved.notes.extend(journal.notes)
@@ -188,10 +192,13 @@ class _Execution:
         if self._proof is not None:
             self._team.gather("merged", check=self._check)
             await self._prove(self._proof)
-        refuse_changed(self._items.values())
+            self._refuse_changed()
         self._check_kept(surely=True)
         self._check()
         self.moved_by_each = self._team.gather("done", asdict(self._moved), self._check)
+
+    def _refuse_changed(self) -> None:
+        refuse_changed(self._items.values())
 
     async def _prove(self, proof: Proof) -> None:
         name, writer = next(iter(self._writers.items()))

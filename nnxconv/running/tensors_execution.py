@@ -15,7 +15,7 @@ from nnxconv.running.events import Event, Watcher, ignore
 from nnxconv.running.shard_run import ShardRun
 from nnxconv.running.sharing import work_shard_of
 from nnxconv.state import Tree
-from nnxconv.storage import deferred_interrupts, run, to_the_end, together
+from nnxconv.storage import ADAPTER_CONFIG, deferred_interrupts, run, to_the_end, together
 from nnxconv.storage.files import placed, write_files
 from nnxconv.storage.orbax import (
     Item,
@@ -28,7 +28,6 @@ from nnxconv.storage.orbax import (
     tensors_item,
 )
 from nnxconv.storage.safetensors import (
-    ADAPTER_CONFIG,
     ADAPTER_FILE,
     INDEX,
     OpenFiles,

@@ -5,6 +5,8 @@ from .interrupts import ignore_signals as ignore_signals
 from .interrupts import interrupt as interrupt
 from .interrupts import last_resort as last_resort
 from .interrupts import to_the_end as to_the_end
+from .names import ADAPTER_CONFIG as ADAPTER_CONFIG
+from .names import ARRAY_METADATAS as ARRAY_METADATAS
 from .names import COMMITTED as COMMITTED
 from .names import DELETION as DELETION
 from .names import MARKER as MARKER

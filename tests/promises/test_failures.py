@@ -37,8 +37,7 @@ POINTS = {
     "a commit": (Writer, "commit", 0),
     "the merge": (Writer, "merge", 0),
     "the tree's metadata": (storage_save, "item_documents", 0),
-    "the files of the item": (storage_save, "write_files", 0),
-    "the files of the step": (storage_save, "write_files", 1),
+    "the files beside the arrays": (storage_save, "write_files", 0),
     "the commit of the directory": (storage_commit, "write_files", 0),
     "the last rename": (type(epath.Path()), "rename", 0),
 }

@@ -239,6 +239,13 @@ def test_seconds_at_the_same_time_count_once():
     assert traffic.seconds_of("copy") == 4.0
 
 
+def test_requests_at_the_same_time_are_one_round():
+    spans = [(1.0, 3.0), (2.0, 2.5), (3.0, 4.0), (3.5, 3.8), (6.0, 7.0)]
+    requests = [Request("GET", "", "read", "", started=start, ended=end) for start, end in spans]
+    assert Traffic(requests).rounds() == 3
+    assert Traffic(requests[:2]).rounds() == 1
+
+
 def test_requests_can_be_watched(proxy):
     seen = []
     with proxy.watching(lambda request: seen.append(request.name)):

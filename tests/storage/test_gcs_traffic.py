@@ -45,6 +45,42 @@ def test_names_only_moves_hardly_anything_through_the_client(
     assert traffic.of("copy")
 
 
+def put_large(storage, name, folder):
+    """A checkpoint of which each array is large enough to stay as it is, in one container."""
+    if name == "step with another item":
+        path = checkpoints.save_step(folder / "step", large(), extra={"iter": {"seen": 7}})
+        (path / "iter" / "shards").mkdir()
+        (path / "iter" / "shards" / "0").write_bytes(b"shard")
+    elif name == "root":
+        path = checkpoints.save_root(folder / "root", {1: large(), 2: large()})
+    else:
+        path = checkpoints.save_item(folder / "item", large(), use_ocdbt=name == "item")
+    return storage.put(path, "out/source")
+
+
+@pytest.mark.parametrize("name", ["item", "step with another item", "root", "files of their own"])
+def test_names_only_asks_25_times_and_for_each_file_that_has_to_be(name, storage, tmp_path):
+    source = put_large(storage, name, tmp_path)
+    with storage.proxy.recording() as traffic:
+        nnxconv.convert(source, storage.path("out/x"), **NAMES_ONLY)
+    of_arrays = [one for one in traffic.requests if one.name.endswith("/.zarray")]
+    assert len(traffic.requests) <= 25 + len(traffic.of("copy")) + len(of_arrays)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["item", "step with another item", "root", "files of their own"])
+def test_names_only_asks_in_12_rounds(name, storage, tmp_path):
+    source = put_large(storage, name, tmp_path)
+    rounds = []
+    for number in range(3):  # what is asked for at once may start late where much else goes on
+        with storage.proxy.recording() as traffic, storage.proxy.inject(Delay(0.1)):
+            nnxconv.convert(source, storage.path(f"out/{number}"), **NAMES_ONLY)
+        rounds.append(traffic.rounds())
+        if rounds[-1] <= 12:
+            return
+    assert min(rounds) <= 12
+
+
 def test_links_are_copies_by_the_server_and_the_result_says_so(storage, sources):
     outcome = run(
         "convert", sources["large"], storage.path("out/x"), "--to", "nnx-pure",

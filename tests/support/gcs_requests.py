@@ -69,6 +69,14 @@ class Traffic:
     def counts(self) -> Counter[Kind]:
         return Counter(request.kind for request in self.requests)
 
+    def rounds(self) -> int:
+        """How many of the requests were made one after the other: each when the last had ended."""
+        count, until = 0, 0.0
+        for request in sorted(self.requests, key=lambda request: request.ended):
+            if request.started >= until:
+                count, until = count + 1, request.ended
+        return count
+
     def most_at_once(self, *kinds: Kind) -> int:
         """How many of these requests were under way at the same time."""
         chosen = self.of(*kinds)

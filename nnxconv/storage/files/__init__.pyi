@@ -27,6 +27,7 @@ from .operations import remove_files as remove_files
 from .operations import remove_tree as remove_tree
 from .operations import stamps_below as stamps_below
 from .operations import write_files as write_files
+from .small_files import SmallFiles as SmallFiles
 from .swapping import exchange as exchange
 from .texts import read_text as read_text
 from .texts import refuse_file as refuse_file

@@ -1,6 +1,7 @@
 """The JSON in a checkpoint, which anybody may have written."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -39,13 +40,17 @@ def refuse_halves(value: Any) -> None:
         raise ValueError("it has a lone surrogate, which is half a character") from error
 
 
-def read_json(path: epath.Path, kind: type[NnxconvError] = DamagedCheckpoint) -> dict[str, Any]:
+def read_json(
+    path: epath.Path,
+    kind: type[NnxconvError] = DamagedCheckpoint,
+    read: Callable[[epath.Path], bytes | None] = read_if_there,
+) -> dict[str, Any]:
     """The mapping that a JSON file describes.
 
     Raises:
       DamagedCheckpoint, or `kind`: the file is not there, or is none.
     """
-    text = read_if_there(path)
+    text = read(path)
     if text is None:
         raise kind(f"`{path}` is missing")
     return mapping_in(text, path, kind)

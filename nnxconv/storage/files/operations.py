@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from etils import epath
 
@@ -15,11 +14,11 @@ from nnxconv.storage import COMMITTED
 from nnxconv.storage.files.naming import placed
 from nnxconv.storage.gcs import (
     REQUESTS_AT_ONCE,
-    SCHEME,
     count_repetition,
     file_crc32c,
     filesystem,
     is_remote,
+    list_below,
     pauses,
     write_object,
 )
@@ -39,30 +38,21 @@ def read_if_there(path: epath.Path) -> bytes | None:
 def files_below(path: epath.Path) -> dict[str, int]:
     """Every file below a directory by relative path, with its bytes; one listing in a bucket."""
     if is_remote(path):
-        return {name: int(entry["size"]) for name, entry in _objects_below(path)}
+        return {name: nbytes for name, (nbytes, _) in list_below(path).objects.items()}
     return {name: status.st_size for name, status in _local_files_below(os.fspath(path))}
 
 
 def generations_below(path: epath.Path) -> dict[str, tuple[int, str]]:
     """Every object below a path by relative path, with its bytes and generation; one listing."""
-    return {
-        name: (int(entry["size"]), str(entry["generation"])) for name, entry in _objects_below(path)
-    }
+    return list_below(path).objects
 
 
 def stamps_below(path: epath.Path) -> dict[str, str]:
     """What changes when a file below a directory does: size and time, or a bucket's generation."""
     if is_remote(path):
-        return {name: str(entry["generation"]) for name, entry in _objects_below(path)}
+        return {name: generation for name, (_, generation) in list_below(path).objects.items()}
     files = _local_files_below(os.fspath(path))
     return {name: f"{status.st_size} {status.st_mtime_ns}" for name, status in files}
-
-
-def _objects_below(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the server says of each object, by relative path."""
-    root = path.as_posix().removeprefix(SCHEME).rstrip("/") + "/"
-    for name, entry in filesystem().find(root, detail=True).items():
-        yield name.removeprefix(root), entry
 
 
 def _local_files_below(folder: str, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:

@@ -2,11 +2,13 @@ from .checksums import file_crc32c as file_crc32c
 from .client import REQUESTS_AT_ONCE as REQUESTS_AT_ONCE
 from .client import filesystem as filesystem
 from .client import prepare as prepare
+from .listing import list_below as list_below
 from .lock import Lease as Lease
 from .lock import LeaseLost as LeaseLost
 from .objects import object_at as object_at
 from .objects import write_object as write_object
 from .paths import SCHEME as SCHEME
+from .paths import bucket_and_name as bucket_and_name
 from .paths import is_remote as is_remote
 from .retries import count_repetition as count_repetition
 from .retries import for_tensorstore as for_tensorstore

@@ -77,7 +77,7 @@ class Lease:
                 renewing.join(_LEAVING_SECONDS)
             if self._generation and not self._is_lost:
                 with suppress(Exception):  # it will be stale in a minute
-                    if self._look().run == self.run:
+                    if not self._is_old() or self._look().run == self.run:
                         remove_generation(self._path, self._generation)
 
         try:
@@ -94,10 +94,13 @@ class Lease:
         Raises:
           LeaseLost: it has not.
         """
-        is_old = time.monotonic() > self._renewed_at + self._seconds / 2
-        if not self._is_lost and (surely or is_old):
+        if not self._is_lost and (surely or self._is_old()):
             self._renew()
         self._refuse_lost()
+
+    def _is_old(self) -> bool:
+        """False where the lock was renewed of late, so that nobody else can have taken it."""
+        return time.monotonic() > self._renewed_at + self._seconds / 2
 
     def _refuse_lost(self) -> None:
         if self._is_lost:

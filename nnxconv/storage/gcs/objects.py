@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from nnxconv.storage.gcs.client import filesystem
-from nnxconv.storage.gcs.paths import SCHEME
+from nnxconv.storage.gcs.paths import bucket_and_name
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Object:
 def object_at(path: epath.Path) -> Object | None:
     """The object at a path; None when there is none. One request."""
     try:
-        headers, text = filesystem().call("GET", "b/{}/o/{}", *_bucket_and_name(path))
+        headers, text = filesystem().call("GET", "b/{}/o/{}", *bucket_and_name(path))
     except FileNotFoundError:
         return None
     entry = json.loads(text)
@@ -48,7 +48,7 @@ def write_generation(path: epath.Path, generation: str, told: Mapping[str, str])
     Raises:
       FileExistsError: it is of another one.
     """
-    bucket, name = _bucket_and_name(path)
+    bucket, name = bucket_and_name(path)
     entry = json.dumps({"name": name, "metadata": told})
     head = "Content-Type: application/json; charset=UTF-8"
     body = f"--==0==\n{head}\n\n{entry}\n--==0==\nContent-Type: text/plain\n\n\n--==0==--"
@@ -67,7 +67,7 @@ def write_generation(path: epath.Path, generation: str, told: Mapping[str, str])
 
 def write_object(path: epath.Path, content: bytes) -> None:
     """Writes an object, whatever is there. One request."""
-    bucket, name = _bucket_and_name(path)
+    bucket, name = bucket_and_name(path)
     server = filesystem()
     server.call(
         "POST",
@@ -84,10 +84,5 @@ def remove_generation(path: epath.Path, generation: str) -> None:
     Raises:
       OSError: it is of another one, or not there.
     """
-    names = _bucket_and_name(path)
+    names = bucket_and_name(path)
     filesystem().call("DELETE", "b/{}/o/{}", *names, ifGenerationMatch=generation)
-
-
-def _bucket_and_name(path: epath.Path) -> tuple[str, str]:
-    bucket, _, name = path.as_posix().removeprefix(SCHEME).partition("/")
-    return bucket, name

@@ -44,38 +44,41 @@ NO_CONTENTS = Contents(NO_VALUES, frozenset())
 """Those of a database that is not there yet."""
 
 
-def read_contents(path: epath.Path) -> Contents:
+def read_contents(path: epath.Path, manifest: bytes | None = None) -> Contents:
     """Walks the newest version of the database at `path`, without reading its values.
 
-    In a bucket it is read again where its own checksums differ: it may have been damaged on the
-    way.
+    Its manifest may have been read already. In a bucket all is read again where its own checksums
+    differ: it may have been damaged on the way.
 
     Raises:
       DamagedCheckpoint: it cannot be read, or refers to files outside of itself.
     """
     for _ in range(_READS_AGAIN if is_remote(path) else 0):
         try:
-            return _contents(path)
+            return _contents(path, manifest)
         except DamagedCheckpoint as error:
             if not isinstance(error.__cause__, _WrongBytes):
                 raise  # what TensorStore could not read it has asked for again itself
             count_repetition()
-    return _contents(path)
+            manifest = None
+    return _contents(path, manifest)
 
 
 _READS_AGAIN = 2
 
 
-def _contents(path: epath.Path) -> Contents:
+def _contents(path: epath.Path, encoded: bytes | None) -> Contents:
     """What `read_contents` returns, read once."""
     try:
         store = ts.KvStore.open(directory_spec(path), context=context()).result()
-        found = store.read(MANIFEST).result()
-        if found.state == "missing":
-            message = f"the OCDBT database has no `{MANIFEST}`"
-            raise DamagedCheckpoint(message, where=str(path))
+        if encoded is None:
+            found = store.read(MANIFEST).result()
+            if found.state == "missing":
+                message = f"the OCDBT database has no `{MANIFEST}`"
+                raise DamagedCheckpoint(message, where=str(path))
+            encoded = found.value
         with _told_of(f"`{MANIFEST}`"):
-            manifest = decode_manifest(found.value)
+            manifest = decode_manifest(encoded)
         tree = _Tree(store, manifest.config.max_node_bytes, set())
         values = NO_VALUES
         if manifest.root is not None:

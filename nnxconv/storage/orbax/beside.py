@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from etils import epath
 
 from nnxconv.errors import BadInput
-from nnxconv.storage import MARKER, STEP_METADATA
-from nnxconv.storage.files import read_if_there, refuse_strangers, write_files
+from nnxconv.storage import ADAPTER_CONFIG, MARKER, STEP_METADATA
+from nnxconv.storage.files import SmallFiles, read_if_there, refuse_strangers, write_files
 from nnxconv.storage.orbax.documents import PYTREE_HANDLER, step_metadata
 from nnxconv.storage.orbax.location import Location
 from nnxconv.storage.orbax.saving import Target
 from nnxconv.storage.orbax.steps import is_step
-from nnxconv.storage.safetensors import ADAPTER_CONFIG, home_of
+from nnxconv.storage.safetensors import home_of
 
 NAMES = (ADAPTER_CONFIG,)
 
@@ -78,18 +78,18 @@ class ExtraFiles:
 
 def files_beside(location: Location, target: Target) -> ExtraFiles:
     """The files that travel with a checkpoint: each keeps its distance from the item."""
-    folder = location.item.parent
+    folder, small = location.item.parent, location.small
     if location.container == "safetensors":
-        inside = _found(home_of(location.item), target.path)
+        inside = _found(small, home_of(location.item), target.path)
         return ExtraFiles({new.name: old for new, old in inside.items()})
     if location.given_as == "item" or location.is_bare_step:
-        beside = _found(folder, target.path.parent)
+        beside = _found(small, folder, target.path.parent)
         is_folder = location.container == "orbax"
-        found = _found(location.item, target.path) if is_folder else {}
+        found = _found(small, location.item, target.path) if is_folder else {}
         inside = {new.name: old for new, old in found.items()}
         return ExtraFiles(inside, beside, _step_metadata(location, target))
-    inside = {new.name: old for new, old in _found(folder, target.path, MARKER).items()}
-    return ExtraFiles(inside, _found(folder.parent, target.path.parent))
+    inside = {new.name: old for new, old in _found(small, folder, target.path, MARKER).items()}
+    return ExtraFiles(inside, _found(small, folder.parent, target.path.parent))
 
 
 def _step_metadata(location: Location, target: Target) -> dict[epath.Path, str]:
@@ -105,10 +105,10 @@ def _step_metadata(location: Location, target: Target) -> dict[epath.Path, str]:
     return {step / STEP_METADATA: told}
 
 
-def _found(folder: epath.Path, target: epath.Path, *further: str) -> dict[epath.Path, epath.Path]:
+def _found(
+    small: SmallFiles, folder: epath.Path, target: epath.Path, *further: str
+) -> dict[epath.Path, epath.Path]:
     """The files in a folder, by their new paths."""
     names = (*NAMES, *further)
     refuse_strangers(folder, *(folder / name for name in names))
-    return {
-        target / name: folder / name for name in names if read_if_there(folder / name) is not None
-    }
+    return {target / name: folder / name for name in names if small.read(folder / name) is not None}

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,10 +29,16 @@ from nnxconv.storage.orbax.documents import mark
 
 @dataclass(frozen=True)
 class Place:
-    """A directory that is filled, and what makes it the target when it is complete."""
+    """A directory that is filled, and what makes it the target when it is complete.
+
+    Attributes:
+      commit: gives the target its name, or the mark that it is complete.
+      confirm: makes sure, shortly before, that no other run has taken the target over.
+    """
 
     directory: epath.Path
     commit: Callable[[], None]
+    confirm: Callable[[], None] = lambda: None
 
 
 @contextmanager
@@ -54,7 +61,8 @@ def nothing_left_on_failure(
             locked_in_bucket(path) as lease,
             _no_objects_left_on_failure(path, may_replace, lease) as place,
         ):
-            yield Place(place, partial(_mark_while_held, place, path, lease))
+            commit = partial(_mark_while_held, place, path, lease)
+            yield Place(place, commit, partial(lease.check, surely=True))
         return
     with parents_made(path), locked(path):
         _undo(path)  # what a killed run left
@@ -79,10 +87,11 @@ def _no_objects_left_on_failure(
     """
     beside = path.parent / f"{path.name}.nnxconv-new"
     place = path
-    if files_below(path):
+    with ThreadPoolExecutor(2) as pool:
+        there, left = pool.map(files_below, (path, beside))
+    if there:
         place = beside
         _refuse_unless(may_replace, path)
-    left = files_below(beside)
     if COMMITTED in left:
         raise BadInput(
             f"`{beside}` is a complete checkpoint, which an interrupted `--overwrite` left",
@@ -225,7 +234,7 @@ def _made(directory: epath.Path) -> _Made:
 
 def _mark_while_held(place: epath.Path, path: epath.Path, lease: Lease) -> None:
     """The last object in a bucket, for a run that no other one has taken for dead."""
-    lease.check(surely=True)
+    lease.check()
     write_files({place / COMMITTED: mark(path)})
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnxconv.storage import STRINGS, TREE_METADATA
+from nnxconv.storage import ARRAY_METADATAS, STRINGS, TREE_METADATA
 from nnxconv.storage.orbax.item import array_name
 from nnxconv.storage.orbax.writer import NewArray
 from nnxconv.tree import EMPTY_KINDS, Key, Literal
@@ -51,7 +51,7 @@ def item_documents(
     if keys:
         documents["_sharding"] = {_base64(array_name(key.key)): _ON_DEVICE_0 for key in keys}
         entries = [{"array_metadata": _array_metadata(key)} for key in keys]
-        documents["array_metadatas/process_0"] = {"array_metadatas": entries}
+        documents[f"{ARRAY_METADATAS}/process_0"] = {ARRAY_METADATAS: entries}
     return {name: json.dumps(document) for name, document in documents.items()}
 
 

@@ -10,19 +10,19 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.state import Tree
-from nnxconv.storage import STRINGS, TREE_METADATA
+from nnxconv.storage import ARRAY_METADATAS, STRINGS, TREE_METADATA
 from nnxconv.storage.files import (
     Folder,
+    SmallFiles,
     files_below,
     free_metadata,
     is_flat,
-    open_folder,
     parse_json,
     read_json,
 )
 from nnxconv.storage.gcs import first_sentence
-from nnxconv.storage.ocdbt import Contents, read_contents
-from nnxconv.storage.orbax.stability import Seen, look
+from nnxconv.storage.ocdbt import MANIFEST, Contents, read_contents
+from nnxconv.storage.orbax.stability import Seen, look_at
 from nnxconv.storage.orbax.tree_metadata import tree_entries
 from nnxconv.storage.zarr import (
     ORBAX,
@@ -107,7 +107,7 @@ def joined_items(path: epath.Path, parts: Mapping[str, Item]) -> Item:
     )
 
 
-def orbax_item(folder: Folder, is_read: bool) -> Item:
+def orbax_item(folder: Folder, is_read: bool, small: SmallFiles) -> Item:
     """Reads an item's metadata: tree, shapes, types and chunks of all arrays.
 
     Raises:
@@ -115,8 +115,8 @@ def orbax_item(folder: Folder, is_read: bool) -> Item:
       DamagedCheckpoint: an array that the tree names is not there.
     """
     path = folder.path
-    seen = look(path) if is_read else {}
-    metadata = read_json(path / TREE_METADATA)
+    seen = look_at(folder) if is_read else {}
+    metadata = read_json(path / TREE_METADATA, read=small.read)
     try:
         entries = tree_entries(metadata["tree_metadata"])
     except ValueError as error:
@@ -132,10 +132,10 @@ def orbax_item(folder: Folder, is_read: bool) -> Item:
         use_ocdbt = "manifest.ocdbt" in folder.files
     use_zarr3 = bool(metadata.get("use_zarr3"))
     names = {key: array_name(key) for key, kind in entries if kind in _ARRAY_TYPES}
-    contents = read_contents(path) if use_ocdbt else None
+    contents = read_contents(path, small.read(path / MANIFEST)) if use_ocdbt else None
     formats = read_formats(path, contents, use_zarr3, names.values())
-    impls = _prng_impls(folder)
-    strings = read_json(path / STRINGS) if _has_strings(entries) else {}
+    impls = _prng_impls(folder, small)
+    strings = read_json(path / STRINGS, read=small.read) if _has_strings(entries) else {}
     store = path.as_posix()
     tree: dict[Key, Leaf] = {}
     for key, kind in entries:
@@ -273,15 +273,15 @@ def _parsed(zarr_format: int, text: bytes) -> ArrayFormat:
     return parse_format(zarr_format, metadata)
 
 
-def _prng_impls(item: Folder) -> dict[str, str]:
+def _prng_impls(item: Folder, small: SmallFiles) -> dict[str, str]:
     """The implementation of each typed PRNG key; Orbax keeps it nowhere else."""
     impls: dict[str, str] = {}
-    if "array_metadatas" not in item.folders:
+    if ARRAY_METADATAS not in item.folders:
         return impls
-    folder = open_folder(item.path / "array_metadatas")
+    folder = item.inner(ARRAY_METADATAS)
     for file in (folder.path / name for name in sorted(folder.files)):
         try:
-            for entry in read_json(file).get("array_metadatas", []):
+            for entry in read_json(file, read=small.read).get(ARRAY_METADATAS, []):
                 metadata = entry["array_metadata"]
                 extra = metadata.get("ext_metadata")
                 if isinstance(extra, dict) and extra.get("random_key_impl"):

@@ -10,7 +10,8 @@ root/                  steps, called as `CheckpointManager` or flax.training.che
 
 import os
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from typing import Literal as OneOf
 
@@ -19,24 +20,28 @@ from etils import epath
 from nnxconv.errors import BadInput, NotACheckpoint
 from nnxconv.layouts import TUNIX_ITEMS
 from nnxconv.storage import (
+    ADAPTER_CONFIG,
+    ARRAY_METADATAS,
     COMMITTED,
     DELETION,
     STEP_METADATA,
+    STRINGS,
     TREE_METADATA,
     UNFINISHED,
     USUAL_ITEMS,
 )
 from nnxconv.storage.files import (
     Folder,
+    SmallFiles,
     free_metadata,
     mapping_in,
     open_folder,
-    read_if_there,
     refuse_strangers,
 )
 from nnxconv.storage.gcs import is_remote, prepare
 from nnxconv.storage.msgpack import OLD_TREE, is_msgpack, newest_file
 from nnxconv.storage.npz import SUFFIX as NPZ
+from nnxconv.storage.ocdbt import MANIFEST
 from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
 from nnxconv.storage.orbax.foreign import looks_like, seems_to_be
 from nnxconv.storage.orbax.steps import (
@@ -58,24 +63,26 @@ class Location:
       folder: the directory that holds the arrays.
       given_as: what the user's path is: the item itself, its step, or a root of steps.
       step_name: name of the step directory, unless the item was given.
-      other_items: names of the step's other directories, which are carried over as they are.
+      other_items: the step's other directories, which are carried over as they are.
       step_metadata: contents of the nearest `_CHECKPOINT_METADATA`.
       joined: the step's items that together are one tree, `folder` the first of them; empty where
         that is the whole tree.
       newest_of: how many steps the root has, where none was asked for and the newest was taken.
       container: what holds the arrays.
       beside: files of safetensors in the folder that are not of the checkpoint.
+      small: reads what is small; from a bucket it has come already.
     """
 
     folder: Folder
     given_as: OneOf["item", "step", "root"]
     step_name: str = ""
-    other_items: tuple[str, ...] = ()
+    other_items: tuple[Folder, ...] = ()
     step_metadata: dict[str, Any] | None = None
     joined: tuple[Folder, ...] = ()
     newest_of: int = 0
     container: OneOf["orbax", "safetensors", "msgpack", "npz"] = "orbax"
     beside: tuple[str, ...] = ()
+    small: SmallFiles = field(default_factory=SmallFiles, repr=False, compare=False)
 
     @property
     def choice(self) -> str:
@@ -138,10 +145,11 @@ def locate(
             raise BadInput(f"`{path}` is one item of a checkpoint, so `--step` has no meaning")
         refuse_strangers(given.path, given.path)
         refuse_strangers(given.path.parent, given.path.parent / STEP_METADATA)
-        _refuse_if_deleted(given)
-        metadata = _read_step_metadata(given.path, given.path.parent)
+        small = _small_files_of_item(given)
+        _refuse_if_deleted(given, small)
+        metadata = _read_step_metadata(small, given.path, given.path.parent)
         _refuse_uncommitted(allow_uncommitted, given)
-        return Location(given, "item", step_metadata=metadata)
+        return Location(given, "item", step_metadata=metadata, small=small)
     items = _items(given)
     if items:
         if step is not None and not is_called(given.path.name, step):
@@ -149,12 +157,14 @@ def locate(
         refuse_strangers(given.path, given.path)
         return _in_step(given, items, "step", allow_uncommitted)
     given = holding_steps(given)
-    chosen = open_folder(choose_step(given, step, has_step, allow_uncommitted, takes_newest=True))
+    name = choose_step(given, step, has_step, allow_uncommitted, takes_newest=True).name
+    chosen = given.inner(name)
     refuse_strangers(given.path, chosen.path)
     if holds_tree(chosen):
         _refuse_uncommitted(allow_uncommitted, chosen)
-        metadata = _read_step_metadata(chosen.path)
-        location = Location(chosen, "root", chosen.path.name, step_metadata=metadata)
+        small = _small_files_of_item(chosen)
+        metadata = _read_step_metadata(small, chosen.path)
+        location = Location(chosen, "root", name, step_metadata=metadata, small=small)
     else:
         location = _in_step(chosen, _items(chosen), "root", allow_uncommitted)
     return replace(location, newest_of=0 if step is not None else len(steps_in(given)))
@@ -296,14 +306,16 @@ def _in_step(
     others = {name for name in step.folders if UNFINISHED not in name}
     others -= {one.path.name for one in own} | {deleted_item(step) or ""}
     _refuse_uncommitted(allow_uncommitted, *own, step)
-    metadata = _read_step_metadata(path)
-    return Location(item, given_as, path.name, tuple(sorted(others)), metadata, tuple(joined))
+    small = _small_files(step, own)
+    metadata = _read_step_metadata(small, path)
+    other_items = tuple(step.inner(name) for name in sorted(others))
+    return Location(item, given_as, path.name, other_items, metadata, tuple(joined), small=small)
 
 
 def _items(step: Folder) -> list[Folder]:
     """The directories under a step that hold a tree of arrays."""
     names = [n for n in step.folders if step_number(n) is None and UNFINISHED not in n]
-    children = [open_folder(step.path / name) for name in names]
+    children = [step.inner(name) for name in names]
     found = [child for child in children if holds_tree(child)]
     gone = deleted_item(step)
     left = [child for child in found if child.path.name != gone]
@@ -312,15 +324,32 @@ def _items(step: Folder) -> list[Folder]:
     return left
 
 
-def _refuse_if_deleted(item: Folder) -> None:
+def _small_files_of_item(item: Folder) -> SmallFiles:
+    """What is read for an item that was given by its own path."""
+    step = item.path.parent
+    return _small_files(item, [item], step / DELETION, step / STEP_METADATA)
+
+
+def _small_files(given: Folder, items: Sequence[Folder], *further: epath.Path) -> SmallFiles:
+    """What is read for items before their arrays: their metadata, and what stands around them."""
+    names = (TREE_METADATA, MANIFEST, STRINGS)
+    ahead = [item.path / name for item in items for name in names]
+    if given.objects is not None:
+        inner = [item.inner(ARRAY_METADATAS) for item in items]
+        ahead += [folder.path / name for folder in inner for name in folder.files]
+    around = [given.path / STEP_METADATA, given.path.parent / ADAPTER_CONFIG]
+    return SmallFiles([given, *items], [*ahead, *around, *further])
+
+
+def _refuse_if_deleted(item: Folder, small: SmallFiles) -> None:
     """Refuses an item, given by its own path, that is being deleted from its step."""
-    if read_if_there(item.path.parent / DELETION) is not None:
+    if small.read(item.path.parent / DELETION) is not None:
         refuse_deleted(open_folder(item.path.parent), item.path.name)
 
 
-def _read_step_metadata(*paths: epath.Path) -> dict[str, Any] | None:
+def _read_step_metadata(small: SmallFiles, *paths: epath.Path) -> dict[str, Any] | None:
     for file in (path / STEP_METADATA for path in paths):
-        text = read_if_there(file)
+        text = small.read(file)
         if text is not None:
             metadata = mapping_in(text, file, NotACheckpoint)
             custom = free_metadata(metadata, "custom_metadata", file)

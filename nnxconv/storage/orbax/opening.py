@@ -1,7 +1,7 @@
 """The item that was located, opened in whichever container it is."""
 
 from nnxconv.storage import TREE_METADATA
-from nnxconv.storage.files import Folder
+from nnxconv.storage.files import Folder, SmallFiles
 from nnxconv.storage.msgpack import OLD_TREE
 from nnxconv.storage.orbax.item import Item, joined_items, orbax_item
 from nnxconv.storage.orbax.location import Location
@@ -26,12 +26,13 @@ def open_item(location: Location, *, is_read: bool = False) -> Item:
         case "msgpack":
             return open_msgpack(location.item, None, is_read)
     if not location.joined:
-        return _in_folder(location.folder, is_read)
-    parts = {folder.path.name: _in_folder(folder, is_read) for folder in location.joined}
+        return _in_folder(location.folder, is_read, location.small)
+    small = location.small
+    parts = {folder.path.name: _in_folder(folder, is_read, small) for folder in location.joined}
     return joined_items(location.item.parent, parts)
 
 
-def _in_folder(folder: Folder, is_read: bool) -> Item:
+def _in_folder(folder: Folder, is_read: bool, small: SmallFiles) -> Item:
     if TREE_METADATA in folder.files:
-        return orbax_item(folder, is_read)
+        return orbax_item(folder, is_read, small)
     return open_msgpack(folder.path / OLD_TREE, folder, is_read)

@@ -6,15 +6,15 @@ that, nothing is left. Orbax itself is not needed for it.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from etils import epath
 
 from nnxconv.errors import BadInput
-from nnxconv.storage import COMMITTED, STEP_METADATA, run, to_the_end
-from nnxconv.storage.files import copy_files, files_below, placed, write_files
+from nnxconv.storage import COMMITTED, STEP_METADATA, run, to_the_end, together
+from nnxconv.storage.files import Folder, copy_files, files_below, placed, write_files
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax.commit import nothing_left_on_failure
 from nnxconv.storage.orbax.documents import PYTREE_HANDLER, item_documents, mark, step_metadata
@@ -44,7 +44,7 @@ class Target:
 
     path: epath.Path
     item_name: str = ""
-    carried: Mapping[str, epath.Path] = field(default_factory=dict)
+    carried: Mapping[str, Folder] = field(default_factory=dict)
     handlers: Mapping[str, str] = field(default_factory=dict)
     custom_metadata: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, epath.Path] = field(default_factory=dict)
@@ -90,11 +90,10 @@ def target_for(
     path = destination
     if source.given_as == "root":
         path = absolute((destination / source.step_name).as_posix())
-    step = source.item.parent
     return Target(
         path,
         "" if is_split or source.is_bare_step else _item_name(source),
-        {name: step / name for name in source.other_items},
+        {folder.path.name: folder for folder in source.other_items},
         source.item_handlers,
         custom_metadata,
         is_split=is_split,
@@ -115,8 +114,8 @@ class NewItem:
     """An item that is written: its leaves, its container, and the work that fills it."""
 
     name: str
-    arrays: Iterable[NewArray]
-    literals: Iterable[tuple[Key, Literal]]
+    arrays: Sequence[NewArray]
+    literals: Sequence[tuple[Key, Literal]]
     container: Container
     work: Work
 
@@ -146,12 +145,15 @@ def save(
         if is_remote(place.directory):  # by which others see what is being written there
             text = step_metadata(None, {}, begun=begun)
             write_files({place.directory / STEP_METADATA: text})
-        run(_fill(place.directory, target, items, custom_metadata))
+            run(_fill_in_bucket(place.directory, target, items, custom_metadata))
+        else:
+            run(_fill(place.directory, target, items, custom_metadata))
         check()
         if is_witnessed:
             for item in items:
                 refuse_unread(place.directory / item.name, item.arrays, item.literals)
-        _complete(place.directory, target, items, begun)
+        marks = _marks(place.directory, target, items, begun)
+        run(together([asyncio.to_thread(write_files, marks), asyncio.to_thread(place.confirm)]))
         check()
         with to_the_end():
             place.commit()
@@ -168,56 +170,82 @@ async def _fill(
         await asyncio.to_thread(copy_item, source, directory / name)
     for item in items:
         folder = directory / item.name
-        if not is_remote(folder):
-            folder.mkdir(exist_ok=True)
-        await item.work(Writer(folder, item.container.use_ocdbt))
-        await _describe(folder, item, custom_metadata)
+        folder.mkdir(exist_ok=True)
+        await _fill_item(folder, item, custom_metadata)
     for name, file in target.files.items():
         content = file.read_bytes()
         with placed(directory / name):
             (directory / name).write_bytes(content)
 
 
-async def _describe(folder: epath.Path, item: NewItem, custom_metadata: Mapping[str, Any]) -> None:
-    """The files of an item besides its arrays, and the numbers that no array of a source holds."""
-    literals = list(item.literals)
-    numbers = {array_name(key): one.value for key, one in literals if one.kind == "scalar"}
+async def _fill_in_bucket(
+    directory: epath.Path,
+    target: Target,
+    items: Sequence[NewItem],
+    custom_metadata: Mapping[str, Any],
+) -> None:
+    """The same, with several requests at once."""
+
+    async def one_by_one() -> None:
+        for item in items:
+            await _fill_item(directory / item.name, item, custom_metadata)
+
+    items_beside = [(source, directory / name) for name, source in target.carried.items()]
+    copies = [asyncio.to_thread(copy_item, old, new) for old, new in items_beside]
+    files = [(file, directory / name) for name, file in target.files.items()]
+    await together([*copies, asyncio.to_thread(copy_files, files), one_by_one()])
+
+
+async def _fill_item(folder: epath.Path, item: NewItem, custom_metadata: Mapping[str, Any]) -> None:
+    """Arrays, what describes them, and the numbers that no array of a source holds."""
+
+    def documents() -> dict[str, str]:
+        return item_documents(
+            item.arrays,
+            item.literals,
+            use_ocdbt=item.container.use_ocdbt,
+            use_zarr3=item.container.use_zarr3,
+            custom_metadata=custom_metadata,
+        )
+
+    await item.work(Writer(folder, item.container.use_ocdbt, documents=documents))
+    numbers = {array_name(key): one.value for key, one in item.literals if one.kind == "scalar"}
     if numbers:
         await write_scalars(folder, numbers, item.container)  # type: ignore[arg-type]
-    documents = item_documents(
-        list(item.arrays),
-        literals,
-        use_ocdbt=item.container.use_ocdbt,
-        use_zarr3=item.container.use_zarr3,
-        custom_metadata=custom_metadata,
-    )
-    await asyncio.to_thread(write_files, {folder / name: text for name, text in documents.items()})
 
 
-def _complete(directory: epath.Path, target: Target, items: Sequence[NewItem], begun: int) -> None:
-    """Says that the items are complete, and what they are."""
+def _marks(
+    directory: epath.Path, target: Target, items: Sequence[NewItem], begun: int
+) -> dict[epath.Path, str | bytes]:
+    """What says that the items are complete, and what they are."""
     names = [*target.carried, *(item.name for item in items if item.name)]
     handlers: str | dict[str, str] = PYTREE_HANDLER
     if names:
         handlers = {name: target.handlers[name] for name in names if name in target.handlers}
         handlers |= {item.name: PYTREE_HANDLER for item in items}
     told = step_metadata(handlers, target.custom_metadata, begun=begun, committed=time.time_ns())
-    texts = {directory / name / COMMITTED: mark(target.path / name) for name in names}
-    write_files({**texts, directory / STEP_METADATA: told})
+    marks = {directory / name / COMMITTED: mark(target.path / name) for name in names}
+    return {**marks, directory / STEP_METADATA: told}
 
 
-def copy_item(source: epath.Path, target: epath.Path) -> None:
+def copy_item(folder: Folder, target: epath.Path) -> None:
     """Copies an item, whatever is in it, but not the permissions: a source may be read-only.
 
     The mark that it is complete stays behind; it is written anew when the copy is.
     """
+    source = folder.path
     if is_remote(source) or is_remote(target):
-        names = [name for name in files_below(source) if name != COMMITTED]
+        found = files_below(source) if folder.objects is None else folder.objects
+        names = [name for name in found if name != COMMITTED]
         copy_files((source / name, target / name) for name in names)
         return
+    _copy_folder(source, target)
+
+
+def _copy_folder(source: epath.Path, target: epath.Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for child in source.iterdir():
         if child.is_dir():
-            copy_item(child, target / child.name)
+            _copy_folder(child, target / child.name)
         elif child.name != COMMITTED:
             child.copy(target / child.name)

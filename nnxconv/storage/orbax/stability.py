@@ -8,20 +8,28 @@ from typing import Protocol
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.storage.files import stamps_below
+from nnxconv.storage.files import Folder, generations_below
 from nnxconv.storage.gcs import is_remote
 
 Seen = Mapping[str, tuple[int, ...]]
 """For each file of a directory, and for itself: its inode, bytes, and time of change.
 
-Of each object below a path in a bucket: its generation.
+Of each object below a path in a bucket: its generation and bytes.
 """
+
+
+def look_at(folder: Folder) -> Seen:
+    """What a directory looked like when it was listed, where all of it was; else what it does."""
+    if folder.objects is None:
+        return look(folder.path)
+    return {name: (int(number), nbytes) for name, (nbytes, number) in folder.objects.items()}
 
 
 def look(path: epath.Path) -> Seen:
     """What a directory looks like; one listing in a bucket."""
     if is_remote(path):
-        return {name: (int(generation),) for name, generation in stamps_below(path).items()}
+        found = generations_below(path)
+        return {name: (int(number), nbytes) for name, (nbytes, number) in found.items()}
     if path.is_file():
         return {"": _identity(os.stat(path))}  # noqa: PTH116
     return dict(_entries(Path(os.fspath(path)), ""))

@@ -7,7 +7,7 @@ from etils import epath
 
 from nnxconv.errors import BadInput, NotACheckpoint
 from nnxconv.storage import COMMITTED
-from nnxconv.storage.files import Folder, open_folder, read_if_there
+from nnxconv.storage.files import Folder, SmallFiles
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax.foreign import looks_like
 
@@ -24,7 +24,7 @@ def holding_steps(given: Folder) -> Folder:
     if steps_in(given):
         return given
     names = [name for name in _RUN_FOLDERS if name in given.folders]
-    inner = [open_folder(given.path / name) for name in names]
+    inner = [given.inner(name) for name in names]
     roots = [folder for folder in inner if steps_in(folder)]
     return roots[0] if len(roots) == 1 else given
 
@@ -62,13 +62,15 @@ def steps_in(root: Folder) -> dict[int | float, epath.Path]:
     return {number: numbers[number] for number in sorted(n for n in numbers if n is not None)}
 
 
-def _finished(steps: dict[int | float, epath.Path]) -> dict[int | float, epath.Path]:
+def _finished(root: Folder, steps: dict[int | float, epath.Path]) -> dict[int | float, epath.Path]:
     """The steps without those that are being saved, which outside of buckets have other names."""
-    return {
-        number: path
-        for number, path in steps.items()
-        if not is_remote(path) or read_if_there(path / COMMITTED) is not None
-    }
+    if not is_remote(root.path):
+        return steps
+    if root.objects is not None:
+        marked = {name for name in root.objects if name.endswith(f"/{COMMITTED}")}
+        return {n: path for n, path in steps.items() if f"{path.name}/{COMMITTED}" in marked}
+    marks = SmallFiles(ahead=[path / COMMITTED for path in steps.values()])
+    return {n: path for n, path in steps.items() if marks.read(path / COMMITTED) is not None}
 
 
 def choose_step(
@@ -89,7 +91,7 @@ def choose_step(
     if not steps:
         raise NotACheckpoint(f"`{path}` is not an Orbax checkpoint", hint=looks_like(root))
     if step is None and len(steps) > 1 and not allow_uncommitted:
-        steps = _finished(steps) or steps
+        steps = _finished(root, steps) or steps
     listed = ", ".join(map(str, steps))
     if step is None and len(steps) > 1 and not takes_newest:
         name_it = f"name one of them, for example `{steps[max(steps)]}`"

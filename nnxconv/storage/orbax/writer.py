@@ -62,6 +62,7 @@ class Writer:
     files of their own.
 
     With a journal, each commit is a unit that is entered there by its name, and files are too.
+    `documents` are the files that describe the arrays, by name.
     """
 
     def __init__(
@@ -70,13 +71,16 @@ class Writer:
         use_ocdbt: bool,
         process: int = 0,
         journal: Journal | None = None,
+        documents: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.directory = directory
+        self._documents = documents
         self.journal = journal
         self._database = _database(directory, process) if use_ocdbt else directory
         self._use_ocdbt = use_ocdbt
         self._arrays: dict[Key, NewArray] = {}
         self._process = process
+        self._has_values = False
         self.context = new_context()
         self._spill = None
         if not is_remote(directory):
@@ -132,6 +136,7 @@ class Writer:
         """
         if is_large:
             await self._settled()
+        self._has_values = True
         transaction = ts.Transaction(atomic=False)
         try:
             yield transaction
@@ -191,18 +196,35 @@ class Writer:
     def take_over(self, filled: "Writer") -> None:
         """Gives the item what another writer has filled in the directory of a journal."""
         self._arrays = filled._arrays
+        self._has_values = True
         if filled.journal is not None:
             filled.journal.give(self.directory)
 
     async def merge(self, processes: int, references: Columns) -> None:
-        """Makes one database of all that there is: the arrays' metadata, references to values in
-        data files that the item has now, and what all processes have written."""
-        if self._use_ocdbt:
-            await asyncio.to_thread(self._merge, processes, references)
+        """Writes what describes the arrays, and makes one database of all that there is: their
+        metadata, references to values in data files that the item has now, and what all processes
+        have written."""
+        await asyncio.to_thread(self._merge, processes, references)
 
-    def _merge(self, processes: int, found: Columns) -> None:
+    def _merge(self, processes: int, references: Columns) -> None:
+        files: dict[epath.Path, str | bytes] = {}
+        needless: set[str] = set()
+        if self._use_ocdbt:
+            files, needless = self._merged(processes, references)
+        files |= {self.directory / name: text for name, text in self._documents().items()}
+        write_files(files)
+        remove_files([self.directory / file for file in needless])
+
+    def _merged(
+        self, processes: int, found: Columns
+    ) -> tuple[dict[epath.Path, str | bytes], set[str]]:
+        """The files of the one database, and those that it makes needless."""
         databases = [_database(self.directory, process) for process in range(processes)]
-        written = [read_contents(path) if _is_there(path) else NO_CONTENTS for path in databases]
+        is_needed = self._has_values or processes > 1
+        written = [
+            read_contents(path) if is_needed and _is_there(path) else NO_CONTENTS
+            for path in databases
+        ]
         for path, contents in zip(databases, written, strict=True):
             folder = "" if path == self.directory else f"{path.name}/"
             found.take(contents.values, range(len(contents.values)), contents.values.names, folder)
@@ -211,13 +233,11 @@ class Writer:
         found.extend(list(texts), [""] * len(texts), nothing, sizes, list(texts.values()))
         database = new_database(found.in_order())
         needless = written[0].node_files - written[0].values.used_files()
-        write_files(
-            {
-                self.directory / database.node_file: database.nodes,
-                self.directory / MANIFEST: database.manifest,
-            }
-        )
-        remove_files([self.directory / file for file in needless])
+        files: dict[epath.Path, str | bytes] = {
+            self.directory / database.node_file: database.nodes,
+            self.directory / MANIFEST: database.manifest,
+        }
+        return files, set(needless)
 
 
 def join(directory: str, use_ocdbt: bool, process: int) -> Writer:

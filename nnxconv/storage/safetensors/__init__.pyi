@@ -1,4 +1,3 @@
-from .companions import ADAPTER_CONFIG as ADAPTER_CONFIG
 from .companions import ADAPTER_FILE as ADAPTER_FILE
 from .companions import CONFIG as CONFIG
 from .companions import home_of as home_of

@@ -6,7 +6,6 @@ from nnxconv.storage.files import Folder, refuse_strangers
 from nnxconv.storage.safetensors.header import SUFFIX
 
 CONFIG = "config.json"
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 """What PEFT calls an adapter's file, which has no shards."""
 _WEIGHTS = (

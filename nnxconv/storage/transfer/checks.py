@@ -117,7 +117,7 @@ def _folder_or_none(target_path: str, path: epath.Path) -> Folder | None:
       BadInput: a file does.
     """
     try:
-        return open_folder(path)
+        return open_folder(path, is_expected=False)
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:

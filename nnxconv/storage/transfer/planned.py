@@ -109,14 +109,14 @@ def plan_transfers(
     is_linked = transfer == "link" and can_link(item.path, target)
     if item.contents is None:
         keys = renamed_keys(plan.renamed, item)
-        lengths = files_below(item.path) if keys else {}
+        lengths = _lengths(item) if keys else {}
         _refuse_missing(item, keys, lengths)
         return TransferPlan(
             keys, file_sizes={key: lengths[key] for key in keys}, is_linked=is_linked
         )
     stored = item.contents.values
     moves = [_move(array, item, stored) for array in plan.renamed]
-    lengths = files_below(item.path) if moves else {}
+    lengths = _lengths(item) if moves else {}
     _refuse_short_files(item, moves, stored, lengths)
     whole = _whole_files(moves, stored, lengths, is_linked, window_bytes(max_memory))
     references: dict[str, str] = {}
@@ -134,6 +134,11 @@ def plan_transfers(
         is_linked,
         max_memory,
     )
+
+
+def _lengths(item: Item) -> Mapping[str, int]:
+    """The bytes of each file, as they were when the item was opened."""
+    return {name: seen[1] for name, seen in item.seen.items()} or files_below(item.path)
 
 
 @dataclass(frozen=True)
@@ -302,7 +307,7 @@ def _encoded_bytes(item: Item) -> dict[str, int]:
         raw = (one for one in item.tree.values() if isinstance(one, Source))
         return {source.name: size_bytes(source) for source in raw}
     if item.contents is None:
-        sizes = files_below(item.path)
+        sizes = _lengths(item)
     else:
         stored = item.contents.values
         sizes = dict(zip(stored.names, stored.nbytes.tolist(), strict=True))
