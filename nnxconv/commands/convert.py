@@ -24,6 +24,7 @@ from nnxconv.layouts import (
     join,
     layout_of_copies,
     one_state,
+    refuse_missing_parts,
     unchanged,
 )
 from nnxconv.planning import Transfer
@@ -35,7 +36,7 @@ from nnxconv.renaming import (
     renamed_tree,
 )
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.state import Family, asked_family, refuse_left_stacked
+from nnxconv.state import Family, asked_family, refuse_left_apart, refuse_left_stacked
 
 if TYPE_CHECKING:
     from nnxconv.storage.orbax import Location
@@ -167,10 +168,16 @@ def converted(
     if not survey.states:
         return _as_it_is(survey, options, template, rules)
     states = survey.states
+    refuse_missing_parts(
+        options.without,
+        [one.understood.state for one in states],
+        [copy.at for copy in survey.copies],
+    )
     if options.params_only or template is not None or rules is not None or cross is not None:
         needs = "`--params_only`" if options.params_only else "this conversion"
         main = one_state(survey, needs, "--at", instead=options.params_from)
         states = (main,) if options.params_only else states
+    has_layers = any(one.understood.groups for one in states)
     found: list[tuple[Located, Conversion]] = []
     for located in states:
         like = None if template is None else template.understood
@@ -178,6 +185,8 @@ def converted(
         source, like = follow(source, rules, like, options)
         if rules is None and like is None and options.scan_layers is False:
             refuse_left_stacked(source.state, source.groups)
+        if rules is None and like is None and options.scan_layers and not has_layers:
+            refuse_left_apart(source.state)
         if cross is not None and like is None:
             conversion = cross.converted(source, options)
         else:

@@ -9,8 +9,6 @@ from .conversion import Conversion as Conversion
 from .conversion import Direction as Direction
 from .conversion import Options as Options
 from .conversion import convert_tree as convert_tree
-from .conversion import is_excluded as is_excluded
-from .conversion import leave_out as leave_out
 from .form import Decoded as Decoded
 from .form import Encoded as Encoded
 from .form import Form as Form
@@ -25,6 +23,9 @@ from .joining import layout_of_copies as layout_of_copies
 from .joining import nothing_lost as nothing_lost
 from .joining import one_state as one_state
 from .joining import unchanged as unchanged
+from .leaving_out import is_excluded as is_excluded
+from .leaving_out import leave_out as leave_out
+from .leaving_out import refuse_missing_parts as refuse_missing_parts
 from .located import OTHER as OTHER
 from .located import Located as Located
 from .located import Survey as Survey

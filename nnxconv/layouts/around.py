@@ -1,7 +1,8 @@
 """What stands around the states of a tree: what the target keeps, and what has no place there."""
 
 from nnxconv.errors import CannotHold
-from nnxconv.layouts.conversion import Options, is_excluded
+from nnxconv.layouts.conversion import Options
+from nnxconv.layouts.leaving_out import is_excluded
 from nnxconv.layouts.located import Survey
 from nnxconv.layouts.placement import at_key
 from nnxconv.state import Tree, is_stored

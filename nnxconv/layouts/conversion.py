@@ -7,6 +7,7 @@ from typing import Literal as OneOf
 from nnxconv.errors import BadInput, UnknownLayout
 from nnxconv.layouts.conforming import conform
 from nnxconv.layouts.form import Codec, Form, Record
+from nnxconv.layouts.leaving_out import is_excluded, leave_out
 from nnxconv.layouts.names import AUX_AXES
 from nnxconv.layouts.parts import collections_to_record, is_rng_state, refuse_misfits
 from nnxconv.layouts.recognition import CODECS
@@ -19,6 +20,7 @@ from nnxconv.state import (
     Spelling,
     Stacked,
     TrainState,
+    alike_series,
     arrange,
     blocks_for,
     choose,
@@ -32,7 +34,7 @@ from nnxconv.state import (
     shared_rngs,
     told_by_marks,
 )
-from nnxconv.tree import Key, Leaf, Literal, cast, dtype_of, in_order, spell
+from nnxconv.tree import Key, Leaf, Literal, cast, dtype_of, in_order
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 """Types that `--dtype` casts between; float8 and int4 hold quantised weights."""
@@ -128,6 +130,7 @@ def convert_tree(
     if arrangements is None and like is not None:
         arrangements = {group.key: group.arrangement for group in like.groups}
     blocks = _blocks(source, options) if scan_layers and arrangements is None else {}
+    layers_told = _told_of(blocks, options) + _told_of_none(source, options, scan_layers, is_copy)
     arrangements = choose(
         source.groups,
         scan_layers=scan_layers,
@@ -171,10 +174,27 @@ def convert_tree(
         arranged,
         {**left_out, **no_place},
         taken,
-        () if like is not None else (*encoded.assumed, *_told_of(blocks, options)),
+        () if like is not None else (*encoded.assumed, *layers_told),
         uncast(state, options.dtype),
         record,
     )
+
+
+def _told_of_none(
+    source: Understood, options: Options, scan_layers: bool | None, is_copy: bool
+) -> list[str]:
+    """What is said where no layers were found that could be stacked or taken apart."""
+    if source.groups or is_copy:
+        return []
+    if options.scan_layers is not None:
+        option = "--scan_layers" if options.scan_layers else "--no-scan_layers"
+        return [f"there are no layers, so that `{option}` changes nothing"]
+    series = [one for one in alike_series(source.state) if one.is_like_layers]
+    return [
+        f"{one} are not taken for layers; `--layer_group {one.key[-1]}` says that they are"
+        for one in series
+        if scan_layers
+    ]
 
 
 def _aux_axes(state: TrainState, *layouts: str) -> dict[str, int]:
@@ -351,38 +371,6 @@ def uncast(state: TrainState, dtype: str | None) -> set[Key]:
         if not isinstance(leaf, Literal)
         and (key in scales or is_amax_history(key) or dtype_of(leaf) not in FLOATS)
     }
-
-
-def is_excluded(aux_key: Key, without: Sequence[str]) -> bool:
-    """True for a variable that `--without` names, or whose collection or module it names."""
-    return any(spell(("aux", *aux_key)[:size]) in without for size in range(1, len(aux_key) + 2))
-
-
-def leave_out(
-    state: TrainState, without: Sequence[str], option: str = ""
-) -> tuple[TrainState, dict[Key, str]]:
-    """The state without the parts that the user does not want, by `--without` or another option."""
-    left_out: dict[Key, str] = {}
-    for name in without:
-        part = name.partition(".")[0]
-        reason = option or f"--without {name}"
-        if part not in ("aux", "opt_state", "step"):
-            raise BadInput(
-                f"`--without {name}` is not a part of a state that can be left out",
-                hint="`aux`, one of its collections such as `aux.rngs`, `opt_state` or `step`",
-            )
-        if part == "aux":
-            gone = [key for key in state.aux if is_excluded(key, [name])]
-            state = state.with_aux({k: v for k, v in state.aux.items() if k not in set(gone)})
-            left_out |= {("aux", *key): reason for key in gone}
-        elif part == "opt_state":
-            gone = [key for key in state.leaves() if key[0] == "opt_state"]
-            left_out |= dict.fromkeys(gone, reason)
-            state = replace(state, opt_state=None)
-        elif state.step is not None:
-            left_out[("step",)] = reason
-            state = replace(state, step=None)
-    return state, left_out
 
 
 def _fitting(

@@ -2,7 +2,7 @@
 
 import json
 
-from nnxconv.layouts.joining import Whole
+from nnxconv.layouts.joining import Part, Whole
 from nnxconv.layouts.located import Survey
 from nnxconv.tree import Key, spell
 
@@ -43,9 +43,15 @@ def restoring_converted(whole: Whole, path: str) -> str:
         path,
         first.conversion.layout,
         has_optimizer=first.conversion.arranged.opt_state is not None,
-        roots={key[0] for key in whole.tree} if is_plain else set(),
+        roots={key[0] for key in whole.tree} if is_plain and _keeps_levels(first) else set(),
         at=() if first.placement.is_plain else first.located.at,
     )
+
+
+def _keeps_levels(part: Part) -> bool:
+    """False where nothing tells whether a Linen program has `params/params`, or one level."""
+    source = part.conversion.source
+    return part.conversion.layout != "linen" or "linen" in (source.codec.name, *source.record.forms)
 
 
 def _line(path: str, layout: str, *, has_optimizer: bool, roots: set[str | int], at: Key) -> str:

@@ -16,6 +16,7 @@ from nnxconv.state import (
     Spelling,
     TrainState,
     Tree,
+    alike_series,
     known_families,
     names_in,
     unstack,
@@ -123,7 +124,11 @@ def refuse_unknown(layer_group: Iterable[str], *states: TrainState) -> None:
     """Raises BadInput for names of layers that none of the states has."""
     unknown = set(layer_group).difference(*map(names_in, states))
     if unknown:
-        raise BadInput(f"no layers are called {', '.join(f'`{n}`' for n in sorted(unknown))}")
+        alike = [str(one) for state in states for one in alike_series(state)]
+        raise BadInput(
+            f"no layers are called {', '.join(f'`{n}`' for n in sorted(unknown))}",
+            details=[f"{one} are alike" for one in dict.fromkeys(alike)],
+        )
 
 
 def with_layers(understood: Understood, layer_axis: int | None) -> Understood:

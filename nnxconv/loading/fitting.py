@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 
 from nnxconv.comparing import agree_on_layers
 from nnxconv.errors import LayerError, Mismatch
-from nnxconv.layouts import ADAPTER, Understood, is_rng_state, leave_out, within
+from nnxconv.layouts import (
+    ADAPTER,
+    Understood,
+    is_rng_state,
+    leave_out,
+    refuse_missing_parts,
+    within,
+)
 from nnxconv.loading.leniency import Lenient, Loaded, leave_aside
 from nnxconv.loading.mismatch import refuse_differences
 from nnxconv.state import TrainState, Tree, arrange, choose
@@ -72,6 +79,7 @@ def fit(
     found, like = _agreed_on_layers(found, like)
     if _has_adapter(like.state) and not _has_adapter(found.state):
         found = _within_adapter(found)
+    refuse_missing_parts(without, [found.state, like.state])
     state, _ = leave_out(rehomed(found.state, like.state), without)
     wanted, _ = leave_out(like.state, without)
     state, wanted, notes = _agreed(state, wanted, abstract)

@@ -6,7 +6,6 @@ from typing import Any
 
 from nnxconv.commands.result import Result
 from nnxconv.layouts import Conversion, restoring_converted
-from nnxconv.layouts import Part as StatePart
 from nnxconv.state import Apart, Arrangement, Blocks, LayerGroup, Tree, parameter_trees, scales_of
 from nnxconv.storage.transfer import Moved
 from nnxconv.tree import (
@@ -246,19 +245,13 @@ _FEW = 6
 def _account_rows(result: Result) -> Iterator[tuple[str, str]]:
     """What is around the states: kept, or left out by name; and the sum of all leaves."""
     account = result.account
-    inside = {spell_part for part in result.whole.states for spell_part in _of_state(part)}
+    told = {why for part in result.whole.states for why in part.conversion.left_out.values()}
     if account.kept and result.whole.parts:
         yield "kept", _named(account.kept)
-    gone = {k: why for k, why in (account.left_out or {}).items() if k not in inside}
+    gone = {k: why for k, why in (account.left_out or {}).items() if why not in told}
     for why in dict.fromkeys(gone.values()):
-        yield "left out", f"{_named([k for k, told in gone.items() if told == why])} ({why})"
+        yield "left out", f"{_named([k for k, reason in gone.items() if reason == why])} ({why})"
     yield "leaves", _sum(result)
-
-
-def _of_state(part: StatePart) -> Iterator[Key]:
-    """The keys that a state's own rows tell of."""
-    if part.conversion.left_out:
-        yield from part.located.stored.values()
 
 
 def _named(keys: Sequence[Key]) -> str:

@@ -20,6 +20,8 @@ from .layer_groups import joined as joined
 from .layer_groups import names_in as names_in
 from .layer_groups import newly_stacked as newly_stacked
 from .layer_groups import sections_of as sections_of
+from .left_apart import alike_series as alike_series
+from .left_apart import refuse_left_apart as refuse_left_apart
 from .left_stacked import left_by_blocks as left_by_blocks
 from .left_stacked import refuse_left_stacked as refuse_left_stacked
 from .lora import Adapter as Adapter
