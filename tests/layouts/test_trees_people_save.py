@@ -291,6 +291,33 @@ TREES = {
         DENSE.format("actor", "P") + "critic/out/kernel f32[3,1] P\nstep i32[] X",
         ["actor", "critic"],
     ),
+    # an optimizer of `flax.optim`, of before 2022
+    "former optimizer": (
+        """
+        optimizer/target/dense/kernel f32[2,3] P
+        optimizer/target/dense/bias f32[3] P
+        optimizer/state/step i32[] S
+        optimizer/state/param_states/dense/kernel/grad_ema f32[2,3] O
+        optimizer/state/param_states/dense/kernel/grad_sq_ema f32[2,3] O
+        optimizer/state/param_states/dense/bias/grad_ema f32[3] O
+        optimizer/state/param_states/dense/bias/grad_sq_ema f32[3] O
+        model_state/batch_stats/dense/mean f32[3] V
+        """,
+        [""],
+    ),
+    "former optimizers below keys": (
+        """
+        gen/target/params/out/kernel f32[2,3] P
+        gen/state/step i32[] S
+        gen/state/param_states/params/out/kernel/momentum f32[2,3] O
+        disc/optimizer/target/out/kernel f32[4,1] P
+        disc/optimizer/state/step i32[] S
+        disc/optimizer/state/param_states/out/kernel/v_row f32[4] O
+        disc/optimizer/state/param_states/out/kernel/v_col f32[1] O
+        disc/ema/out/kernel f32[4,1] V
+        """,
+        ["gen", "disc"],
+    ),
     # what `nnx.split` gives in turn: parameters, statistics, streams of modules without either
     "split in turn": (
         """
