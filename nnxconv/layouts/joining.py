@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnxconv.errors import BadInput, CannotHold
@@ -136,6 +136,7 @@ def join(
     ]
     left_aside = {one.at for one in survey.states} - {located.at for located, _ in conversions}
     around, left_out = stays_around(survey, options, next(iter(layouts), ""), is_alone)
+    parts = [_with_step_aside(part, around) for part in parts]
     tree: dict[Key, Leaf] = {}
     _add(tree, around)
     for part in parts:
@@ -199,6 +200,21 @@ def _target_placement(
     return known or (Placement() if is_alone else at_key(located.at))
 
 
+def _with_step_aside(part: Part, around: Tree) -> Part:
+    """A state whose step goes beside a step that is there already, which stays what it is.
+
+    Two steps stand beside an NNX optimizer: its own below it, and one that the program counts.
+    """
+    home, step = at_key(part.located.at), ("step",)
+    place = (*part.located.at, *step)
+    if part.placement != home or place not in around or step not in part.conversion.tree:
+        return part
+    aside = (*part.located.at, "optimizer_step")
+    if aside in around:
+        return part
+    return replace(part, placement=Placement((*home.moves, (aside, step))))
+
+
 def _add(tree: dict[Key, Leaf], more: Mapping[Key, Leaf]) -> None:
     """Puts leaves into a tree.
 
@@ -233,6 +249,11 @@ def _refuse_mixed(tree: Tree, around: Tree) -> None:
         return
     place = in_order(wrong)[0]
     beside = [key for key in around if key[: len(place)] == place] or list(around)
+    if not beside:
+        raise CannotHold(
+            f"names and indices would stand side by side at `{spell(place) or '.'}`",
+            hint="`--params_only` converts the parameters alone",
+        )
     roots = dict.fromkeys(spell(key[: len(place) + 1]) for key in beside)
     raise CannotHold(
         f"the converted state and what stands beside it cannot share `{spell(place) or '.'}`",

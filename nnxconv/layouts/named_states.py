@@ -12,9 +12,9 @@ from nnxconv.layouts.kinds import (
     is_rng_tree,
 )
 from nnxconv.layouts.names import TUNIX_ITEMS
-from nnxconv.layouts.outline import Node
+from nnxconv.layouts.outline import Node, is_integer
 from nnxconv.layouts.places import Place
-from nnxconv.layouts.vocabulary import PARAMETERS, is_copys
+from nnxconv.layouts.vocabulary import PARAMETERS, STEPS, is_copys
 from nnxconv.state import LEVEL, Tree
 from nnxconv.tree import Key
 
@@ -53,7 +53,7 @@ class NamedStates:
             if below is not None and below.trainable and kid.name != LEVEL:
                 yield Place(kid.key, below.core().key)
             else:
-                at = node.key if kid.name in _ROOTS else kid.key
+                at = node.key if kid.name in _ROOTS or _has_step(node) else kid.key
                 yield Place(at, core_of(kid).key)
             others = [k for k in free if k is not kid]
         else:
@@ -88,6 +88,12 @@ class NamedStates:
         if not found and is_plausible(item) and is_bare(item, self.tree):
             found = [Place(item.key, item.key)]
         yield from found
+
+
+def _has_step(node: Node) -> bool:
+    """True where a number of steps stands, which the parameters beside it have done."""
+    steps = (node.kids[name].value() for name in STEPS if name in node.kids)
+    return any(is_integer(step) for step in steps)
 
 
 def core_of(node: Node) -> Node:

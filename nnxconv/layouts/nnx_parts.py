@@ -87,7 +87,14 @@ def read_form(tree: Tree, step: Leaf | None, record: Record) -> Form:
     whole = tree.get(OPT_STATE)
     has_state = bool(below(tree, OPT_STATE))
     spelled = whole.kind if isinstance(whole, Literal) else ("tree" if has_state else "absent")
-    return Form(has_root=has_root(tree, record), step_dtype=step_form(step)[0], opt_state=spelled)
+    dtype, is_scalar = step_form(step)
+    is_number = is_scalar and not isinstance(step, Literal)
+    return Form(
+        has_root=has_root(tree, record),
+        step_dtype=dtype,
+        step_is_scalar=is_number,
+        opt_state=spelled,
+    )
 
 
 def read_opt_state(tree: Tree, record: Record) -> dict[Key, Leaf] | None:

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from nnxconv.layouts.outline import Node, is_floating, is_integer
+from nnxconv.layouts.outline import Node, is_floating, is_integer, is_number
 from nnxconv.layouts.vocabulary import (
     COUNTS,
     INNER,
@@ -171,6 +171,8 @@ def _is_named_so(node: Node) -> bool:
         return False
     leaves = list(node.leaves())
     if any(isinstance(leaf.leaf, Literal) and leaf.leaf.kind == "string" for leaf in leaves):
+        return False
+    if all(is_number(leaf.leaf) for leaf in leaves):
         return False
     return any(
         part in COUNTS or part == "step" or isinstance(part, int) or is_digits(part)

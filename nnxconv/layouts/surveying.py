@@ -7,6 +7,7 @@ from typing import Any
 from nnxconv.errors import BadInput, NnxconvError, UnknownLayout
 from nnxconv.layouts.finding import Found, find
 from nnxconv.layouts.form import key_of, mapping
+from nnxconv.layouts.former_optimizers import rearranged
 from nnxconv.layouts.gathering import parts_of, placements
 from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.names import announced
@@ -164,6 +165,11 @@ def _owner(key: Key, entries: Sequence[_Entry], kept: set[Key]) -> int | None:
 def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
     """The states that the tree's structure shows."""
     found = find(tree, how.items)
+    former = rearranged(tree, found)
+    if former is not None:
+        told = _told(find(former.tree, how.items), former.tree, how)
+        if told.states:
+            return former.undone(told, tree)
     spread = spread_parameters(tree, found)
     if spread is not None:
         told = _told(find(spread.tree, how.items), spread.tree, how)

@@ -19,9 +19,13 @@ UNMISTAKABLE = frozenset(
     (
         *("mu", "nu", "trace", "v_row", "v_col", "sum_of_squares", "nu_max", "exp_avg"),
         *("exp_avg_sq", "acc_grads", "diff_params_memory", "diff_updates_memory"),
+        *("grad_ema", "grad_sq_ema"),
     )
 )
-"""Parameter-shaped trees in optimizer states (optax) whose names no module has; `mu` alone may."""
+"""Parameter-shaped trees in optimizer states (optax, flax.optim) whose names no module has.
+
+`mu` alone may be one's.
+"""
 
 MOMENTS = UNMISTAKABLE | {
     *("v", "m", "velocity", "momentum", "momentums", "mu_hat", "nu_hat", "weights_memory"),

@@ -10,6 +10,7 @@ from nnxconv.commands.convert import converted
 from nnxconv.errors import BadInput, CannotHold
 from nnxconv.layouts import Options, choose_part
 from nnxconv.layouts.surveying import SurveyOptions
+from nnxconv.tree import first_source
 from tests.layouts.test_any_tree import check_params_only, check_roles, check_way_back
 from tests.support import any_trees
 from tests.support.layouts import source_tree
@@ -286,10 +287,39 @@ TREES = {
         + "opt_fast/step u32[] S\n",
         [""],
     ),
+    # parameters of another name without an optimizer, and the step of their training
+    "weights and a step": (DENSE.format("run/weights", "P") + "run/step i32[] S", ["run"]),
     # models of other names beside a step that belongs to none of them
     "models beside a step": (
         DENSE.format("actor", "P") + "critic/out/kernel f32[3,1] P\nstep i32[] X",
         ["actor", "critic"],
+    ),
+    # an optimizer of `flax.optim`, of before 2022
+    "former optimizer": (
+        """
+        optimizer/target/dense/kernel f32[2,3] P
+        optimizer/target/dense/bias f32[3] P
+        optimizer/state/step i32[] S
+        optimizer/state/param_states/dense/kernel/grad_ema f32[2,3] O
+        optimizer/state/param_states/dense/kernel/grad_sq_ema f32[2,3] O
+        optimizer/state/param_states/dense/bias/grad_ema f32[3] O
+        optimizer/state/param_states/dense/bias/grad_sq_ema f32[3] O
+        model_state/batch_stats/dense/mean f32[3] V
+        """,
+        [""],
+    ),
+    "former optimizers below keys": (
+        """
+        gen/target/params/out/kernel f32[2,3] P
+        gen/state/step i32[] S
+        gen/state/param_states/params/out/kernel/momentum f32[2,3] O
+        disc/optimizer/target/out/kernel f32[4,1] P
+        disc/optimizer/state/step i32[] S
+        disc/optimizer/state/param_states/out/kernel/v_row f32[4] O
+        disc/optimizer/state/param_states/out/kernel/v_col f32[1] O
+        disc/ema/out/kernel f32[4,1] V
+        """,
+        ["gen", "disc"],
     ),
     # what `nnx.split` gives in turn: parameters, statistics, streams of modules without either
     "split in turn": (
@@ -348,6 +378,37 @@ def test_what_is_converted_comes_back(name, target):
 def test_parameters_alone_are_exported(name):
     made = made_of(name)
     check_params_only(made, check_roles(made))
+
+
+@pytest.mark.parametrize("target", ["linen", "nnx", "nnx-pure"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two steps",
+        "target among the parameters",
+        "target among parts",
+        "average of optax",
+        "Haiku's pair beside its optimizer",
+        "model of boxes beside optax",
+        "pure model beside optax",
+        "learned prior",
+        "learned prior in boxes",
+        "two optimizers that count",
+        "former optimizer",
+        "former optimizers below keys",
+    ],
+)
+def test_what_has_a_meaning_is_not_refused(name, target):
+    made = made_of(name)
+    survey = choose_part(made.tree, SurveyOptions()).survey
+    assert converted(survey, Options(to=target), None, None).states
+
+
+def test_a_step_beside_a_step_stays_and_the_optimizer_s_goes_beside_it():
+    survey = choose_part(made_of("two steps").tree, SurveyOptions()).survey
+    tree = converted(survey, Options(to="linen"), None, None).tree
+    assert tree[("step",)].name == "step"
+    assert first_source(tree[("optimizer_step",)]).name == "optimizer.step"
 
 
 def test_an_array_alone_is_no_model():
