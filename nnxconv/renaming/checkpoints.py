@@ -6,7 +6,7 @@ from dataclasses import replace
 from nnxconv.errors import NnxconvError, RuleError
 from nnxconv.layouts import Options, Understood, is_excluded, unlike, with_layer_names
 from nnxconv.renaming.builtin import builtin_rules
-from nnxconv.renaming.rule import Rules
+from nnxconv.renaming.rule import UNDOING, Rules
 from nnxconv.renaming.understood import reread, with_new_names
 from nnxconv.state import RNGS, TrainState, known_families
 from nnxconv.tree import Key, Leaf
@@ -20,18 +20,42 @@ def renamed(
     Raises:
       RuleError: keys collide, rules fit nothing, or leaves do not match `like`; all are listed.
     """
-    source = _reread_with(in_terms_of(source, rules), rules.layer_names()[0], options.layer_axis)
-    new, problems = with_new_names(source, rules, options.layer_axis)
-    if like is not None:
-        problems += _unlike_modules(new, like, options)
+    new, problems = _tried(source, rules, options, like)
     if problems:
+        proposes = "`nnxconv match SRC TEMPLATE` proposes rules" if like is not None else ""
         raise RuleError(
             "the rename rules do not fit",
             where=rules.name,
             details=problems,
-            hint="`nnxconv match SRC TEMPLATE` proposes rules" if like is not None else "",
+            hint=_other_way(source, rules, options, like) or proposes,
         )
     return new
+
+
+def _tried(
+    source: Understood, rules: Rules, options: Options, like: Understood | None
+) -> tuple[Understood, list[str]]:
+    """The checkpoint with its keys renamed, and what does not fit."""
+    source = _reread_with(in_terms_of(source, rules), rules.layer_names()[0], options.layer_axis)
+    new, problems = with_new_names(source, rules, options.layer_axis)
+    if like is not None:
+        problems += _unlike_modules(new, like, options)
+    return new, problems
+
+
+def _other_way(source: Understood, rules: Rules, options: Options, like: Understood | None) -> str:
+    """The hint that a built-in set leads the other way, where its inverse fits; else nothing."""
+    name = rules.name.removeprefix(UNDOING)
+    if name not in builtin_rules():
+        return ""
+    is_inverse = rules.name != name
+    try:
+        other = builtin_rules()[name] if is_inverse else rules.inverse()
+        _, problems = _tried(source, other, options, like)
+    except NnxconvError:
+        return ""
+    option = "rename" if is_inverse else "rename_back"
+    return f"these rules lead the other way: `--{option} {name}`" if not problems else ""
 
 
 def follow(

@@ -8,6 +8,9 @@ from nnxconv.renaming.pattern import Name, Pattern, part_is_open
 from nnxconv.renaming.steps import MAKE_ONE, MAKE_SEVERAL, Step, why_not_undone
 from nnxconv.tree import Key, fits_no_key
 
+UNDOING = "inverse of "
+"""What the names of sets begin with that undo others."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -94,7 +97,7 @@ class Rules:
         undoing = [rule.inverse() for rule in self.rules]
         counts = {name: self._after(pattern) for name, pattern in self.counts.items()}
         undoing.sort(key=_generality)
-        return Rules(tuple(undoing), f"inverse of {self.name}" if self.name else "", counts)
+        return Rules(tuple(undoing), f"{UNDOING}{self.name}" if self.name else "", counts)
 
     def _after(self, counted: Pattern) -> Pattern:
         """What a counted pattern is called once the rules are applied."""

@@ -378,6 +378,24 @@ def test_like_needs_no_rules_for_gemma4_and_rules_lead_to_the_same(
     same(like, tmp_path / "c")
 
 
+WRONG_WAYS = [
+    ("apart", "nnx", {"rename_back": "gemma4-blocks"}, "--rename gemma4-blocks"),
+    ("nnx", "apart", {"rename": "gemma4-blocks"}, "--rename_back gemma4-blocks"),
+    ("linen", "nnx", {"rename_back": "gemma4-nnx"}, "--rename gemma4-nnx"),
+    ("linen", None, {"rename_back": "gemma4-nnx"}, "--rename gemma4-nnx"),
+]
+
+
+@pytest.mark.sample(2)
+@pytest.mark.parametrize(("before", "after", "given", "right"), WRONG_WAYS)
+def test_a_built_in_set_says_which_way_it_leads(before, after, given, right, tmp_path):
+    source = save_item(tmp_path / "a", gemma4(before))
+    like = None if after is None else str(save_item(tmp_path / "like", gemma4(after)))
+    with pytest.raises(RuleError) as refused:
+        nnxconv.convert(str(source), str(tmp_path / "b"), like=like, **given)
+    assert refused.value.hint == f"these rules lead the other way: `{right}`"
+
+
 def test_blocks_are_loaded_into_layers_that_are_apart(tmp_path):
     source = save_item(tmp_path / "a", gemma4("linen"))
     like = gemma4("apart")
