@@ -61,7 +61,6 @@ def match(
     Raises:
       NnxconvError: one of the two cannot be read.
     """
-    from nnxconv.storage.files import write_text
     from nnxconv.storage.orbax import refuse_changed
 
     names = tuple(layer_group)
@@ -80,8 +79,15 @@ def match(
         if by_values and side.opened is not None:
             refuse_changed(side.opened.item.stores.values())
     if output is not None:
-        write_text(output, found.to_toml())
+        write_rules(found, output)
     return found
+
+
+def write_rules(found: Proposal, output: str) -> None:
+    """Writes the rules to a file, and as comments in it what is not certain."""
+    from nnxconv.storage.files import write_text
+
+    write_text(output, found.to_toml())
 
 
 def _opened(opened: Opened, names: Sequence[str], option: str) -> _Side:
