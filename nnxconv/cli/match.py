@@ -22,6 +22,7 @@ from nnxconv.cli.output import say
     *("by_values", "max_memory"),
 )
 @click.option("--html", "page", metavar="FILE", help="Draw both trees and their pairs in FILE.")
+@click.option("--interactive", is_flag=True, help="Ask on the terminal what is not certain.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def match(
@@ -30,6 +31,7 @@ def match(
     template: str,
     output: str | None,
     page: str | None,
+    interactive: bool,
     as_json: bool,
     **arguments: Any,
 ) -> None:
@@ -43,16 +45,30 @@ def match(
     \b
     nnxconv match linen_ckpt nnx_ckpt --output rules.toml
     nnxconv match linen_ckpt train.model:abstract_state --output rules.toml
+    nnxconv match linen_ckpt nnx_ckpt --output rules.toml --interactive --html pairs.html
     nnxconv convert linen_ckpt out --to nnx-state --rename rules.toml
     """
     from nnxconv.cli.progress import progress
     from nnxconv.commands.match import match as run
+    from nnxconv.commands.match import write_rules
     from nnxconv.render import check_page, proposal_json, proposal_text, write_page
+    from nnxconv.storage.files import refuse_file
 
     if page is not None:
         check_page(page)
+    if interactive:
+        from nnxconv.cli.deciding import check_terminal
+
+        check_terminal(output)
+    refuse_file(output, arguments["overwrite"])
     with progress() as watch:
-        found = run(source, template, output=output, watch=watch, **arguments)
+        found = run(source, template, watch=watch, **arguments)
+    if interactive:
+        from nnxconv.cli.deciding import decide
+
+        found = found.decided(decide(found.questions()))
+    if output is not None:
+        write_rules(found, output)
     if page is not None:
         write_page(found, page)
     if as_json:

@@ -62,7 +62,7 @@ def match(
     Raises:
       NnxconvError: one of the two cannot be read; `output` is there, and may not be replaced.
     """
-    from nnxconv.storage.files import refuse_file, write_text
+    from nnxconv.storage.files import refuse_file
     from nnxconv.storage.orbax import refuse_changed
 
     refuse_file(output, overwrite)
@@ -82,8 +82,15 @@ def match(
         if by_values and side.opened is not None:
             refuse_changed(side.opened.item.stores.values())
     if output is not None:
-        write_text(output, found.to_toml())
+        write_rules(found, output)
     return found
+
+
+def write_rules(found: Proposal, output: str) -> None:
+    """Writes the rules to a file, and as comments in it what is not certain."""
+    from nnxconv.storage.files import write_text
+
+    write_text(output, found.to_toml())
 
 
 def _opened(opened: Opened, names: Sequence[str], option: str) -> _Side:

@@ -1,3 +1,6 @@
+from .deciding import Choice as Choice
+from .deciding import Question as Question
+from .deciding import claimed as claimed
 from .fingerprints import Fingerprint as Fingerprint
 from .fingerprints import fingerprint as fingerprint
 from .generalise import Move as Move

@@ -5,6 +5,7 @@
 [('Dense_{i}', 'fc{i+1}')]
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,9 @@ def rules_for(moves: Sequence[Move], keys: Sequence[Key]) -> tuple[Rule, ...]:
         shapes = tuple(map(skeleton, move.sources)), tuple(map(skeleton, move.targets))
         groups[*shapes, move.steps].append(move)
     found: list[Rule] = []
+    index = _Index(wanted)
     for members in groups.values():
-        general = _general(members, wanted)
+        general = _general(members, index)
         found += [general] if general else map(_literal, members)
     return tuple(sorted(found, key=lambda rule: -len(rule.sources[0].parts)))
 
@@ -117,7 +119,33 @@ def numbers_in(key: Key) -> Numbers:
     return tuple(int(text) for part in key for text in NUMBER.findall(str(part)))
 
 
-def _general(members: Sequence[Move], wanted: Wanted) -> Rule | None:
+_DIGITS = re.compile("[0-9]+")
+
+
+class _Index:
+    """What shall be done to keys, by how they begin but for numbers: a rule fits few of them."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._by_size: dict[int, dict[Key, list[Key]]] = {}
+
+    def beginning_like(self, key: Key) -> Iterator[tuple[Key, tuple[int, Move] | None]]:
+        """The keys that begin like one whose numbers may differ."""
+        size = len(key)
+        if size not in self._by_size:
+            found: dict[Key, list[Key]] = defaultdict(list)
+            for other in self._wanted:
+                found[_loose(other[:size])].append(other)
+            self._by_size[size] = found
+        return ((k, self._wanted[k]) for k in self._by_size[size].get(_loose(key), ()))
+
+
+def _loose(key: Key) -> Key:
+    """The names of a key with all of its digits alike."""
+    return tuple("[#]" if isinstance(part, int) else _DIGITS.sub("#", part) for part in key)
+
+
+def _general(members: Sequence[Move], wanted: _Index) -> Rule | None:
     """One rule for moves whose keys differ in numbers only; None where no rule fits them all."""
     if len(members) < 2:
         return None
@@ -134,7 +162,7 @@ def _general(members: Sequence[Move], wanted: Wanted) -> Rule | None:
     if len(both) < len(sources) + len(targets) or len({p.names for p in both}) > 1:
         return None
     rule = Rule(tuple(both[: len(sources)]), tuple(both[len(sources) :]), first.steps)
-    return rule if _holds(rule, wanted) else None
+    return rule if _holds(rule, first.sources, wanted) else None
 
 
 def _named(olds: Sequence[Numbers]) -> dict[int, str]:
@@ -192,13 +220,18 @@ def _texts(name: str, numbers: Iterator[Number | None]) -> Iterator[str | Number
         yield fixed
 
 
-def _holds(rule: Rule, wanted: Wanted) -> bool:
+def _holds(rule: Rule, like: Sequence[Key], wanted: _Index) -> bool:
     """True when the rule does to every key that it fits what shall be done to it.
 
     What has steps and is no source of this rule may fit a rule for its module: its own comes first.
+
+    Args:
+      rule: what is tried.
+      like: for each of its sources a key that it fits.
+      wanted: what shall be done.
     """
-    for key, found in wanted.items():
-        for place, pattern in enumerate(rule.sources):
+    for place, pattern in enumerate(rule.sources):
+        for key, found in wanted.beginning_like(like[place]):
             match = pattern.match(key)
             if match is None:
                 continue

@@ -1,7 +1,7 @@
 """What `match` finds: pairs of modules, leaf by leaf, with the evidence; and what it does not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nnxconv.matching.generalise import Move
 from nnxconv.matching.modules import ModuleFamily, Path, Slot
@@ -37,6 +37,11 @@ class LeafPair:
     def count(self) -> int:
         """How many leaves of the template it makes."""
         return sum(len(slot.keys) for slot in self.templates)
+
+    def read_as(self, orientation: Orientation) -> "LeafPair":
+        """The pair by one of its readings; by its first where it has no such one."""
+        name = orientation if orientation in self.readings else next(iter(self.readings))
+        return replace(self, readings={name: self.readings[name]})
 
     def moves(self, orientation: Orientation | None = None) -> Iterator[Move]:
         """Where the leaves of every member go, by one of the readings."""

@@ -1,19 +1,21 @@
 """Propose rename rules from two states, and try them before anyone is told."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from nnxconv.matching.deciding import Choice, Question, answered, questions_about
 from nnxconv.matching.generalise import Move, rules_for
 from nnxconv.matching.modules import ModuleFamily, Slot
 from nnxconv.matching.pairs import LeafPair, ModulePair, Pairs
 from nnxconv.matching.proposing import pair
 from nnxconv.matching.readings import Orientation
+from nnxconv.matching.trial import Trial, head, variables
 from nnxconv.matching.value_pairs import pairs_by_value
 from nnxconv.matching.valued import ValueSearch, by_votes
 from nnxconv.matching.values import Found, Values
-from nnxconv.renaming import Rule, Rules, rename, rule_line, write_rules
-from nnxconv.state import RNGS, LayerGroup, TrainState
-from nnxconv.tree import Key, Leaf, Literal, View, notation, spell
+from nnxconv.renaming import Rule, Rules, rule_line, write_rules
+from nnxconv.state import LayerGroup, TrainState
+from nnxconv.tree import Key, Leaf, Literal, View
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Proposal:
       template: what they shall be of.
       pairs: the modules that are certain, with the evidence, and those that are not.
       rules: for the certain ones alone.
+      trial: the two states, between which other rules can be tried.
       problems: what was wrong when the rules were tried; nothing, unless a defect.
     """
 
@@ -32,6 +35,7 @@ class Proposal:
     template: str
     pairs: Pairs
     rules: Rules
+    trial: Trial = field(repr=False)
     problems: tuple[str, ...] = ()
 
     @property
@@ -45,6 +49,21 @@ class Proposal:
     def exit_code(self) -> int:
         """0 when it is complete, 1 when something is left to decide."""
         return 0 if self.is_complete else 1
+
+    def questions(self) -> tuple[Question, ...]:
+        """What a person can decide."""
+        return questions_about(self.pairs)
+
+    def decided(self, answers: Sequence[Choice | None]) -> "Proposal":
+        """The proposal after somebody has decided, its rules tried again.
+
+        Args:
+          answers: for each of its questions one of the choices, or None to leave it as it is.
+
+        Raises:
+          BadInput: two answers claim one leaf of the template.
+        """
+        return _tried(self.source, self.template, answered(self.pairs, answers), self.trial)
 
     def to_toml(self) -> str:
         """The rules as a file; what is not certain stands there as comments."""
@@ -160,15 +179,16 @@ def propose(
       names: what the two are called.
       values: what their arrays hold, where leaves shall be paired by that.
     """
-    wanted = _variables(template)
-    pairs = pair(_variables(source), wanted)
+    here, wanted = variables(source), variables(template)
+    pairs = pair(here, wanted)
     if values is not None:
-        pairs = paired_by_value(_variables(source), wanted, values, pairs)
-    moves = [move for found in pairs.certain for leaf in found.leaves for move in leaf.moves()]
-    keys = list(dict.fromkeys(_path(key) for key in _variables(source)))
-    rules = Rules(rules_for(moves, keys))
-    problems = _problems(source, groups, wanted, pairs, rules)
-    return Proposal(*names, pairs, rules, tuple(problems))
+        pairs = paired_by_value(here, wanted, values, pairs)
+    return _tried(*names, pairs, Trial(source, groups, wanted))
+
+
+def _tried(source: str, template: str, pairs: Pairs, trial: Trial) -> Proposal:
+    rules = trial.rules(pairs)
+    return Proposal(source, template, pairs, rules, trial, tuple(trial.problems(pairs, rules)))
 
 
 def paired_by_value(
@@ -197,14 +217,10 @@ def _canonical(named: Pairs) -> Iterator[tuple[Move, str]]:
     for found in (*named.certain, *named.turned):
         for leaf in found.leaves:
             if len(leaf.sources) == len(leaf.templates) == 1:
-                heads = (_head(leaf.sources[0]), _head(leaf.templates[0]))
+                heads = (head(leaf.sources[0].collection), head(leaf.templates[0].collection))
                 for move in leaf.moves():
                     a, b = move.sources[0], move.targets[0]
                     yield Move.of((*heads[0], *a), (*heads[1], *b)), found.evidence
-
-
-def _head(slot: Slot) -> Key:
-    return ("params",) if slot.collection == "params" else ("aux", slot.collection)
 
 
 def _arrays(leaves: Mapping[Key, Leaf]) -> dict[Key, View]:
@@ -218,45 +234,3 @@ def _arrays(leaves: Mapping[Key, Leaf]) -> dict[Key, View]:
 
 def _is_empty(leaf: Leaf) -> bool:
     return isinstance(leaf, Literal) or 0 in leaf.shape
-
-
-def _variables(state: TrainState) -> dict[Key, Leaf]:
-    """Parameters and other variables but RNG state, by canonical key."""
-    return {
-        key: leaf
-        for key, leaf in state.leaves().items()
-        if key[0] in ("params", "aux") and key[:2] != ("aux", RNGS)
-    }
-
-
-def _path(key: Key) -> Key:
-    return key[1:] if key[0] == "params" else key[2:]
-
-
-def _problems(
-    source: TrainState,
-    groups: Sequence[LayerGroup],
-    wanted: Mapping[Key, Leaf],
-    pairs: Pairs,
-    rules: Rules,
-) -> list[str]:
-    """What the rules do not do that they should."""
-    if not rules.rules:
-        return []
-    renamed = rename(source, groups, rules, spelling="suffix")
-    found = _variables(renamed.state)
-    problems = list(renamed.problems)
-    slots = (slot for p in pairs.certain for leaf in p.leaves for slot in leaf.templates)
-    for slot in slots:
-        for path in slot.keys:
-            key: Key = (*_head(slot), *path)
-            if key not in found:
-                problems.append(f"{spell(key)} is not there")
-            elif _shape(found[key]) != _shape(wanted[key]):
-                told = f"{notation(found[key])}, but {notation(wanted[key])} in the template"
-                problems.append(f"{spell(key)} is {told}")
-    return problems
-
-
-def _shape(leaf: Leaf) -> object:
-    return leaf if isinstance(leaf, Literal) else leaf.shape

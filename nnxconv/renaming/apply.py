@@ -1,10 +1,12 @@
 """Apply rules to the keys and leaves of one tree."""
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from nnxconv.errors import BadInput
+from nnxconv.renaming.pattern import Pattern
 from nnxconv.renaming.rule import Rule, Rules
 from nnxconv.renaming.steps import apply_steps
 from nnxconv.state import Tree
@@ -43,18 +45,43 @@ def fits(keys: Iterable[Key], rules: Rules) -> dict[Key, Fit]:
     >>> fits([("Dense_1", "bias"), ("norm", "scale")], rules)[("Dense_1", "bias")].targets
     (('layers', 1, 'bias'),)
     """
-    found = ((key, _fit(key, rules)) for key in keys)
+    index = _Index(rules)
+    found = ((key, index.fit(key)) for key in keys)
     return {key: fit for key, fit in found if fit is not None}
 
 
-def _fit(key: Key, rules: Rules) -> Fit | None:
-    for number, rule in enumerate(rules):
-        for place, pattern in enumerate(rule.sources):
+_Numbered: TypeAlias = tuple[int, int, Pattern]
+"""A pattern, with the number of its rule and its place in it."""
+
+
+class _Index:
+    """The patterns of rules by a name in them that few others have: many rules fit no key."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = list(rules)
+        patterns = [
+            (number, place, pattern)
+            for number, rule in enumerate(self._rules)
+            for place, pattern in enumerate(rule.sources)
+        ]
+        counts = Counter(name for *_, pattern in patterns for name in pattern.fixed)
+        self._by_name: dict[tuple[int, str | int], list[_Numbered]] = defaultdict(list)
+        self._others: list[_Numbered] = []
+        for numbered in patterns:
+            fixed = numbered[2].fixed
+            rarest = min(fixed, key=lambda name: counts[name], default=None)
+            (self._others if rarest is None else self._by_name[rarest]).append(numbered)
+
+    def fit(self, key: Key) -> Fit | None:
+        """What the first rule that fits makes of a key."""
+        named = (self._by_name.get(named, ()) for named in enumerate(key))
+        some = [*self._others, *(numbered for found in named for numbered in found)]
+        for number, place, pattern in sorted(some, key=lambda numbered: numbered[:2]):
             match = pattern.match(key)
             if match is not None:
-                there = (target.fill(match.binding) for target in rule.targets)
+                there = (target.fill(match.binding) for target in self._rules[number].targets)
                 return Fit(number, place, tuple((*target, *match.rest) for target in there))
-    return None
+        return None
 
 
 @dataclass

@@ -158,10 +158,29 @@ class Pattern:
         """What was open when the key starts as the pattern says, else None."""
         if len(key) < len(self.parts):
             return None
+        for place, name in self.fixed:  # most keys end here, at little cost
+            if key[place] != name:
+                return None
         binding: Binding = {}
-        if all(part.match(k, binding) for part, k in zip(self.parts, key, strict=False)):
-            return Match(binding, key[len(self.parts) :])
-        return None
+        for place, part in self._not_fixed:
+            if not part.match(key[place], binding):
+                return None
+        return Match(binding, key[len(self.parts) :])
+
+    @cached_property
+    def fixed(self) -> tuple[tuple[int, str], ...]:
+        """The places and texts of names that leave nothing open, the last one first."""
+        names = [
+            (place, part.fill({}))
+            for place, part in enumerate(self.parts)
+            if isinstance(part, Name) and not part_is_open(part)
+        ]
+        return tuple(reversed(names))
+
+    @cached_property
+    def _not_fixed(self) -> tuple[tuple[int, Part], ...]:
+        known = {place for place, _ in self.fixed}
+        return tuple((n, part) for n, part in enumerate(self.parts) if n not in known)
 
     def fill(self, binding: Binding) -> Key:
         """The key for what was open."""

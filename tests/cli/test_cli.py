@@ -23,7 +23,7 @@ ONLY_OPTIONS = {
     "convert": {"as_json", "source", "target"},
     "compare": {"as_json", "a", "b", "verbose", "reports", "transpose_nnx_layers"},
     "inspect": {"as_json", "tree", "depth", "filters", "shardings"},
-    "match": {"as_json", "page", "source"},
+    "match": {"as_json", "interactive", "page", "source"},
     "checksum": {"as_json", "is_check"},
     "average": {"as_json", "paths"},
     "merge-lora": {"as_json", "base", "adapter", "target"},

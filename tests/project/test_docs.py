@@ -95,6 +95,14 @@ def converted_by_another_tool():
     }
 
 
+def heads(*names):
+    """A trunk with two heads of one shape."""
+    shapes = {"trunk": (4, 8), **dict.fromkeys(names, (8, 2))}
+    return {
+        "params": {name: {"kernel": np.zeros(shape, "float32")} for name, shape in shapes.items()}
+    }
+
+
 Trees = Mapping[str, Callable[[], Any]]
 CHECKPOINTS: Mapping[str, Trees] = {
     "any-tree.md": {
@@ -120,12 +128,15 @@ CHECKPOINTS: Mapping[str, Trees] = {
     "gpt3-from-paxml.md": {},
     "hugging-face.md": {"linen_ckpt": checkpoints.linen},
     "many-machines.md": {},
-    "rename.md": {
+    "match.md": {
         "linen_ckpt": pair,
         "nnx_ckpt": lambda: models.nnx_states(*nnx_mlp()),
         "linen_params": weights,
         "by_another_tool": converted_by_another_tool,
+        "two_heads": lambda: heads("policy", "value"),
+        "other_heads": lambda: heads("first", "second"),
     },
+    "rename.md": {"linen_ckpt": pair, "nnx_ckpt": lambda: models.nnx_states(*nnx_mlp())},
     "resume.md": {"SRC": checkpoints.nnx_pure},
 }
 """The checkpoints that a page's commands read, under the names that they have there."""
@@ -136,6 +147,12 @@ def commands(page: Path) -> list[list[str]]:
     blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.S)
     lines = re.findall(r"^\$ (?:\w+=\S+ )?nnxconv (.*)$", "\n".join(blocks), re.M)
     return [shlex.split(line, comments=True) for line in lines]
+
+
+def sessions(page: Path) -> list[tuple[str, str]]:
+    """The commands of a page, each with the output that is shown below it, if any."""
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.S)
+    return re.findall(r"^\$ nnxconv (.*)\n((?:(?!\$ ).*\n)*)", "".join(blocks), re.M)
 
 
 @pytest.fixture
@@ -168,18 +185,22 @@ def test_every_page_with_commands_is_tried():
     assert with_commands == CHECKPOINTS.keys()
 
 
-@of("any-tree.md", "checksum.md", "compare.md", "convert.md", "resume.md")
+@of("any-tree.md", "checksum.md", "compare.md", "convert.md", "rename.md", "resume.md")
 def test_commands_do_what_they_say(here):
     check_each_is_done(here)
 
 
-@of("rename.md")
-def test_commands_that_ask_a_module_of_python(here):
+@of("match.md")
+def test_commands_that_match_print_what_is_shown(here):
     Path("train").mkdir()
     Path("train/model.py").write_text(
         "from tests.support.model_pairs import abstract_mlp as abstract_state\n"
     )
-    check_each_is_done(here)
+    for command, shown in sessions(here):
+        outcome = run(*shlex.split(command))
+        assert outcome.exit_code == (1 if "or  second" in outcome.stdout else 0), command
+        if shown:
+            assert outcome.stdout == shown, command
 
 
 @of("gpt3-from-paxml.md")

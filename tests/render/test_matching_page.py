@@ -10,8 +10,10 @@ import pytest
 from nnxconv.matching import LeafPair, ModulePair, Proposal, propose
 from nnxconv.matching.modules import modules_of
 from nnxconv.matching.pairs import Pairs
+from nnxconv.matching.trial import Trial
 from nnxconv.renaming import Rules
 from nnxconv.render.matching_html import pairs_json, proposal_html
+from nnxconv.state import TrainState
 from tests.support.browser import Browser
 from tests.support.command import run
 from tests.support.generated_pairs import Side
@@ -74,7 +76,9 @@ def of_many_leaves() -> Proposal:
         ModulePair((a,), (b,), "", (LeafPair((a.main,), (b.main,), {"same": ((),)}),))
         for a, b in zip(*sides, strict=True)
     ]
-    return Proposal("/runs/a", "/runs/b", Pairs(tuple(found)), Rules(()))
+    return Proposal(
+        "/runs/a", "/runs/b", Pairs(tuple(found)), Rules(()), Trial(TrainState({}), (), {})
+    )
 
 
 class PairsBrowser(Browser):
