@@ -154,7 +154,7 @@ def compute(
     operation: Operation, values: Sequence[np.ndarray], region: Region, precision: str
 ) -> np.ndarray:
     """The values of a region of the result, in the precision, from those of the operands."""
-    wide = [value.astype(precision) for value in values]
+    wide = [value.astype(precision, copy=False) for value in values]
     with np.errstate(all="ignore"):
         match operation:
             case Average(weights):
@@ -167,9 +167,10 @@ def compute(
                 )
                 return wide[0] * whole[inside]
             case LowRank(factor):
-                return wide[0] + np.dtype(precision).type(factor) * _product(
-                    wide[1], wide[2], operation
-                )
+                product = _product(wide[1], wide[2], operation)
+                product *= product.dtype.type(factor)
+                product += wide[0]
+                return product
             case Dequantize(blocks, layer_axis):
                 return wide[0] * _spread(wide[1], region, blocks, layer_axis)
 
