@@ -21,6 +21,7 @@ from nnxconv.tree import (
     Literal,
     Source,
     View,
+    computed_in,
     counted,
     dtype_of,
     notation,
@@ -75,12 +76,14 @@ def average(
         for key, leaf in state.aux.items()
     }
     way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
+    many = counted(len(every), "checkpoint")
     return write_computed(
         first,
         replace(state, params=params, aux=aux),
         others,
         target_path,
         way,
+        deed=(f"average {many}", f"averaged {many}"),
         notes=_notes(first, shares, names),
         options={"sources": names, "weights": shares, "precision": precision},
         started=started,
@@ -185,7 +188,8 @@ def _averaged(column: Sequence[Leaf], weights: Sequence[float], precision: str) 
     views = [leaf for leaf in column if not isinstance(leaf, Literal)]
     if len(views) < len(weights) or dtype_of(views[0]) not in FLOATS:
         return column[0]
-    return Formula(Average(tuple(weights)), tuple(views), dtype_of(views[0]), precision)
+    wide = computed_in(precision, views)
+    return Formula(Average(tuple(weights)), tuple(views), dtype_of(views[0]), wide)
 
 
 def _integers(columns: Mapping[Key, Sequence[Leaf]]) -> list[tuple[Key, list[View]]]:

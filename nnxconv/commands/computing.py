@@ -69,6 +69,7 @@ def write_computed(
     target_path: str,
     way: Way,
     *,
+    deed: tuple[str, str],
     notes: Sequence[str],
     options: Mapping[str, Any],
     started: float,
@@ -82,6 +83,7 @@ def write_computed(
       others: the other checkpoints that are read.
       target_path: where it is written.
       way: how.
+      deed: what would be done, and what was: `average 2 checkpoints`, `averaged 2 checkpoints`.
       notes: what was decided, for the result.
       options: what was asked for; a run that goes on has the same.
       started: when the call began, on the monotonic clock, in seconds.
@@ -96,7 +98,7 @@ def write_computed(
     places = places_of(
         source.path, target_path, source.opened, read, layout, is_split=layout in ITEMS
     )
-    return carry_out(
+    done = carry_out(
         whole,
         places,
         way,
@@ -105,3 +107,4 @@ def write_computed(
         options=options,
         started=started,
     )
+    return replace(done, deed=deed)

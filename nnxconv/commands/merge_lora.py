@@ -30,6 +30,7 @@ from nnxconv.tree import (
     Leaf,
     View,
     cast,
+    computed_in,
     counted,
     dtype_of,
     notation,
@@ -122,6 +123,7 @@ def merge_lora(
         [] if adapter is base else [adapter],
         target_path,
         Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch),
+        deed=_deed(counted(len(found), "adapter"), unmerge),
         notes=notes,
         aside=aside,
         options={
@@ -150,14 +152,21 @@ def _refuse_unclear(read: Read) -> None:
             )
 
 
+def _deed(adapters: str, unmerge: bool) -> tuple[str, str]:
+    if unmerge:
+        return f"take {adapters} out of the weights", f"took {adapters} out of the weights"
+    return f"add {adapters} to the weights", f"added {adapters} to the weights"
+
+
 def _sum(w: View, a: View, b: View, factor: float, precision: str, where: Key) -> View:
     """Weights with an adapter in the type of the weights, rounded once.
 
     Raises:
       BadInput: the adapter does not fit.
     """
-    whole = cast(w, precision) if isinstance(w, Formula) else w
-    return cast(merged(whole, a, b, factor, precision, where), dtype_of(w))
+    wide = computed_in(precision, (w, a, b))
+    whole = cast(w, wide) if isinstance(w, Formula) else w
+    return cast(merged(whole, a, b, factor, wide, where), dtype_of(w))
 
 
 def _arrays(state: TrainState) -> dict[Key, View]:

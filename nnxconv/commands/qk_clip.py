@@ -64,9 +64,9 @@ def qk_clip_checkpoint(
     refuse_infinite(logits)
     without = without_logits(modules, logits, missing, max_logits)
     params, changed = clip(state.params, logits, threshold, qk_nope_head_dim, precision)
+    kernels = counted(len(changed), "kernel")
     notes = [
-        f"{counted(len(changed), 'kernel')} of {counted(len(modules), 'layer')} clipped to"
-        f" {threshold:g}",
+        f"{kernels} of {counted(len(modules), 'layer')} clipped to {threshold:g}",
         "the optimizer's moments are as they are",
     ]
     if without:
@@ -78,6 +78,7 @@ def qk_clip_checkpoint(
         [],
         target_path,
         way,
+        deed=(f"clip {kernels}", f"clipped {kernels}"),
         notes=notes if state.opt_state is not None else [n for n in notes if "moments" not in n],
         options={"max_logits": max_logits, "threshold": threshold, "nope": qk_nope_head_dim},
         started=started,

@@ -43,6 +43,7 @@ class Result:
       processes: how many there were.
       source_choice: how the source's step was chosen, where there were several.
       compression: what was asked for of new chunks.
+      deed: what would be done, and what was, in words; None for a conversion.
     """
 
     source_path: str
@@ -61,6 +62,7 @@ class Result:
     processes: int = 1
     source_choice: str = ""
     compression: str | None = None
+    deed: tuple[str, str] | None = None
 
     @property
     def conversion(self) -> Conversion:

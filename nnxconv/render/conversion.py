@@ -141,8 +141,11 @@ def _headline(result: Result) -> str:
     if not states:
         verb = "would write" if result.is_dry_run else "wrote"
         return f"{verb} the tree as it is: none of the layouts that nnxconv knows"
-    verb = "would convert" if result.is_dry_run else "converted"
     first = states[0].conversion
+    if result.deed is not None:
+        bare, past = result.deed
+        return f"{f'would {bare}' if result.is_dry_run else past}: {first.layout}"
+    verb = "would convert" if result.is_dry_run else "converted"
     told = f"{verb} {first.source.layout} to {first.layout}"
     return told if len(states) == 1 else f"{told}: {counted(len(states), 'state')}"
 

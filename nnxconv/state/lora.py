@@ -98,10 +98,19 @@ def merged(weights: View, a: View, b: View, factor: float, precision: str, where
     Raises:
       BadInput: the product does not have the weights' shape.
     """
-    for batch, in_axes, first, second in _ways(weights.shape, a.shape, b.shape):
-        a_whole = a if a.shape == first else reshaped(a, first)
-        b_whole = b if b.shape == second else reshaped(b, second)
-        operation = LowRank(factor, in_axes, batch=batch)
+    ways = list(_ways(weights.shape, a.shape, b.shape))
+    if len(ways) > 1 and len(weights.shape) > 2:
+        raise BadInput(
+            f"the adapter fits `{spell(where)}` in {len(ways)} ways",
+            details=[
+                f"{notation(a)} times {notation(b)}, for {notation(weights)}:"
+                f" the first factor may be of axis {' or '.join(str(way.start) for way in ways)}"
+            ],
+        )
+    for way in ways[:1]:
+        a_whole = a if a.shape == way.a else reshaped(a, way.a)
+        b_whole = b if b.shape == way.b else reshaped(b, way.b)
+        operation = LowRank(factor, way.in_axes, batch=way.batch, first=way.start - way.batch)
         return Formula(operation, (weights, a_whole, b_whole), dtype_of(weights), precision)
     raise BadInput(
         f"the adapter does not fit `{spell(where)}`",
@@ -114,22 +123,46 @@ def rank_of(a: View) -> int:
     return a.shape[-1] if a.shape else 0
 
 
-def _ways(w: Shape, a: Shape, b: Shape) -> Iterator[tuple[int, int, Shape, Shape]]:
-    """How a product may have a shape: leading axes of both, those of `a`, and both shapes then.
+@dataclass(frozen=True)
+class _Way:
+    """How a product may have the shape of weights.
 
-    Axes are as they stand first; matrices whose heads are together are taken apart next.
+    Attributes:
+      batch: how many leading axes all three share.
+      start: which axis of the weights is the first of the axes of `a`.
+      in_axes: how many axes these are.
+      a, b: the shapes of both, heads apart where the weights have them so.
     """
-    rank = a[-1] if a else 0
-    for batch in range(len(w) - 1):
-        for in_axes in range(1, len(w) - batch):
-            lead, rows, columns = w[:batch], w[batch : batch + in_axes], w[batch + in_axes :]
-            if a == (*lead, *rows, rank) and b == (*lead, rank, *columns):
-                yield batch, in_axes, a, b
-    if len(a) == len(b) == 2 and b[0] == rank:
+
+    batch: int
+    start: int
+    in_axes: int
+    a: Shape
+    b: Shape
+
+
+def _ways(w: Shape, a: Shape, b: Shape) -> Iterator[_Way]:
+    """The ways in which a product has the shape of weights.
+
+    Einsums of heads and width, as Gemma has them, have the axes of `a` after or between those of
+    `b`. Matrices whose heads are together are taken apart where nothing fits as it stands.
+    """
+    rank, batch = (a[-1] if a else 0), len(a) + len(b) - 2 - len(w)
+    in_axes = len(a) - 1 - batch
+    found = False
+    if batch >= 0 < in_axes < len(w) - batch:
+        for start in range(batch, len(w) - in_axes + 1):
+            rows = w[start : start + in_axes]
+            columns = (*w[batch:start], *w[start + in_axes :])
+            if a == (*w[:batch], *rows, rank) and b == (*w[:batch], rank, *columns):
+                found = True
+                yield _Way(batch, start, in_axes, a, b)
+    if not found and len(a) == len(b) == 2 and b[0] == rank:
         for in_axes in range(1, len(w)):
             rows, columns = w[:in_axes], w[in_axes:]
             if (math.prod(rows), math.prod(columns)) == (a[0], b[1]):
-                yield 0, in_axes, (*rows, rank), (rank, *columns)
+                yield _Way(0, 0, in_axes, (*rows, rank), (rank, *columns))
+                return
 
 
 def arrays_of(tree: Mapping[Key, Leaf]) -> dict[Key, View]:

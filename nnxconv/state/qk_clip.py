@@ -26,6 +26,7 @@ from nnxconv.tree import (
     Literal,
     Multiply,
     View,
+    computed_in,
     counted,
     dtype_of,
     in_order,
@@ -267,7 +268,7 @@ def _multiplied(one: Clipped, precision: str) -> Formula:
     kernel = one.kernel
     shape = (*(1,) * (len(kernel.shape) - 2), *one.factors.shape)
     operation = Multiply(tuple(one.factors.reshape(-1).tolist()), shape)
-    return Formula(operation, (kernel,), dtype_of(kernel), precision)
+    return Formula(operation, (kernel,), dtype_of(kernel), computed_in(precision, (kernel,)))
 
 
 def _clipped_modules(module: Key, params: Tree) -> tuple[str, str]:

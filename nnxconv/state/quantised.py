@@ -5,7 +5,17 @@ from dataclasses import replace
 
 from nnxconv.errors import BadInput
 from nnxconv.state.train_state import TrainState
-from nnxconv.tree import Dequantize, Formula, Key, Leaf, Literal, dtype_of, notation, spell
+from nnxconv.tree import (
+    Dequantize,
+    Formula,
+    Key,
+    Leaf,
+    Literal,
+    computed_in,
+    dtype_of,
+    notation,
+    spell,
+)
 
 SUFFIXES = ("_scale", "_scale_inv")
 _TYPES = ("float8", "float4", "int8", "int4", "int2", "uint8", "uint4", "uint2")
@@ -74,6 +84,7 @@ def dequantised(state: TrainState, dtype: str | None) -> tuple[TrainState, dict[
                 f"`{spell(scale)}` does not fit `{spell(weights)}`",
                 details=[f"{notation(factors)} for {notation(whole)}: no blocks of one size"],
             )
-        params[weights] = Formula(operation, (whole, factors), dtype or dtype_of(factors))
+        wide = computed_in("float32", (whole, factors))
+        params[weights] = Formula(operation, (whole, factors), dtype or dtype_of(factors), wide)
         gone["params", *scale] = "multiplied into the weights beside them, --dequantize"
     return replace(state, params=params), gone

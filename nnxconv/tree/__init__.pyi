@@ -10,6 +10,7 @@ from .elements import scaled as scaled
 from .elements import size_bytes as size_bytes
 from .elements import told_arithmetic as told_arithmetic
 from .elements import with_kind as with_kind
+from .formulas import computed_in as computed_in
 from .formulas import is_computed as is_computed
 from .formulas import region_cost as region_cost
 from .formulas import sources_of as sources_of

@@ -1,7 +1,7 @@
 """Views that are computed: which of them are, what they are made of, and what a region costs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nnxconv.tree.elements import dtype_of, item_bytes
 from nnxconv.tree.operations import operand_regions
@@ -20,6 +20,15 @@ def is_computed(view: View) -> bool:
         case Cast(of):
             return is_computed(of)
     return False
+
+
+def computed_in(precision: str, operands: Sequence[View]) -> str:
+    """In which precision a formula of these operands is computed: no value of them is rounded.
+
+    >>> computed_in("float32", [Source("w", (2,), "float64", (2,))])
+    'float64'
+    """
+    return "float64" if any(dtype_of(one) == "float64" for one in operands) else precision
 
 
 def sources_of(view: View) -> Iterator[Source]:

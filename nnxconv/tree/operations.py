@@ -67,12 +67,14 @@ class LowRank:
       in_axes: how many of the axes of `w`, layers not counted, are those of `a`.
       layer_axis: where `w` has its layers; None where it has none.
       batch: how many leading axes all three share, layers not counted.
+      first: how many axes of `b` stand before those of `a` in `w`.
     """
 
     factor: float
     in_axes: int
     layer_axis: int | None = None
     batch: int = 0
+    first: int = 0
 
     def __str__(self) -> str:
         return f"plus {self.factor:.6g} times a product of low rank"
@@ -126,14 +128,15 @@ def operand_regions(operation: Operation, shapes: Sequence[Shape], region: Regio
     match operation:
         case Average() | Multiply():
             return [region] * len(shapes)
-        case LowRank(_, in_axes, layer_axis, batch):
+        case LowRank(_, in_axes, layer_axis, batch, first):
             own = [part for axis, part in enumerate(region) if axis != layer_axis]
             lead = [*([] if layer_axis is None else [region[layer_axis]]), *own[:batch]]
             rank = slice(0, shapes[1][-1])
+            start, stop = batch + first, batch + first + in_axes
             return [
                 region,
-                (*lead, *own[batch : batch + in_axes], rank),
-                (*lead, rank, *own[batch + in_axes :]),
+                (*lead, *own[start:stop], rank),
+                (*lead, rank, *own[batch:start], *own[stop:]),
             ]
         case Dequantize(blocks, layer_axis):
             own = [part for axis, part in enumerate(region) if axis != layer_axis]
@@ -151,16 +154,11 @@ def compute(
     operation: Operation, values: Sequence[np.ndarray], region: Region, precision: str
 ) -> np.ndarray:
     """The values of a region of the result, in the precision, from those of the operands."""
-    wide = [value.astype(precision) for value in values]
+    wide = [value.astype(precision, copy=False) for value in values]
     with np.errstate(all="ignore"):
         match operation:
             case Average(weights):
-                first, *others = wide
-                total = first.copy()
-                for value, weight in zip(others, weights[1:], strict=True):
-                    away = np.where(value == first, 0, value - first)
-                    total += away * np.dtype(precision).type(weight)
-                return total
+                return _average(wide, weights)
             case Multiply(factors, shape):
                 whole = np.array(factors, precision).reshape(shape)
                 inside = tuple(
@@ -169,11 +167,23 @@ def compute(
                 )
                 return wide[0] * whole[inside]
             case LowRank(factor):
-                return wide[0] + np.dtype(precision).type(factor) * _product(
-                    wide[1], wide[2], operation
-                )
+                product = _product(wide[1], wide[2], operation)
+                product *= product.dtype.type(factor)
+                product += wide[0]
+                return product
             case Dequantize(blocks, layer_axis):
                 return wide[0] * _spread(wide[1], region, blocks, layer_axis)
+
+
+def _average(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """The first one where all are equal, infinities and the sign of zero included."""
+    first, *others = values
+    total = first.copy()
+    for value, weight in zip(others, weights[1:], strict=True):
+        away = value - first
+        away *= away.dtype.type(weight)
+        np.add(total, away, out=total, where=value != first)
+    return total
 
 
 def _product(a: np.ndarray, b: np.ndarray, how: LowRank) -> np.ndarray:
@@ -185,6 +195,8 @@ def _product(a: np.ndarray, b: np.ndarray, how: LowRank) -> np.ndarray:
     left = a.reshape(*a.shape[:lead], math.prod(rows), rank)
     right = b.reshape(*b.shape[:lead], rank, math.prod(columns))
     product = (left @ right).reshape(*a.shape[:lead], *rows, *columns)
+    inner = range(lead, lead + how.in_axes)
+    product = np.moveaxis(product, inner, [axis + how.first for axis in inner])
     return product if layer_axis is None else np.moveaxis(product, 0, layer_axis)
 
 

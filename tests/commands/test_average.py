@@ -50,6 +50,33 @@ def test_the_average_of_a_checkpoint_with_itself_is_that_checkpoint_bit_for_bit(
     assert report.is_match
 
 
+FINEST = {
+    "float64": [0.1, -0.0, 1 + 2**-52, 1e300, 5e-324, np.inf, -np.inf, np.nan],
+    "float32": [0.1, -0.0, 1 + 2**-23, 3e38, 1e-45, np.inf, -np.inf, np.nan],
+    "float16": [0.1, -0.0, 1 + 2**-10, 65504, 6e-8, np.inf, -np.inf, np.nan],
+    "bfloat16": [0.1, -0.0, 1 + 2**-7, 3e38, 1e-40, np.inf, -np.inf, np.nan],
+}
+
+
+@pytest.mark.parametrize("dtype", FINEST)
+def test_the_average_of_equals_is_equal_in_every_type_signs_of_zero_included(dtype, tmp_path):
+    values = np.array(FINEST[dtype] * 64, dtype).reshape(16, 32)
+    tree = checkpoints.linen_with([values, values[::-1]])
+    paths = [str(checkpoints.save_item(tmp_path / name, tree)) for name in "abc"]
+    nnxconv.average(paths, str(tmp_path / "out"), weights=[0.7, 0.4, -0.1], verify=True)
+    averaged = nnxconv.open(str(tmp_path / "out"))["params.decoder.layers[0].mlp.wi.kernel"][...]
+    assert averaged.tobytes() == values.tobytes()
+
+
+def test_doubles_are_averaged_as_doubles(tmp_path):
+    values = [checkpoints.values((16, 32), seed).astype("float64") + 2**-40 for seed in range(3)]
+    trees = [checkpoints.linen_with([one]) for one in values]
+    paths = [str(checkpoints.save_item(tmp_path / str(n), t)) for n, t in enumerate(trees)]
+    nnxconv.average(paths, str(tmp_path / "out"), verify=True)
+    averaged = nnxconv.open(str(tmp_path / "out"))["params.decoder.layers[0].mlp.wi.kernel"][...]
+    np.testing.assert_allclose(averaged, np.mean(values, axis=0), atol=1e-15)
+
+
 @pytest.mark.parametrize(
     ("ema", "expected"), [(None, (1 + 2 + 4) / 3), (0.5, 0.5 * 4 + 0.25 * 2 + 0.25 * 1)]
 )
@@ -61,6 +88,7 @@ def test_the_last_steps_of_a_root_are_averaged_the_newest_first(tmp_path, ema, e
     root = checkpoints.save_root(tmp_path / "root", steps)
     done = nnxconv.average([str(root)], str(tmp_path / "out"), last=3, ema=ema)
     assert done.source_path == str(root / "30" / "items")
+    assert done.target_path == str(tmp_path / "out" / "items")
     kernel = nnxconv.open(str(tmp_path / "out"))["params.decoder.layers[0].mlp.wi.kernel"][...]
     np.testing.assert_allclose(kernel, np.full((16, 32), expected), rtol=1e-6)
 
@@ -126,6 +154,7 @@ def test_the_command_says_what_is_averaged_and_what_is_not(three, tmp_path):
     told = [line.strip() for line in outcome.stdout.splitlines()]
     weights = ", ".join(f"{w} of {p}" for w, p in zip((0.5, 0.25, 0.25), three, strict=True))
     assert outcome.exit_code == 0
+    assert told[0] == "averaged 3 checkpoints: linen"
     assert f"decided   averaged: {weights}" in told
     assert f"decided   optimizer state, step: of {three[0]}, as they are" in told
 

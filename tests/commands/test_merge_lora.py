@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import nnxconv
 from nnxconv.errors import BadInput
 from tests.support import checkpoints, models
+from tests.support.command import run
 
 RANK, ALPHA, LAYERS = 2, 3.0, 3
 MADE = np.random.default_rng(0)
@@ -191,7 +192,71 @@ def base_and(adapter, tmp_path, weights=None):
     return str(base), str(other), str(tmp_path / "out")
 
 
+EINSUMS = {
+    # weights, first factor, second factor: the product as numpy spells it
+    "width first": ((6, 3, 4), (6, RANK), (RANK, 3, 4), "dr,rnh->dnh"),
+    "width between": ((3, 6, 4), (6, RANK), (RANK, 3, 4), "dr,rnh->ndh"),
+    "width after two": ((2, 3, 6, 4), (6, RANK), (RANK, 2, 3, 4), "dr,rcnh->cndh"),
+    "width last": ((2, 5, 6), (6, RANK), (RANK, 2, 5), "fr,rnh->nhf"),
+    "heads first": ((3, 4, 6), (3, 4, RANK), (RANK, 6), "nhr,rd->nhd"),
+    "experts": ((5, 3, 6, 4), (5, 6, RANK), (5, RANK, 3, 4), "edr,ernh->endh"),
+}
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("layers", [None, 0, 1], ids=["apart", "stacked on 0", "stacked on 1"])
+@pytest.mark.parametrize("name", EINSUMS)
+def test_factors_of_einsums_are_multiplied_as_the_einsum_does(name, layers, tmp_path):
+    *shapes, text = EINSUMS[name]
+    w, a, b = ([array(*shape) + n for n in range(3)] for shape in shapes)
+    names = ("w", "w_lora_a", "w_lora_b")
+    modules = [dict(zip(names, one, strict=True)) for one in zip(w, a, b, strict=True)]
+    decoder = {f"layers_{n}": {"q_einsum": one} for n, one in enumerate(modules)}
+    if layers is not None:
+        whole = {name: np.stack([m[name] for m in modules], layers) for name in names}
+        decoder = {"layers": {"q_einsum": whole}}
+    tree = {"params": {"params": {"decoder": decoder}}}
+    path = str(checkpoints.save_item(tmp_path / "a", tree))
+    out = str(tmp_path / "out")
+    nnxconv.merge_lora(path, path, out, alpha=RANK, layer_axis=layers, verify=True)
+    merged = nnxconv.open(out)
+    for n in range(3):
+        product = np.einsum(text, a[n].astype("float64"), b[n].astype("float64"))
+        key = next(k for k in merged if f"layers[{n}]" in k)
+        np.testing.assert_allclose(merged[key][...], w[n] + product, rtol=1e-5, atol=1e-5)
+
+
+def test_a_product_that_fits_in_two_ways_is_refused(tmp_path):
+    paths = base_and(
+        {"q": {"kernel_lora_a": array(6, RANK), "kernel_lora_b": array(RANK, 6, 4)}},
+        tmp_path,
+        array(6, 6, 4),
+    )
+    with pytest.raises(BadInput) as caught:
+        nnxconv.merge_lora(*paths, alpha=1)
+    assert caught.value.render() == (
+        "error: the adapter fits `q.kernel` in 2 ways\n"
+        f"  f32[6,{RANK}] times f32[{RANK},6,4], for f32[6,6,4]: the first factor may be of axis 0"
+        " or 1"
+    )
+
+
 PAIR = {"lora_a": {"kernel": array(6, RANK)}, "lora_b": {"kernel": array(RANK, 8)}}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "added 1 adapter to the weights: linen-variables"),
+        (("--unmerge",), "took 1 adapter out of the weights: linen-variables"),
+        (("--unmerge", "--dry_run"), "would take 1 adapter out of the weights: linen-variables"),
+    ],
+)
+def test_the_first_line_says_what_was_done(words, told, tmp_path):
+    done = run("merge-lora", *base_and({"q": PAIR}, tmp_path), "--alpha", "1", *words)
+    assert (done.exit_code, done.stdout.splitlines()[0]) == (0, told)
+
+
 REFUSED = {
     "alpha": ({"q": PAIR}, {}, "alpha is not known"),
     "alone": ({"q": {"lora_a": PAIR["lora_a"]}}, {"alpha": 1}, "1 factor of adapters without"),

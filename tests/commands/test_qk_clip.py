@@ -138,6 +138,7 @@ def test_a_layer_without_logits_is_an_error_unless_it_may_stay_as_it_is(tmp_path
     assert kept.exit_code == 0
     told = "no recorded logits, as they are: decoder.layers[0].self_attention"
     assert told in kept.stdout
+    assert kept.stdout.splitlines()[0] == "clipped 2 kernels: linen"
 
 
 def test_other_attention_is_refused_by_name(tmp_path):

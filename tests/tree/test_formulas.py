@@ -28,15 +28,17 @@ def evaluate(view, stored):
     return np.stack([evaluate(item, stored) for item in view.items], view.axis)
 
 
-def low_rank(layer, shape, in_axes, rank, factor):
+def low_rank(layer, shape, in_axes, rank, factor, first=0):
     """A layer's formula, its operands' values, and what numpy makes of them."""
+    inner = slice(first, first + in_axes)
     w = GENERATOR.normal(size=shape).astype("float32")
-    a = GENERATOR.normal(size=(*shape[:in_axes], rank)).astype("float32")
-    b = GENERATOR.normal(size=(rank, *shape[in_axes:])).astype("float32")
+    a = GENERATOR.normal(size=(*shape[inner], rank)).astype("float32")
+    b = GENERATOR.normal(size=(rank, *shape[:first], *shape[inner.stop :])).astype("float32")
     names = [f"{name}{layer}" for name in "wab"]
     views = tuple(source(n, v.shape) for n, v in zip(names, (w, a, b), strict=True))
-    formula = Formula(LowRank(factor, in_axes), views, "float32")
-    expected = w + np.float32(factor) * np.tensordot(a, b, 1)
+    formula = Formula(LowRank(factor, in_axes, first=first), views, "float32")
+    product = np.moveaxis(np.tensordot(a, b, 1), range(in_axes), range(first, inner.stop))
+    expected = w + np.float32(factor) * product
     return formula, dict(zip(names, (w, a, b), strict=True)), expected
 
 
@@ -53,12 +55,29 @@ def test_a_product_of_low_rank_is_the_same_for_a_stack_and_for_each_layer(
 ):
     shape, in_axes = tuple(sizes), min(in_axes, len(sizes) - 1)
     axis = data.draw(st.integers(0, len(shape)))
-    every = [low_rank(layer, shape, in_axes, rank, 0.5) for layer in range(layers)]
+    first = data.draw(st.integers(0, len(shape) - in_axes))
+    every = [low_rank(layer, shape, in_axes, rank, 0.5, first) for layer in range(layers)]
     stored = {name: value for _, values, _ in every for name, value in values.items()}
     whole = stack([formula for formula, _, _ in every], axis)
     assert isinstance(whole, Formula)
     expected = np.stack([value for _, _, value in every], axis)
     np.testing.assert_allclose(evaluate(whole, stored), expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.integers(1, 3), st.data())
+def test_a_region_of_a_product_needs_these_regions_of_its_factors(sizes, rank, data):
+    shape = tuple(sizes)
+    in_axes = data.draw(st.integers(1, len(shape) - 1))
+    first = data.draw(st.integers(0, len(shape) - in_axes))
+    formula, stored, expected = low_rank(0, shape, in_axes, rank, 2.0, first)
+    starts = [data.draw(st.integers(0, size - 1)) for size in shape]
+    region = tuple(slice(start, size) for start, size in zip(starts, shape, strict=True))
+    values = list(stored.values())
+    needed = operand_regions(formula.operation, [value.shape for value in values], region)
+    parts = [value[one] for value, one in zip(values, needed, strict=True)]
+    found = compute(formula.operation, parts, region, "float32")
+    np.testing.assert_allclose(found, expected[region], rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
