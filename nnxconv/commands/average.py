@@ -40,6 +40,7 @@ def average(
     ema: float | None = None,
     precision: str = "float32",
     max_memory: int | str = "2GiB",
+    compression: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
@@ -75,6 +76,7 @@ def average(
         for key, leaf in state.aux.items()
     }
     way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
+    way = replace(way, compression=compression)
     return write_computed(
         first,
         replace(state, params=params, aux=aux),
