@@ -22,7 +22,7 @@ from nnxconv.cli.output import say
 @options(
     "gpt3_from_paxml",
     *("to", "fused_qkv", "optimizer", "b1", "b2", "vocab_size", "model"),
-    *("scan_layers", "layer_axis", "step", "params_only", "dtype", "max_memory"),
+    *("scan_layers", "layer_axis", "step", "params_only", "dtype", "max_memory", "compression"),
     *("dry_run", "verify", "overwrite", "resume", *DISTRIBUTED),
     to={"default": "linen", "show_default": True},
     scan_layers={"default": True, "show_default": True},

@@ -20,7 +20,8 @@ from nnxconv.cli.output import say
 @click.argument("target", metavar="DST")
 @options(
     "merge_lora",
-    *("alpha", "rslora", "unmerge", "dequantize", "layer_axis", "precision", "max_memory"),
+    *("alpha", "rslora", "unmerge", "dequantize", "layer_axis"),
+    *("precision", "max_memory", "compression"),
     *("dry_run", "verify", "overwrite", "resume", "allow_uncommitted"),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

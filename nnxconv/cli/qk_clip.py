@@ -20,7 +20,7 @@ from nnxconv.cli.output import say
 @options(
     "qk_clip_checkpoint",
     *("max_logits", "threshold", "qk_nope_head_dim", "missing", "precision", "step"),
-    *("max_memory", "dry_run", "verify", "overwrite", "resume", "allow_uncommitted"),
+    *("max_memory", "compression", "dry_run", "verify", "overwrite", "resume", "allow_uncommitted"),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def qk_clip(source: str, target: str, as_json: bool, **arguments: Any) -> None:

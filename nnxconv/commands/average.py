@@ -41,6 +41,7 @@ def average(
     ema: float | None = None,
     precision: str = "float32",
     max_memory: int | str = "2GiB",
+    compression: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
@@ -76,6 +77,7 @@ def average(
         for key, leaf in state.aux.items()
     }
     way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
+    way = replace(way, compression=compression)
     many = counted(len(every), "checkpoint")
     return write_computed(
         first,

@@ -52,6 +52,7 @@ def gpt3_from_paxml(
     model: str | None = None,
     step: int | None = None,
     max_memory: int | str = "2GiB",
+    compression: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
@@ -92,6 +93,7 @@ def gpt3_from_paxml(
         conversion = convert_tree(source, options, None)
         places = _places(found, conversion, source_path, target_path, step_number)
         way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch, team=team)
+        way = replace(way, compression=compression)
         whole = alone(conversion)
         return carry_out(
             whole,

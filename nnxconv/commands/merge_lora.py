@@ -54,6 +54,7 @@ def merge_lora(
     layer_axis: int | None = None,
     precision: str = "float32",
     max_memory: int | str = "2GiB",
+    compression: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
@@ -117,12 +118,14 @@ def merge_lora(
     aside |= {key: (before[key], why) for key, why in scales.items()}
     if state.opt_state is not None:
         notes.append("the optimizer's state is as it was")
+    way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
+    way = replace(way, compression=compression)
     return write_computed(
         base,
         replace(state, params=params, aux=aux),
         [] if adapter is base else [adapter],
         target_path,
-        Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch),
+        way,
         deed=_deed(counted(len(found), "adapter"), unmerge),
         notes=notes,
         aside=aside,

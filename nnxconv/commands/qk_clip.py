@@ -35,6 +35,7 @@ def qk_clip_checkpoint(
     precision: str = "float32",
     step: int | None = None,
     max_memory: int | str = "2GiB",
+    compression: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
@@ -72,6 +73,7 @@ def qk_clip_checkpoint(
     if without:
         notes.append(f"no recorded logits, as they are: {', '.join(without)}")
     way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
+    way = replace(way, compression=compression)
     return write_computed(
         source,
         replace(state, params=params),

@@ -32,7 +32,7 @@ from nnxconv.storage.orbax import (
     save,
 )
 from nnxconv.storage.resume import Journal
-from nnxconv.storage.transfer import Carrier, Moved, Share, moved_by_all
+from nnxconv.storage.transfer import Carrier, Moved, Share, moved_by_all, written_bytes
 from nnxconv.storage.zarr import Container, compressed, target_metadata
 from nnxconv.tree import dtype_of, first_source
 
@@ -171,6 +171,8 @@ class _Execution:
         mine = ShardRun(share.plan, shard, self._reader, watch, self._check)
         journal = self._journals.get(share.name)
         filled = writer if journal is None else writer.journalled(journal)
+        if journal is None and self._team.count == 1:
+            filled.keep(written_bytes(share))
         async with filled.on_disk():
             carrier = Carrier(share.source, filled, self._transfer, self._moved)
             await together([filled.create(self._new_arrays[share.name]), mine.rename(carrier)])

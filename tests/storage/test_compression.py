@@ -9,7 +9,7 @@ import nnxconv
 from nnxconv.errors import BadInput, PlanError
 from nnxconv.storage.orbax import locate, open_item
 from nnxconv.storage.zarr import compressor
-from tests.support import checkpoints
+from tests.support import checkpoints, pax
 from tests.support.command import run
 from tests.support.trees import same_bits, values
 
@@ -119,3 +119,46 @@ def test_without_compression_room_is_asked_for_the_bytes_as_they_are(source, tmp
     kernels = 3 * 512 * 640 * 2
     assert asked["zstd:1"] < 2**20 + kernels // 2
     assert 2**20 + kernels < asked["none"] < 2**20 + 1.1 * kernels
+
+
+def _averaged(folder, out):
+    paths = [str(checkpoints.save_item(folder / name, checkpoints.linen())) for name in "ab"]
+    return nnxconv.average(paths, out, weights=[0.75, 0.25], compression="none")
+
+
+def _merged(folder, out):
+    kernels = {"kernel": np.ones((6, 8), np.float32)}
+    factors = {"lora_a": {"kernel": np.ones((6, 2))}, "lora_b": {"kernel": np.ones((2, 8))}}
+    base, adapter = (
+        str(checkpoints.save_item(folder / name, {"params": {"params": {"attn": tree}}}))
+        for name, tree in (("base", kernels), ("adapter", factors))
+    )
+    return nnxconv.merge_lora(base, adapter, out, alpha=4, compression="none")
+
+
+def _clipped(folder, out):
+    module = {"wq_b": {"kernel": np.ones((5, 2, 12))}, "wkv_b": {"kernel": np.ones((7, 2, 14))}}
+    tree = {"params": {"params": {"decoder": {"layers_0": {"self_attention": module}}}}}
+    np.savez(folder / "l.npz", **{"decoder/layers_0/self_attention/max_logits": np.ones(2) * 150})
+    return nnxconv.qk_clip_checkpoint(
+        str(checkpoints.save_item(folder / "source", tree)),
+        out,
+        max_logits=str(folder / "l.npz"),
+        threshold=100,
+        qk_nope_head_dim=8,
+        compression="none",
+    )
+
+
+def _imported(folder, out):
+    pax.write(folder / "pax", pax.leaves(step=5))
+    return nnxconv.gpt3_from_paxml(str(folder / "pax"), out, compression="none")
+
+
+@pytest.mark.parametrize("command", [_averaged, _merged, _clipped, _imported])
+def test_commands_that_compute_compress_as_asked_as_well(command, tmp_path):
+    result = command(tmp_path, str(tmp_path / "out"))
+    found = compressors(result.target_path)
+    new = [array.name for array in result.plan.arrays if array.how == "rewrite"]
+    assert new
+    assert {found[name] for name in new} == {TOLD["none"]}

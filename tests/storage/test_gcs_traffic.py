@@ -45,9 +45,14 @@ def test_names_only_moves_hardly_anything_through_the_client(
     assert traffic.of("copy")
 
 
-def put_large(storage, name, folder):
-    """A checkpoint of which each array is large enough to stay as it is, in one container."""
-    if name == "step with another item":
+CONTAINERS = ["item", "training state", "step with another item", "root", "files of their own"]
+
+
+def put(storage, name, folder):
+    """A checkpoint whose conversion changes hardly more than names."""
+    if name == "training state":  # of small arrays, some of which are rewritten
+        path = checkpoints.save_item(folder / "state", checkpoints.linen())
+    elif name == "step with another item":
         path = checkpoints.save_step(folder / "step", large(), extra={"iter": {"seen": 7}})
         (path / "iter" / "shards").mkdir()
         (path / "iter" / "shards" / "0").write_bytes(b"shard")
@@ -58,9 +63,9 @@ def put_large(storage, name, folder):
     return storage.put(path, "out/source")
 
 
-@pytest.mark.parametrize("name", ["item", "step with another item", "root", "files of their own"])
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_names_only_asks_25_times_and_for_each_file_that_has_to_be(name, storage, tmp_path):
-    source = put_large(storage, name, tmp_path)
+    source = put(storage, name, tmp_path)
     with storage.proxy.recording() as traffic:
         nnxconv.convert(source, storage.path("out/x"), **NAMES_ONLY)
     of_arrays = [one for one in traffic.requests if one.name.endswith("/.zarray")]
@@ -68,9 +73,9 @@ def test_names_only_asks_25_times_and_for_each_file_that_has_to_be(name, storage
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["item", "step with another item", "root", "files of their own"])
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_names_only_asks_in_12_rounds(name, storage, tmp_path):
-    source = put_large(storage, name, tmp_path)
+    source = put(storage, name, tmp_path)
     rounds = []
     for number in range(3):  # what is asked for at once may start late where much else goes on
         with storage.proxy.recording() as traffic, storage.proxy.inject(Delay(0.1)):

@@ -2,18 +2,25 @@
 
 import asyncio
 import math
+import uuid
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage import run
+from nnxconv.storage.gcs import is_remote
+from nnxconv.storage.ocdbt import Contents
 from nnxconv.storage.orbax.item import Item
 from nnxconv.storage.safetensors import OpenFiles, read_region
 from nnxconv.storage.zarr import RAW, array_spec, damaged, new_context
 from nnxconv.tree import Source, View, first_source, notation
+
+_FEW = 16
+"""Keys of an array; one of a single chunk has two."""
 
 
 class Reader:
@@ -38,6 +45,8 @@ class Reader:
             store = self._open.get(source)
             if store is None:
                 spec = array_spec(item.path, item.use_ocdbt, source.name, item.formats[source.name])
+                if is_remote(item.path) and item.contents is not None:
+                    spec["kvstore"] = await self._known(item.contents, source) or spec["kvstore"]
                 store = await ts.open(spec, open=True, read=True, context=self._context)
                 self._open[source] = store
             stored = tuple(
@@ -48,6 +57,18 @@ class Reader:
             return values if stored == region else _with_zeros(values, region)
         except (ValueError, OSError) as error:
             raise damaged(item.path, source.name, error) from error
+
+    async def _known(self, contents: Contents, source: Source) -> dict[str, Any] | None:
+        """A store of an array whose values stand in nodes that have been read already."""
+        values, places = contents.values, contents.values.below(source.name)
+        if len(places) > _FEW or any(values.file_numbers[place] >= 0 for place in places):
+            return None
+        spec = {"driver": "memory", "path": f"{uuid.uuid4().hex}/"}
+        memory = await ts.KvStore.open(spec, context=self._context)
+        for place in places:
+            key = values.names[place].removeprefix(f"{source.name}/")
+            await memory.write(key, values.at(place).inline)
+        return spec
 
     async def _read_raw(self, item: Item, source: Source, region: tuple[slice, ...]) -> np.ndarray:
         """The values of a region of an array that lies in C order in a file."""

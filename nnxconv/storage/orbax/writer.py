@@ -23,6 +23,7 @@ from nnxconv.storage.ocdbt import (
 )
 from nnxconv.storage.orbax.file_writer import FileWriter
 from nnxconv.storage.orbax.item import Item, array_name, joined_items
+from nnxconv.storage.orbax.kept_values import MOST_KEPT_BYTES, KeptValues
 from nnxconv.storage.orbax.location import absolute
 from nnxconv.storage.resume import Journal
 from nnxconv.storage.zarr import (
@@ -82,9 +83,19 @@ class Writer:
         self._process = process
         self._has_values = False
         self.context = new_context()
+        self._kept: KeptValues | None = None
         self._spill = None
         if not is_remote(directory):
             self._spill = FileWriter(self._database, use_ocdbt, self.context, journal)
+
+    def keep(self, nbytes: int) -> None:
+        """Values of so many bytes will be written, by this process alone.
+
+        Where they are few, and go into a database in a bucket, they are kept in memory until all is
+        made one database: one of their own takes ten requests, one after the other.
+        """
+        if self._use_ocdbt and is_remote(self.directory) and nbytes <= MOST_KEPT_BYTES:
+            self._kept = KeptValues(self.context)
 
     def journalled(self, journal: Journal) -> "Writer":
         """A writer that fills this item in the directory of a journal."""
@@ -114,6 +125,8 @@ class Writer:
     @property
     def values_spec(self) -> dict[str, Any]:
         """The store of this process, to write encoded values to."""
+        if self._kept:
+            return self._kept.spec
         return self._spill.spec if self._spill else self.references_spec
 
     @asynccontextmanager
@@ -220,7 +233,7 @@ class Writer:
     ) -> tuple[dict[epath.Path, str | bytes], set[str]]:
         """The files of the one database, and those that it makes needless."""
         databases = [_database(self.directory, process) for process in range(processes)]
-        is_needed = self._has_values or processes > 1
+        is_needed = processes > 1 or (self._has_values and self._kept is None)
         written = [
             read_contents(path) if is_needed and _is_there(path) else NO_CONTENTS
             for path in databases
@@ -228,15 +241,16 @@ class Writer:
         for path, contents in zip(databases, written, strict=True):
             folder = "" if path == self.directory else f"{path.name}/"
             found.take(contents.values, range(len(contents.values)), contents.values.names, folder)
+        files: dict[epath.Path, str | bytes] = {}
+        if self._kept is not None:
+            files = {self.directory / file: it for file, it in self._kept.take_into(found).items()}
         texts = dict(map(_metadata_entry, self._arrays.values()))
         sizes, nothing = list(map(len, texts.values())), [0] * len(texts)
         found.extend(list(texts), [""] * len(texts), nothing, sizes, list(texts.values()))
         database = new_database(found.in_order())
         needless = written[0].node_files - written[0].values.used_files()
-        files: dict[epath.Path, str | bytes] = {
-            self.directory / database.node_file: database.nodes,
-            self.directory / MANIFEST: database.manifest,
-        }
+        files[self.directory / database.node_file] = database.nodes
+        files[self.directory / MANIFEST] = database.manifest
         return files, set(needless)
 
 

@@ -6,6 +6,7 @@ from .checks import check_space as check_space
 from .checks import check_tensors_place as check_tensors_place
 from .checks import failures_told as failures_told
 from .checks import needed_bytes as needed_bytes
+from .checks import written_bytes as written_bytes
 from .names import check_names as check_names
 from .planned import TransferPlan as TransferPlan
 from .shares import Share as Share

@@ -182,6 +182,11 @@ def needed_bytes(share: Share) -> int:
     return SPARE_BYTES + share.transfers.copied_bytes + _rewritten_bytes(share)
 
 
+def written_bytes(share: Share) -> int:
+    """The most bytes of values that are not moved as parts of whole files."""
+    return uncompressed_bytes(share.plan) + sum(share.transfers.value_bytes.values())
+
+
 def _rewritten_bytes(share: Share) -> int:
     if share.container.compression == Compression():
         return uncompressed_bytes(share.plan)
