@@ -1,5 +1,8 @@
 """From a path to a checkpoint with its meaning; no array is read."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,8 +39,21 @@ def open_checkpoint(
     from nnxconv.storage.orbax import locate, open_item
 
     location = locate(path, step, has_step=has_step, allow_uncommitted=allow_uncommitted)
-    item = open_item(location, is_read=is_read)
-    return Opened(location, item, meaning(location, item, options))
+    with _without_collections():
+        item = open_item(location, is_read=is_read)
+        return Opened(location, item, meaning(location, item, options))
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Does not look for garbage in the meantime: of 100,000 arrays everything is kept."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def meaning(location: "Location", item: "Item", options: Options) -> Chosen:

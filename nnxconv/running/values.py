@@ -1,5 +1,6 @@
 """Values of views: read from one stored array or put together from several, then converted."""
 
+import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from nnxconv.errors import BadInput
+from nnxconv.running.strided import copies
 from nnxconv.storage import together
 from nnxconv.tree import (
     Arithmetic,
@@ -151,16 +153,16 @@ async def _place(
     """Reads what some pieces have in the region, and puts it into its places."""
     around = _around(reads)
     stored = await reader.read(source, around)
-    for piece, wanted in reads:
-        where = piece.target_region(wanted)
-        assert where is not None
-        inside = _within(where, region)
-        values[inside] = piece.turn(stored[_within(wanted, around)], wanted)
+
+    def place() -> None:
+        for one in copies(reads):
+            one.carry(stored, around, values, region)
+
+    if stored.size < _WORTH_A_THREAD:
+        place()
+    else:
+        await asyncio.to_thread(place)
 
 
-def _within(inner: Region, outer: Region) -> Region:
-    """A region as it is counted from the start of another one."""
-    return tuple(
-        slice(part.start - whole.start, part.stop - whole.start)
-        for part, whole in zip(inner, outer, strict=True)
-    )
+_WORTH_A_THREAD = 2**16
+"""Elements."""

@@ -1,5 +1,7 @@
 from .array_notation import notation as notation
 from .array_notation import short_dtype as short_dtype
+from .copying import contiguous as contiguous
+from .copying import fill as fill
 from .elements import arithmetic_of as arithmetic_of
 from .elements import cast as cast
 from .elements import dtype_of as dtype_of

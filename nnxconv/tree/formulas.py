@@ -7,7 +7,18 @@ from nnxconv.tree.elements import dtype_of, item_bytes
 from nnxconv.tree.operations import operand_regions
 from nnxconv.tree.piece import pieces
 from nnxconv.tree.shapes import Region
-from nnxconv.tree.views import Cast, Formula, Source, Stack, View
+from nnxconv.tree.views import (
+    Cast,
+    Concat,
+    Formula,
+    Moved,
+    Part,
+    Scaled,
+    Slot,
+    Source,
+    Stack,
+    View,
+)
 
 
 def is_computed(view: View) -> bool:
@@ -43,8 +54,23 @@ def sources_of(view: View) -> Iterator[Source]:
         case Cast(of) if is_computed(of):
             yield from sources_of(of)
         case _:
-            for piece in pieces(view):
-                yield piece.source
+            found = set(_stored(view, set()))
+            yield from found if len(found) == 1 else (piece.source for piece in pieces(view))
+
+
+def _stored(view: View, seen: set[int]) -> Iterator[Source]:
+    """The stored arrays within a view, of which a slot or a part may leave some out."""
+    if id(view) in seen:
+        return
+    seen.add(id(view))
+    match view:
+        case Source():
+            yield view
+        case Stack(items) | Concat(items):
+            for item in items:
+                yield from _stored(item, seen)
+        case Slot(of) | Part(of) | Moved(of) | Scaled(of) | Cast(of):
+            yield from _stored(of, seen)
 
 
 def region_cost(view: View, region: Region) -> int:

@@ -181,31 +181,60 @@ def _shifted(run: slice, by: int) -> slice:
 def pieces(view: View) -> list[Piece]:
     """The pieces of a view; together they cover it, and no two overlap.
 
+    Those of the views that were asked for last are kept, for a plan asks for the same ones often.
+
     Raises:
       TypeError: the view is computed, which is done in `formulas`.
     """
+    kept = _KEPT.get(id(view))
+    if kept is not None and kept[0] is view:
+        return kept[1]
+    found = _pieces(view, {})
+    if 1 < len(found) <= _MOST_KEPT:
+        total = len(found) + sum(len(parts) for _, parts in _KEPT.values())
+        while total > _MOST_KEPT:
+            total -= len(_KEPT.pop(next(iter(_KEPT)))[1])
+        _KEPT[id(view)] = view, found
+    return found
+
+
+_KEPT: dict[int, tuple[View, list[Piece]]] = {}
+"""Views of several pieces, and those, by the view's identity; the oldest goes first."""
+_MOST_KEPT = 2**15
+"""Pieces: some 30 MB."""
+
+
+def _pieces(view: View, known: dict[int, list[Piece]]) -> list[Piece]:
+    """The same; `known` are those of views within, which may stand there many times."""
+    if id(view) not in known:
+        known[id(view)] = _made(view, known)
+    return known[id(view)]
+
+
+def _made(view: View, known: dict[int, list[Piece]]) -> list[Piece]:
     match view:
         case Source(shape=shape):
             return [Piece(view, tuple(range(len(shape))))]
         case Scaled(of) | Cast(of):
-            return pieces(of)
+            return _pieces(of, known)
         case Slot(of, axis, index):
-            found = [_take(piece, axis, index) for piece in pieces(of)]
+            found = [_take(piece, axis, index) for piece in _pieces(of, known)]
             return [piece for piece in found if piece is not None]
         case Stack(items, axis):
-            return [_place(p, axis, i) for i, item in enumerate(items) for p in pieces(item)]
+            both = enumerate(items)
+            return [_place(piece, axis, i) for i, of in both for piece in _pieces(of, known)]
         case Part(of, axis, start, stop):
-            cut = [_cut(piece, axis, start, stop) for piece in pieces(of)]
+            cut = [_cut(piece, axis, start, stop) for piece in _pieces(of, known)]
             return [piece for piece in cut if piece is not None]
         case Concat(items, axis):
             starts = itertools.accumulate((item.shape[axis] for item in items), initial=0)
             both = zip(items, starts, strict=False)
-            return [_pushed(piece, axis, at) for item, at in both for piece in pieces(item)]
+            return [_pushed(piece, axis, at) for of, at in both for piece in _pieces(of, known)]
         case Moved(of, source, target):
             rank = len(view.shape)
             order = [axis for axis in range(rank) if axis != source]
             order.insert(target, source)
-            return [_permute(piece, order) for piece in pieces(of)]
+            return [_permute(piece, order) for piece in _pieces(of, known)]
         case Formula():
             raise TypeError("a formula has no pieces")
 

@@ -40,12 +40,14 @@ def tensors_item(
             f"`{path}` has {len(names):,} names of more than {MOST_LEVELS} parts",
             details=[names[0][:40]],
         )
+    files = {file: (home / file).as_posix() for file in {one.file for one in arrays.values()}}
     formats = {
-        name: _lying(home / one.file, ((one.start, one.nbytes),), one.shape, one.dtype)
+        name: _lying(files[one.file], ((one.start, one.nbytes),), one.shape, one.dtype)
         for name, one in arrays.items()
     }
+    store = path.as_posix()
     tree: dict[Key, Leaf] = {
-        tuple(name.split(".")): _source(path, name, one) for name, one in formats.items()
+        tuple(name.split(".")): _source(store, name, one) for name, one in formats.items()
     }
     return _item(path, tree, formats, seen)
 
@@ -59,8 +61,8 @@ def open_npz(file: epath.Path, is_read: bool) -> Item:
     tree: dict[Key, View] = {}
     for name, one in members.items():
         nbytes = math.prod(one.shape) * item_bytes(one.dtype)
-        formats[name] = _lying(file, ((one.start, nbytes),), one.shape, one.dtype)
-        source = _source(file, name, formats[name])
+        formats[name] = _lying(file.as_posix(), ((one.start, nbytes),), one.shape, one.dtype)
+        source = _source(file.as_posix(), name, formats[name])
         turned = permuted(source, tuple(reversed(range(len(one.shape)))))
         tree[key_of(name, have_slashes)] = turned if one.is_turned else source
     try:
@@ -95,7 +97,9 @@ def open_msgpack(file: epath.Path, folder: Folder | None, is_read: bool) -> Item
         name = elsewhere.get(key, array_name(key))
         if key not in elsewhere and (raw := _raw_format(value, file)) is not None:
             formats[name] = raw
-        tree[key] = _source(path, name, formats[name]) if name in formats else _literal(value)
+        tree[key] = (
+            _source(path.as_posix(), name, formats[name]) if name in formats else _literal(value)
+        )
     return _item(path, tree, formats, seen)
 
 
@@ -108,21 +112,19 @@ def _item(
     return Item(path, tree, formats, False, False, value_types=kinds, seen=seen)
 
 
-def _source(path: epath.Path, name: str, one: ArrayFormat) -> Source:
+def _source(store: str, name: str, one: ArrayFormat) -> Source:
     kind = "scalar" if "value" in one.metadata else "array"
     how = "" if one.zarr_format == RAW else encoding(one)
-    return Source(name, one.shape, one.dtype, one.chunks, path.as_posix(), kind, encoding=how)
+    return Source(name, one.shape, one.dtype, one.chunks, store, kind, encoding=how)
 
 
-def _lying(
-    file: epath.Path, parts: Sequence[tuple[int, int]], shape: Shape, dtype: str
-) -> ArrayFormat:
+def _lying(file: str, parts: Sequence[tuple[int, int]], shape: Shape, dtype: str) -> ArrayFormat:
     """Of an array whose bytes are these parts of a file.
 
     Raises:
       DamagedCheckpoint: its shape or type is none that an array may have.
     """
-    metadata = {"file": file.as_posix(), "parts": parts}
+    metadata = {"file": file, "parts": parts}
     try:
         check_array(shape, dtype)
     except ValueError as error:
@@ -134,7 +136,7 @@ def _raw_format(value: Any, file: epath.Path) -> ArrayFormat | None:
     """Of an array or number in a msgpack file; None for what else stands there."""
     match value:
         case Array(dtype, shape, parts):
-            return _lying(file, parts, shape, dtype)
+            return _lying(file.as_posix(), parts, shape, dtype)
         case bool() | int() | float():
             dtype = {bool: "bool", int: "int64", float: "float64"}[type(value)]
             dtype = "uint64" if dtype == "int64" and value >= 2**63 else dtype

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from nnxconv.tree import Region, Shape
+from nnxconv.tree import Region, Shape, contiguous
 
 
 class OpenFiles:
@@ -109,7 +109,7 @@ def write_region(
     """
     if not values.size:
         return
-    whole = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+    whole = contiguous(values).reshape(-1).view(np.uint8).data
     done = 0
     for offset, nbytes in runs(shape, region, values.dtype.itemsize):
         end = done + nbytes
