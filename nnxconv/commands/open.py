@@ -23,6 +23,7 @@ from nnxconv.tree import (
     Region,
     View,
     dtype_of,
+    fits_no_key,
     in_order,
     item_bytes,
     matches,
@@ -104,8 +105,11 @@ class Checkpoint(Mapping[str, "LazyArray"]):
 
     def __getitem__(self, key: str) -> "LazyArray":
         if key not in self._arrays:
-            raise KeyError(key)
+            raise KeyError(fits_no_key(key, [array.key for array in self._arrays.values()]))
         return self._arrays[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._arrays
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)

@@ -15,7 +15,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "source_path": "an item directory, a step, or a root of steps; it is only read",
         "target_path": "is written in the same structure, and committed when it is complete",
         "path": "an item directory, a step, or a root of steps; it is only read",
-        "ckpt_path_1": "side a: an item directory, a step, or a root with one step",
+        "ckpt_path_1": "side a: an item directory, a step, or a root, whose newest step is taken",
         "ckpt_path_2": "side b",
         "base_path": "the weights: an item directory, a step, or a root of steps",
         "adapter_path": "the adapters; the same path where one tree holds both",

@@ -171,8 +171,11 @@ def test_an_index_outside_is_an_index_error(stored):
         stored[12]
     with pytest.raises(IndexError, match=r"4 indices for the 3 axes of `params.embed.embedding`"):
         stored[0, 0, 0, 0]
-    with pytest.raises(KeyError, match="nowhere"):
+    with pytest.raises(KeyError, match="`nowhere` fits no key"):
         nnxconv.open(EXAMPLE)["nowhere"]
+    there = r"`params.layers_1.up` fits no key; one is spelt `params.layers\[0\].up`"
+    with pytest.raises(KeyError, match=there):
+        nnxconv.open(EXAMPLE)["params.layers_1.up"]
 
 
 def test_typed_keys_are_their_data(tmp_path):
