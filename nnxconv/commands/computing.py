@@ -12,6 +12,7 @@ from nnxconv.layouts import (
     Options,
     Understood,
     account,
+    convert_copies,
     convert_tree,
     join,
     one_state,
@@ -77,6 +78,8 @@ def write_computed(
 ) -> Result:
     """Writes a state in the layout, the arrangement and the container of the source.
 
+    What is beside the state, second copies of its parameters among it, stays as the source has it.
+
     Args:
       source: the checkpoint that the state takes after.
       state: its leaves; some may be computed from those of `others`.
@@ -92,7 +95,9 @@ def write_computed(
     found, asked = source.understood, Options()
     understood = replace(found, state=state, notes=(*found.notes, *notes), aside=aside or {})
     conversion = convert_tree(understood, replace(asked, to=found.codec.name), None)
-    whole = join(source.opened.survey, [(source.located, conversion)], asked, None)
+    survey, located = source.opened.survey, source.located
+    copies = convert_copies(survey, located, conversion)
+    whole = join(survey, [(located, conversion), *copies], asked, None)
     read = {path: item for other in others for path, item in other.item.stores.items()}
     layout = conversion.layout
     places = places_of(

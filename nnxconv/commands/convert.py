@@ -1,7 +1,7 @@
 """`convert`: a checkpoint in another layout."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,18 @@ from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Places, Result, Way, carry_out, places_of
 from nnxconv.layouts import (
-    ALONE,
     ITEMS,
     Conversion,
     Direction,
     Located,
     Options,
     Survey,
+    Understood,
     Whole,
     account,
+    convert_copies,
     convert_tree,
     join,
-    layout_of_copies,
     one_state,
     refuse_missing_parts,
     unchanged,
@@ -192,23 +192,18 @@ def converted(
         else:
             conversion = convert_tree(source, options, like)
         found.append((located, conversion))
-        if not options.params_only and conversion.layout not in ALONE:
-            mine = [copy for copy in survey.copies if copy.copy_of == located.at]
-            found += [(copy, _copied(copy, conversion, rules)) for copy in mine]
+        if not options.params_only:
+            found += convert_copies(survey, located, conversion, _renaming(rules))
     found.sort(key=lambda pair: pair[0].copy_of is not None)
     return join(survey, found, options, template)
 
 
-def _copied(copy: Located, main: Conversion, rules: Rules | None) -> Conversion:
-    """A second copy of parameters, named and arranged as they are, its types as they were."""
-    options = Options(to=layout_of_copies(main.layout))
-    source = copy.understood
-    if rules is not None:
-        optional = Rules(
-            tuple(replace(rule, is_optional=True) for rule in rules.rules), name=rules.name
-        )
-        source = renamed(source, optional, options)
-    return convert_tree(source, options, None, main.arrangements, is_copy=True)
+def _renaming(rules: Rules | None) -> Callable[[Understood, Options], Understood] | None:
+    """How second copies get the names of the parameters, of which they may have some alone."""
+    if rules is None:
+        return None
+    some = tuple(replace(rule, is_optional=True) for rule in rules.rules)
+    return lambda source, options: renamed(source, Rules(some, name=rules.name), options)
 
 
 def _as_it_is(

@@ -9,6 +9,7 @@ from .conversion import Conversion as Conversion
 from .conversion import Direction as Direction
 from .conversion import Options as Options
 from .conversion import convert_tree as convert_tree
+from .copies import convert_copies as convert_copies
 from .form import Decoded as Decoded
 from .form import Encoded as Encoded
 from .form import Form as Form
@@ -19,7 +20,6 @@ from .joining import Part as Part
 from .joining import Whole as Whole
 from .joining import alone as alone
 from .joining import join as join
-from .joining import layout_of_copies as layout_of_copies
 from .joining import nothing_lost as nothing_lost
 from .joining import one_state as one_state
 from .joining import unchanged as unchanged
@@ -30,7 +30,6 @@ from .located import OTHER as OTHER
 from .located import Located as Located
 from .located import Survey as Survey
 from .located import copy_leaves as copy_leaves
-from .names import ALONE as ALONE
 from .names import TUNIX_ITEMS as TUNIX_ITEMS
 from .names import layouts as layouts
 from .parts import ADAPTER as ADAPTER

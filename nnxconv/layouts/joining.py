@@ -171,17 +171,6 @@ def unchanged(survey: Survey, source: Tree | None = None) -> Whole:
     return Whole((), survey.tree, tuple(survey.tree), source=source)
 
 
-_COPIES = {
-    **dict.fromkeys(("linen", "linen-variables", "maxtext"), "linen-variables"),
-    "nnx-pure": "nnx-pure",
-}
-
-
-def layout_of_copies(layout: str) -> str:
-    """The layout of second copies beside a state: that of parameters alone."""
-    return _COPIES.get(layout, "nnx")
-
-
 def _target_placement(
     located: Located,
     conversion: Conversion,

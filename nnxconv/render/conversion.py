@@ -190,7 +190,8 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
     for part in result.whole.parts:
         if part.is_copy:
             name = spell(part.located.at)
-            yield "copy", f"{name}: arranged as the parameters, its types as they were"
+            stays = "its types" if result.deed is None else "its values"
+            yield "copy", f"{name}: arranged as the parameters, {stays} as they were"
     yield from _account_rows(result)
     for name in result.extra_files:
         yield "beside", name

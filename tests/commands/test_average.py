@@ -166,3 +166,19 @@ def test_of_several_states_the_way_to_one_of_them_is_a_command_that_there_is(tmp
         nnxconv.average([source, source], str(tmp_path / "out"))
     ways = [f"`nnxconv convert {source} NEW --at {name}`" for name in ("D", "G")]
     assert str(caught.value).endswith(f"hint: {' or '.join(ways)}")
+
+
+def test_second_copies_stay_as_the_first_has_them(tmp_path):
+    kernels = [np.full((16, 32), 1, "float32")] * 2
+    first, second = checkpoints.linen_with(kernels), checkpoints.linen_with([kernels[0] * 3] * 2)
+    paths = [
+        str(checkpoints.save_item(tmp_path / name, {**tree, "ema_params": tree["params"]}))
+        for name, tree in (("a", first), ("b", second))
+    ]
+    outcome = run("average", *paths, tmp_path / "out")
+    told = "  copy      ema_params: arranged as the parameters, its values as they were\n"
+    assert told in outcome.stdout
+    kernel = "decoder.layers[0].mlp.wi.kernel"
+    averaged, copy = nnxconv.open(tmp_path / "out"), nnxconv.open(tmp_path / "out", at="ema_params")
+    assert averaged[f"params.{kernel}"].read().max() == 2
+    assert copy[f"params.{kernel}"].read().max() == 1
