@@ -27,7 +27,7 @@ def refuse_missing_parts(
         if name.startswith("aux"):
             raise BadInput(
                 f"`--without {name}` leaves nothing out: there is no such collection",
-                details=names,
+                details=list(names),
             )
 
 
