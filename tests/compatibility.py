@@ -66,7 +66,7 @@ SETS = (
 )
 """Chosen so that each two of old, middle and new occur together, and the ends of all.
 
-Flax from 0.12.1 does not import beside JAX 0.8.0; 0.11 has no `nnx.List`, which the tests' models use.
+Flax from 0.12.1 does not import beside JAX 0.8.0; 0.11 has no `nnx.List`, which the tests use.
 """
 
 
