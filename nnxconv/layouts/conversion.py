@@ -171,7 +171,7 @@ def convert_tree(
         arranged,
         {**left_out, **no_place},
         taken,
-        () if like is not None else (*encoded.assumed, *_told_of(blocks, options)),
+        () if like is not None else (*encoded.assumed, *_told_of(source, blocks, options)),
         uncast(state, options.dtype),
         record,
     )
@@ -189,8 +189,11 @@ def _blocks(source: Understood, options: Options) -> Mapping[Key, Blocks]:
     return blocks_for(source.state, source.groups, known, options.family)
 
 
-def _told_of(blocks: Mapping[Key, Blocks], options: Options) -> list[str]:
-    """What is assumed of blocks whose family nobody has named."""
+def _told_of(source: Understood, blocks: Mapping[Key, Blocks], options: Options) -> list[str]:
+    """What is assumed of blocks whose family nobody has named; and that there are no layers."""
+    if options.scan_layers is not None and not source.groups:
+        option = "scan" if options.scan_layers else "no-scan"
+        return [f"no layers are known here, and `--{option}_layers` leaves everything as it is"]
     return told_by_marks(blocks) if options.family is None else []
 
 
