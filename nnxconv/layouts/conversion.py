@@ -188,7 +188,7 @@ def _told_of_none(
         return []
     if options.scan_layers is not None:
         option = "--scan_layers" if options.scan_layers else "--no-scan_layers"
-        return [f"there are no layers, so that `{option}` changes nothing"]
+        return [f"no layers are known here, and `{option}` leaves everything as it is"]
     series = [one for one in alike_series(source.state) if one.is_like_layers]
     return [
         f"{one} are not taken for layers; `--layer_group {one.key[-1]}` says that they are"

@@ -44,13 +44,6 @@ def test_layers_of_another_name_are_told_of_where_layers_would_be_stacked(name, 
     assert [text[: len(told)] for text in result.conversion.assumed] == ([told] if told else [])
 
 
-@pytest.mark.parametrize("option", ["--scan_layers", "--no-scan_layers"])
-def test_without_layers_an_option_about_them_is_said_to_change_nothing(option, tmp_path):
-    source = save_item(tmp_path / "a", blocks("blocks", (4, 5)))
-    outcome = run("convert", source, tmp_path / "b", "--to", "linen", option)
-    assert f"assumed   there are no layers, so that `{option}` changes nothing\n" in outcome.stdout
-
-
 def test_a_layer_group_of_no_layers_is_told_what_is_alike(tmp_path):
     source = save_item(tmp_path / "a", blocks("blocks", (4, 4)))
     outcome = run("convert", source, tmp_path / "b", "--layer_group", "block")

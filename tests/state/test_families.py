@@ -319,6 +319,14 @@ def test_stacks_within_layers_are_not_left_in_silence(name, tmp_path):
     assert any(f"layers[0].{name}.norm.scale  f32[6,3]" in line for line in refused.value.details)
 
 
+@pytest.mark.parametrize(("scan", "option"), [(True, "--scan_layers"), (False, "--no-scan_layers")])
+def test_where_there_are_no_layers_the_result_says_so(scan, option, tmp_path):
+    source = saved(tmp_path, "a", state({"h": {"scale": np.ones(6)}, "w": {"kernel": np.ones(5)}}))
+    result = nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=scan)
+    said = f"no layers are known here, and `{option}` leaves everything as it is"
+    assert result.conversion.assumed == (said,)
+
+
 def test_modules_with_numbers_are_no_stack(tmp_path):
     blocks = {str(i): {"a": {"kernel": np.ones((6, 6))}, "b": np.ones(6)} for i in range(2)}
     source = saved(tmp_path, "a", state({"blocks": blocks, "norm": {"scale": np.ones(6)}}))

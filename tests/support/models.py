@@ -90,6 +90,11 @@ def run_stacked(x: jax.Array, layer: NnxLayer, mask: jax.Array) -> jax.Array:
     return layer(x, mask)
 
 
+def _split(rngs: nnx.Rngs) -> nnx.Rngs:
+    """Random numbers for each layer; a way that flax has since 0.12.1, and the one before."""
+    return rngs.split(LAYERS) if hasattr(nnx.Rngs, "split") else rngs.fork(split=LAYERS)
+
+
 class NnxTransformer(nnx.Module):
     """The same transformer in NNX."""
 
@@ -97,7 +102,7 @@ class NnxTransformer(nnx.Module):
         self.is_stacked = is_stacked
         self.embed = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
         if is_stacked:
-            self.layers = stacked_layers(rngs.split(LAYERS))
+            self.layers = stacked_layers(_split(rngs))
         else:
             self.layers = nnx.List([NnxLayer(rngs) for _ in range(LAYERS)])
         self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
