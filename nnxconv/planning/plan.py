@@ -209,8 +209,15 @@ class Plan:
 
 
 def window_bytes(max_memory: int) -> int:
-    """How many bytes of blocks are written together: half the memory is enough for them."""
-    return max(max_memory // (WORKING_COPIES + WAITING_COPIES) // 2, 1)
+    """How many bytes of blocks are written together: half the memory is enough for them.
+
+    More than the most would be slower: what is written while the next blocks are encoded has to be
+    encoded first, into memory that is fresh each time.
+    """
+    return min(max(max_memory // (WORKING_COPIES + WAITING_COPIES) // 2, 1), MOST_WINDOW_BYTES)
+
+
+MOST_WINDOW_BYTES = 2**28
 
 
 def held_bytes(total: int, largest: int, max_memory: int) -> int:

@@ -1,12 +1,14 @@
 """What people do without nnxconv: restore everything, rearrange it in memory, save it.
 
-python -m tests.benchmarks.eager convert SRC DST unstack|names|bf16
+python -m tests.benchmarks.eager convert SRC DST unstack|names|bf16|stack_bf16|to_safetensors|pax
+python -m tests.benchmarks.eager from_safetensors SRC DST
 python -m tests.benchmarks.eager compare A B
 """
 
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,6 +16,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
+from safetensors.numpy import load_file, save_file
 
 
 def main() -> None:
@@ -21,10 +25,20 @@ def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     command, first, second, *rest = sys.argv[1:]
     with ocp.PyTreeCheckpointer() as checkpointer:
+        if command == "from_safetensors":
+            checkpointer.save(_absolute(second), _from_file(first))
+            return
+        if rest == ["pax"]:
+            checkpointer.save(_absolute(second), _from_pax(first))
+            return
         a = checkpointer.restore(_absolute(first))
         if command == "compare":
             b = checkpointer.restore(_absolute(second))
             print("match" if _all_close(_model(a), _model(b)) else "differ")
+        elif rest == ["to_safetensors"]:
+            named = {key: np.ascontiguousarray(leaf) for key, leaf in _flat(_model(a))}
+            Path(second).mkdir()
+            save_file(named, Path(second) / "model.safetensors")
         else:
             checkpointer.save(_absolute(second), _converted(a, rest[0]))
 
@@ -41,6 +55,8 @@ def _model(tree: Any) -> Any:
 
 
 def _converted(tree: Any, how: str) -> Any:
+    if how == "stack_bf16":
+        return _converted({"params": {"params": _together(tree["params"]["params"])}}, "bf16")
     if how == "bf16":
         return _wrapped(
             _map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), tree["params"]["params"])
@@ -66,6 +82,50 @@ def _apart(model: Any) -> Any:
     count = layers["norm"]["scale"].shape[1]
     each = {str(i): _map(lambda x, i=i: np.take(x, i, 1), layers) for i in range(count)}
     return {**model, "decoder": {"layers": each}}
+
+
+def _together(model: Any) -> Any:
+    layers = [model["decoder"][f"layers_{n}"] for n in range(len(model["decoder"]))]
+    return {"decoder": {"layers": _stacked(layers)}}
+
+
+def _stacked(layers: Any) -> Any:
+    if isinstance(layers[0], dict):
+        return {name: _stacked([layer[name] for layer in layers]) for name in layers[0]}
+    return np.stack(layers, 1)
+
+
+def _from_file(folder: str) -> Any:
+    """The tree of one file of safetensors, its names taken apart at their dots."""
+    tree: Any = {}
+    for name, values in load_file(Path(folder) / "model.safetensors").items():
+        *above, last = name.split(".")
+        branch = tree
+        for part in above:
+            branch = branch.setdefault(part, {})
+        branch[last] = values
+    return {"params": {"params": tree}}
+
+
+def _from_pax(folder: str) -> Any:
+    """Every leaf of a Pax checkpoint, its layers on axis 1."""
+    tree = {}
+    for file in sorted(Path(folder).rglob(".zarray")):
+        kvstore = {"driver": "file", "path": f"{file.parent}/"}
+        values = ts.open({"driver": "zarr", "kvstore": kvstore}).result().read().result()
+        is_stacked = "repeat" in file.parent.name and values.ndim > 1
+        tree[file.parent.name] = (
+            np.ascontiguousarray(np.moveaxis(values, 0, 1)) if is_stacked else values
+        )
+    return tree
+
+
+def _flat(tree: Any, above: str = "") -> Any:
+    for name, branch in tree.items():
+        if isinstance(branch, dict):
+            yield from _flat(branch, f"{above}{name}.")
+        else:
+            yield above + name, branch
 
 
 def _wrapped(tree: Any) -> Any:

@@ -148,3 +148,13 @@ def test_data_is_read_in_parallel(use_ocdbt, storage, tmp_path):
     with storage.proxy.recording() as traffic, storage.proxy.inject(Delay(0.05), kind="read"):
         nnxconv.convert(path, storage.path("out/x"), dtype="bfloat16")
         assert traffic.most_at_once("read") >= 4
+
+
+@pytest.mark.full
+def test_many_small_nodes_of_a_database_are_read_at_once(storage, tmp_path):
+    item = checkpoints.save_item(tmp_path / "item", leafy(3000))
+    source = storage.put(item, "out/item")
+    nnxconv.convert(source, storage.path("out/many"), to="nnx-pure", scan_layers=False)
+    with storage.proxy.recording() as traffic:
+        nnxconv.inspect(storage.path("out/many"))
+    assert len(traffic.requests) <= 8

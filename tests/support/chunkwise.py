@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +41,21 @@ class Builder:
 
     def finish(self) -> Path:
         """Writes what Orbax says about the tree."""
+        self.describe(self._item, self._names)
+        return self._item
+
+    @staticmethod
+    def describe(item: Path, names: Iterable[str]) -> None:
+        """Says what arrays an item has."""
         tree = {
             name: {
                 "key_metadata": [{"key": part, "key_type": 2} for part in name.split(".")],
                 "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
             }
-            for name in self._names
+            for name in names
         }
         metadata = {"tree_metadata": tree, "use_ocdbt": True, "use_zarr3": False}
-        (self._item / "_METADATA").write_text(json.dumps(metadata))
-        return self._item
+        (item / "_METADATA").write_text(json.dumps(metadata))
 
     def repeat(self, model, *names) -> None:
         """Gives further arrays the chunk of another one, all in one data file."""

@@ -400,6 +400,7 @@ def main() -> None:
 def _summary(traffic: Traffic) -> dict[str, Any]:
     return {
         "requests": traffic.counts(),
+        "rounds": traffic.rounds(),
         "copy_seconds": traffic.seconds_of("copy"),
         "uploaded_bytes": traffic.uploaded_bytes,
         "downloaded_bytes": traffic.downloaded_bytes,

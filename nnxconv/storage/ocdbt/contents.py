@@ -1,10 +1,12 @@
 """Where an OCDBT database keeps each value: in its own nodes, or at a place in a data file."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
+from typing import TypeAlias
 
 import tensorstore as ts
 from etils import epath
@@ -82,11 +84,17 @@ def _contents(path: epath.Path, encoded: bytes | None) -> Contents:
         tree = _Tree(store, manifest.config.max_node_bytes, set())
         values = NO_VALUES
         if manifest.root is not None:
+            if is_remote(path):
+                tree.read_first(manifest.root)
             values = _in_columns(tree.leaves(manifest.root, b""))
         return Contents(values, frozenset(file for file, _ in tree.seen))
     except (ValueError, OSError) as error:
         message = f"the OCDBT database cannot be read: {first_sentence(error)}"
         raise DamagedCheckpoint(message, where=str(path)) from error
+
+
+_NODES_AT_ONCE, _AHEAD_BYTES, _KNOWN_BYTES = 32, 2**25, 2**22
+_Reading: TypeAlias = "ts.Future[ts.KvStore.ReadResult] | None"
 
 
 @dataclass(frozen=True)
@@ -99,18 +107,59 @@ class _Tree:
     store: ts.KvStore
     max_node_bytes: int
     seen: set[tuple[str, int]]
+    known: dict[str, bytes] = field(default_factory=dict)
 
-    def leaves(self, top: Root, prefix: bytes) -> Iterator[tuple[bytes, Leaf]]:
-        """The leaves below one node, and what their keys begin with."""
-        match self._node(top):
+    def read_first(self, top: Root) -> None:
+        """Reads the file of the topmost node up to it, if that is little: other nodes stand there.
+
+        Of many small nodes that is one request instead of one for each.
+        """
+        end = top.node.offset + top.node.nbytes
+        if top.height and end <= _KNOWN_BYTES:
+            file = _file(top.node.file.path)
+            reading = self.store.read(file, byte_range=slice(0, end))
+            self.known[file] = _read(reading, file, replace(top.node, offset=0, nbytes=end))
+
+    def leaves(
+        self, top: Root, prefix: bytes, reading: _Reading = None
+    ) -> Iterator[tuple[bytes, Leaf]]:
+        """The leaves below one node, which may be being read, and what their keys begin with."""
+        match self._node(top, reading):
             case Leaf() as leaf:
                 yield prefix, leaf
             case Interior(children):
-                for child in children:
+                readings = self._ahead([child.node for child in children])
+                for child, begun in zip(children, readings, strict=True):
                     below = Root(child.node, top.height - 1)
-                    yield from self.leaves(below, prefix + child.prefix)
+                    yield from self.leaves(below, prefix + child.prefix, begun)
 
-    def _node(self, top: Root) -> Leaf | Interior:
+    def _ahead(self, places: Sequence[Reference]) -> Iterator[_Reading]:
+        """The nodes at these places, of which the next few are read meanwhile."""
+        under_way: deque[_Reading] = deque()
+        begun = ahead_bytes = 0
+        for place in places:
+            while begun < len(places) and (
+                not under_way
+                or (
+                    len(under_way) < _NODES_AT_ONCE
+                    and ahead_bytes + places[begun].nbytes <= _AHEAD_BYTES
+                )
+            ):
+                ahead_bytes += places[begun].nbytes
+                under_way.append(self._begin(places[begun]))
+                begun += 1
+            ahead_bytes -= place.nbytes
+            yield under_way.popleft()
+
+    def _begin(self, place: Reference) -> _Reading:
+        """Begins to read a node, unless its place is one that will be refused."""
+        with suppress(ValueError):
+            file = _file(place.file.path)
+            if place.nbytes <= MAX_NODE_BYTES and not self._known(file, place):
+                return self.store.read(file, byte_range=_part(place))
+        return None
+
+    def _node(self, top: Root, reading: _Reading) -> Leaf | Interior:
         """A node, which no tree has twice: one of crafted nodes could grow without end."""
         place = top.node
         file = _file(place.file.path)
@@ -120,23 +169,34 @@ class _Tree:
             if place.nbytes > MAX_NODE_BYTES:
                 raise ValueError(f"a node of {place.nbytes} bytes is too large")
         self.seen.add((file, place.offset))
-        encoded = _read(self.store, file, place)
+        encoded = self._known(file, place)
+        if not encoded:
+            reading = reading or self.store.read(file, byte_range=_part(place))
+            encoded = _read(reading, file, place)
         with _told_of(f"`{file}` at {place.offset}"):
             return decode_node(encoded, place.file, top.height, self.max_node_bytes)
+
+    def _known(self, file: str, place: Reference) -> bytes:
+        """A node that was read with the topmost one; nothing where it was not."""
+        found = self.known.get(file, b"")[_part(place)]
+        return found if len(found) == place.nbytes else b""
 
 
 class _WrongBytes(ValueError):
     """What was read is not what a database has there."""
 
 
-def _read(store: ts.KvStore, file: str, place: Reference) -> bytes:
+def _part(place: Reference) -> slice:
+    return slice(place.offset, place.offset + place.nbytes)
+
+
+def _read(reading: "ts.Future[ts.KvStore.ReadResult]", file: str, place: Reference) -> bytes:
     """The bytes of a node, and no others of its file."""
-    part = slice(place.offset, place.offset + place.nbytes)
     try:
-        found = store.read(file, byte_range=part).result()
+        found = reading.result()
     except ValueError as error:
         if str(error).startswith("OUT_OF_RANGE"):
-            raise _WrongBytes(f"`{file}` ends before {part.stop}") from error
+            raise _WrongBytes(f"`{file}` ends before {_part(place).stop}") from error
         raise
     if found.state == "missing":
         raise ValueError(f"`{file}` is missing")
