@@ -18,7 +18,7 @@ from nnxconv.layouts import (
 )
 from nnxconv.matching import Proposal, propose
 from nnxconv.renaming import reread
-from nnxconv.running import Watcher, ignore, share_one_heap
+from nnxconv.running import Watcher, ignore, share_one_heap, without_collecting
 from nnxconv.state import DEFAULT_NAMES, LayerGroup, TrainState, unstack
 from nnxconv.tree import Literal, parse_bytes
 
@@ -67,23 +67,27 @@ def match(
 
     refuse_file(output, overwrite)
     names = tuple(layer_group)
-    opened = open_checkpoint(source_path, step, Options(at=at), is_read=by_values)
-    source = _opened(opened, names, "--at")
-    wanted = _template(template, at_template, names, is_read=by_values)
-    refuse_unknown(names, source.state, wanted.state)
-    labels = (source.label, wanted.label)
-    values = None
-    if by_values:
+    with without_collecting():
+        opened = open_checkpoint(source_path, step, Options(at=at), is_read=by_values)
+        source = _opened(opened, names, "--at")
+        wanted = _template(template, at_template, names, is_read=by_values)
+        refuse_unknown(names, source.state, wanted.state)
+        found = None if by_values else _proposed(source, wanted)
+    if found is None:
         share_one_heap()
         sides = (_holding(source), _holding(wanted))
         values = CheckpointValues(*sides, parse_bytes(max_memory), watch)
-    found = propose(source.state, source.groups, wanted.state, names=labels, values=values)
-    for side in (source, wanted):
-        if by_values and side.opened is not None:
-            refuse_changed(side.opened.item.stores.values())
+        found = _proposed(source, wanted, values)
+        for side in sides:
+            refuse_changed(side.item.stores.values())
     if output is not None:
         write_rules(found, output)
     return found
+
+
+def _proposed(source: _Side, wanted: _Side, values: CheckpointValues | None = None) -> Proposal:
+    labels = source.label, wanted.label
+    return propose(source.state, source.groups, wanted.state, names=labels, values=values)
 
 
 def write_rules(found: Proposal, output: str) -> None:

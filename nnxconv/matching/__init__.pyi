@@ -11,6 +11,7 @@ from .modules import with_layers_alike as with_layers_alike
 from .pairs import LeafPair as LeafPair
 from .pairs import ModulePair as ModulePair
 from .proposal import Proposal as Proposal
+from .proposal import echo_lines as echo_lines
 from .proposal import named as named
 from .proposal import only_lines as only_lines
 from .proposal import propose as propose

@@ -48,6 +48,11 @@ class Fingerprint:
         return Fingerprint(*counts, mixed, plain, first)
 
     @property
+    def content(self) -> tuple[int, int, int]:
+        """What is the same with more zeros, and with less."""
+        return self.nonzero, self.mixed, self.plain
+
+    @property
     def is_constant(self) -> bool:
         """True when all elements are the same."""
         return self.nonzero in (0, self.count) and self.mixed == self.count * self.first & _WRAP

@@ -215,6 +215,8 @@ def with_layers_alike(paths: Sequence[Path]) -> Path:
     >>> with_layers_alike([("h", "0", "fc_1"), ("h", "1", "fc_1")])
     ('h', '#', 'fc_1')
     """
+    if len({len(path) for path in paths}) > 1:  # `in_proj_weight` beside `in_proj.weight`
+        return paths[0]
     return tuple(
         names[0] if len(set(names)) == 1 else NUMBER.sub("#", names[0])
         for names in zip(*paths, strict=True)

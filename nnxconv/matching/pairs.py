@@ -7,6 +7,7 @@ from nnxconv.matching.generalise import Move
 from nnxconv.matching.modules import ModuleFamily, Path, Slot
 from nnxconv.matching.orientation import SlotReadings
 from nnxconv.matching.readings import Orientation
+from nnxconv.matching.values import Echo
 from nnxconv.renaming import Step
 
 
@@ -91,6 +92,7 @@ class Pairs:
       turned: pairs of modules that are certain, but not whether some of their arrays are turned.
       unclear: modules that could be several.
       only_source, only_template: leaves that are in no pair.
+      echoes: leaves that are in no pair, and hold what another one does.
       scopes: the scopes that were paired.
     """
 
@@ -100,4 +102,5 @@ class Pairs:
     unclear: tuple[Unclear, ...] = ()
     only_source: tuple[tuple[ModuleFamily, Slot], ...] = ()
     only_template: tuple[tuple[ModuleFamily, Slot], ...] = ()
+    echoes: tuple[Echo, ...] = ()
     scopes: tuple[tuple[Path, Path], ...] = field(default=(), repr=False)

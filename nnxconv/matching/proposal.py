@@ -1,7 +1,7 @@
 """Propose rename rules from two states, and try them before anyone is told."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nnxconv.matching.deciding import Choice, Question, answered, questions_about
 from nnxconv.matching.generalise import Move, rules_for
@@ -12,10 +12,10 @@ from nnxconv.matching.readings import Orientation
 from nnxconv.matching.trial import Trial, head, variables
 from nnxconv.matching.value_pairs import pairs_by_value
 from nnxconv.matching.valued import ValueSearch, by_votes
-from nnxconv.matching.values import Found, Values
+from nnxconv.matching.values import Echo, Found, Values
 from nnxconv.renaming import Rule, Rules, rule_line, write_rules
 from nnxconv.state import LayerGroup, TrainState
-from nnxconv.tree import Key, Leaf, Literal, View
+from nnxconv.tree import Key, Leaf, Literal, View, spell
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Proposal:
         yield from (f"only in the source: {line}" for line in only_lines(self.pairs.only_source))
         only = only_lines(self.pairs.only_template)
         yield from (f"only in the template: {line}" for line in only)
+        yield from echo_lines(self.pairs.echoes)
 
     def summary(self) -> str:
         """`14 leaves are certain, 2 proposed, ...`."""
@@ -115,6 +116,18 @@ def only_lines(only: Iterable[tuple[ModuleFamily, Slot]]) -> list[str]:
     for module, slot in only:
         modules.setdefault(module, []).append(slot)
     return [f"{module}  {slots_told(slots)}" for module, slots in modules.items()]
+
+
+def echo_lines(echoes: Iterable[Echo]) -> list[str]:
+    """A line for each leaf that is in no pair, and holds what another one does."""
+    return [
+        f"{spell(echo.template)} holds the values of {spell(echo.source)}{_zeros_told(echo.zeros)}"
+        for echo in echoes
+    ]
+
+
+def _zeros_told(zeros: int) -> str:
+    return "" if not zeros else f", and {abs(zeros):,} zeros {'more' if zeros > 0 else 'fewer'}"
 
 
 def slots_told(slots: Sequence[Slot]) -> str:
@@ -209,7 +222,8 @@ def paired_by_value(
     ]
     search = ValueSearch(_arrays(source), _arrays(template), values, by_name, empty)
     search.run()
-    return pairs_by_value(source, template, by_votes(search.found), search.alike)
+    found = pairs_by_value(source, template, by_votes(search.found), search.alike)
+    return replace(found, echoes=tuple(search.echoes))
 
 
 def _canonical(named: Pairs) -> Iterator[tuple[Move, str]]:

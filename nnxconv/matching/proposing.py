@@ -37,7 +37,7 @@ def pair(source: Mapping[Key, Leaf], template: Mapping[Key, Leaf]) -> Pairs:
         unclear,
         _only(search.left, [leaf.sources for p in (*taken, *maybe) for leaf in p.leaves]),
         _only(search.right, [leaf.templates for p in (*taken, *maybe) for leaf in p.leaves]),
-        tuple(search.scopes),
+        scopes=tuple(search.scopes),
     )
 
 

@@ -1,14 +1,16 @@
 """The search for pairs of leaves by what they hold: the same bits, then the same after rounding."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnxconv.matching.arrangements import Steps
+from nnxconv.matching.fingerprints import Fingerprint
 from nnxconv.matching.joins import take_joined
 from nnxconv.matching.rounds import Round
-from nnxconv.matching.values import Alike, Found, Values, bare_names
-from nnxconv.tree import Key, View, dtype_of
+from nnxconv.matching.values import Alike, Echo, Found, Values, bare_names
+from nnxconv.tree import Key, View, dtype_of, in_order
 
 _ROUNDED: Mapping[str, tuple[str, ...]] = {
     "float32": ("float64",),
@@ -28,6 +30,7 @@ class ValueSearch:
       by_name: for leaves whose names are certain the other side's, and why.
       found: the pairs so far, all of them proved.
       alike: what is not decided.
+      echoes: what is in no pair, and holds what something else does.
     """
 
     left: Mapping[Key, View]
@@ -36,13 +39,18 @@ class ValueSearch:
     by_name: Mapping[Key, tuple[Key, str]]
     found: list[Found] = field(default_factory=list)
     alike: list[Alike] = field(default_factory=list)
+    echoes: list[Echo] = field(default_factory=list)
 
     def run(self) -> None:
         """Pairs what holds the same bits, and then what does after rounding."""
         for dtype in (None, *self._roundings()):
             here, there = self._comparable(dtype)
             if here and there:
-                self._search(Round(here, there, self.values, dtype, self.by_name, self.found))
+                one = Round(here, there, self.values, dtype, self.by_name, self.found)
+                held = one.held
+                self._search(one)
+                if dtype is None:
+                    self.echoes = _in_order(_echoes(one, *held))
 
     def _search(self, one: Round) -> None:
         """All pairs of a round."""
@@ -68,6 +76,31 @@ class ValueSearch:
         if dtype is not None:
             return _rounded(left, dtype), _rounded(right, dtype)
         return _of_types(left, right), _of_types(right, left)
+
+
+def _in_order(echoes: Iterable[Echo]) -> list[Echo]:
+    """By their leaves of the template, as these are shown."""
+    found = list(echoes)
+    places = {key: place for place, key in enumerate(in_order({one.template for one in found}))}
+    return sorted(found, key=lambda one: places[one.template])
+
+
+def _echoes(
+    one: Round, here: Mapping[Key, Fingerprint], there: Mapping[Key, Fingerprint]
+) -> Iterator[Echo]:
+    """What a round has left, and where on the other side its values are, zeros aside."""
+    groups: dict[Hashable, tuple[list[Key], list[Key]]] = defaultdict(lambda: ([], []))
+    for place, held in enumerate((here, there)):
+        for key, found in held.items():
+            if found.nonzero and not found.is_constant:
+                groups[found.content][place].append(key)
+    undecided = {frozenset((*a, *b)) for a, b in one.classes()}
+    for some, others in groups.values():
+        if frozenset((*some, *others)) in undecided:
+            continue
+        for a, b in itertools.product(some, others):
+            if a in one.left or b in one.right:
+                yield Echo(a, b, there[b].count - here[a].count)
 
 
 def _without(side: Mapping[Key, View], gone: set[Key]) -> dict[Key, View]:

@@ -45,6 +45,20 @@ class Alike:
     templates: tuple[Key, ...]
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A leaf in no pair that holds what a leaf of the other side holds: tied, or padded.
+
+    Attributes:
+      source, template: the two by canonical key; one of them may be in a pair.
+      zeros: how many zeros more the template's has.
+    """
+
+    source: Key
+    template: Key
+    zeros: int
+
+
 def bare_names(key: Key) -> Path:
     """The names in a canonical key, without those of its collection."""
     return names_in(key[1:] if key[0] == "params" else key[2:])

@@ -55,7 +55,10 @@ _Numbered: TypeAlias = tuple[int, int, Pattern]
 
 
 class _Index:
-    """The patterns of rules by a name in them that few others have: many rules fit no key."""
+    """The patterns of rules, each by that name in it which the fewest others have.
+
+    Of many rules a key is then held against those few that have one of its names.
+    """
 
     def __init__(self, rules: Rules) -> None:
         self._rules = list(rules)

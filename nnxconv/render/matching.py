@@ -9,6 +9,7 @@ from nnxconv.matching import (
     ModulePair,
     Proposal,
     Slot,
+    echo_lines,
     named,
     only_lines,
     rules_of,
@@ -55,6 +56,10 @@ def _sections(proposal: Proposal) -> Iterator[tuple[str, list[tuple[str, ...]]]]
     )
     yield "only in the source", [(line,) for line in only_lines(pairs.only_source)]
     yield "only in the template", [(line,) for line in only_lines(pairs.only_template)]
+    yield (
+        "of the same values in some order, but in no pair",
+        [(line,) for line in echo_lines(pairs.echoes)],
+    )
     yield "the rules were tried, and do not fit", [(p,) for p in proposal.problems]
 
 
@@ -104,6 +109,10 @@ def proposal_json(proposal: Proposal) -> dict[str, Any]:
         ],
         "only_in_source": _only_json(pairs.only_source),
         "only_in_template": _only_json(pairs.only_template),
+        "same_values": [
+            {"source": spell(e.source), "template": spell(e.template), "more_zeros": e.zeros}
+            for e in pairs.echoes
+        ],
         "rules": [rule_line(rule) for rule in proposal.rules],
         "problems": list(proposal.problems),
     }

@@ -60,7 +60,8 @@ class _Side:
 
     Attributes:
       label: what it is called.
-      numbers: the number of each leaf.
+      numbers: the number of each leaf, by its collection and its keys.
+      slots: the leaves, in the order of their numbers.
     """
 
     label: str

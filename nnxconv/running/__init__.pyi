@@ -7,6 +7,7 @@ from .memory import check_memory as check_memory
 from .memory import check_program as check_program
 from .memory import peak_memory_bytes as peak_memory_bytes
 from .memory import share_one_heap as share_one_heap
+from .memory import without_collecting as without_collecting
 from .sharing import spread as spread
 from .tensors_execution import execute_tensors as execute_tensors
 from .values import as_viewed as as_viewed

@@ -119,3 +119,23 @@ def test_a_model_in_python_has_no_values_to_read(tmp_path):
         "`tests.support.model_pairs:abstract_mlp` is no checkpoint, whose values `--by_values`"
         " could read"
     )
+
+
+def test_what_is_tied_or_padded_is_in_no_rule_and_is_told(tmp_path):
+    made = np.random.default_rng(0)
+    table, kernel = (made.normal(size=(8, 4)).astype("float32") for _ in "ab")
+    old = {"wte": {"embedding": table}, "rotary": {"kernel": kernel}}
+    padded = np.concatenate([kernel, np.zeros((3, 4), np.float32)])
+    new = {"wte": {"embedding": table}, "head": {"kernel": table.T.copy()}, "large": padded}
+    source, template = saved(tmp_path / "a", old), saved(tmp_path / "b", new)
+    outcome = run("match", source, template, "--by_values")
+    assert outcome.exit_code == 1
+    told = outcome.stdout.split("of the same values in some order, but in no pair:\n")[1]
+    assert told.split("\n\n")[0] == (
+        "  params.head.kernel holds the values of params.wte.embedding\n"
+        "  params.large holds the values of params.rotary.kernel, and 12 zeros more"
+    )
+    found = nnxconv.match(str(source), str(template), by_values=True)
+    assert [str(pair.sources[0]) for pair in found.pairs.certain] == ["wte"]
+    assert "# params.head.kernel holds the values of params.wte.embedding\n" in found.to_toml()
+    assert nnxconv.match(str(template), str(source), by_values=True).pairs.echoes[0].zeros == -12
