@@ -50,10 +50,14 @@ def generations_below(path: epath.Path) -> dict[str, tuple[int, str]]:
 
 
 def stamps_below(path: epath.Path) -> dict[str, str]:
-    """What changes when a file below a directory does: size and time, or a bucket's generation."""
+    """What changes when a file below a directory does: size and time, or a bucket's generation.
+
+    A file counts as a directory with nothing but itself.
+    """
     if is_remote(path):
         return {name: str(entry["generation"]) for name, entry in _objects_below(path)}
-    files = _local_files_below(os.fspath(path))
+    here = Path(os.fspath(path))
+    files = [(here.name, here.stat())] if here.is_file() else _local_files_below(str(here))
     return {name: f"{status.st_size} {status.st_mtime_ns}" for name, status in files}
 
 
