@@ -346,7 +346,11 @@ def _refuse_unfit(way: Way, target: "Target") -> None:
         raise BadInput("safetensors are not compressed", hint="leave out `--compression`")
     if target.tensors and (way.resume or way.team.count > 1):
         option = "--resume" if way.resume else "--distributed"
-        raise BadInput(f"safetensors are written without `{option}`", hint=f"leave out `{option}`")
+        anew = ": a run that was killed leaves nothing in the way of another one"
+        raise BadInput(
+            f"safetensors are written without `{option}`",
+            hint=f"leave out `{option}`" + (anew if way.resume else ""),
+        )
     if way.resume and way.team.count > 1:
         raise BadInput(
             "`--resume` does not go on with what several processes have begun",

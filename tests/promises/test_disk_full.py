@@ -286,6 +286,28 @@ def test_a_disk_that_fills_up_on_the_way_is_an_error_with_numbers_and_all_is_und
     assert (outcome.exit_code, outcome.stdout) == (2, "")
 
 
+TENSORS = ["--to", "safetensors", "--params_only", "--shard_size", "3MB"]
+"""8 MiB of weights, in files of 2 MiB and less."""
+
+
+@pytest.mark.parametrize("left", [None, 0, 8 * KIB, 5 * MIB], ids=str)
+def test_safetensors_for_which_there_is_no_room_are_refused_or_undone(left, disk, sources):
+    """Their files have their whole size from the start, and are filled on the way."""
+    before = contents(sources["apart"])
+    nbytes = 5 * MIB if left is None else 40 * MIB
+    outcome = disk.convert(sources["apart"], *TENSORS, nbytes=nbytes, left=left)
+    assert (outcome.exit_code, outcome.stdout) == (2, "")
+    assert re.fullmatch(
+        r"error: the target needs about [0-9.]+ MiB, but [0-9.]+ (bytes|KiB|MiB) are free\n"
+        rf"  at {disk.path}\n\n"
+        r"hint: free some space, or choose a target on another file system\n",
+        outcome.stderr,
+    )
+    assert outcome.after == outcome.before == {}
+    assert contents(sources["apart"]) == before
+    assert disk.convert(sources["apart"], *TENSORS, nbytes=40 * MIB).exit_code == 0
+
+
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", [*KINDS, *PARTS])
 def test_the_room_that_is_said_to_be_needed_is_enough(kind, disk, sources):

@@ -48,10 +48,14 @@ def generations_below(path: epath.Path) -> dict[str, tuple[int, str]]:
 
 
 def stamps_below(path: epath.Path) -> dict[str, str]:
-    """What changes when a file below a directory does: size and time, or a bucket's generation."""
+    """What changes when a file below a directory does: size and time, or a bucket's generation.
+
+    A file counts as a directory with nothing but itself.
+    """
     if is_remote(path):
         return {name: generation for name, (_, generation) in list_below(path).objects.items()}
-    files = _local_files_below(os.fspath(path))
+    here = Path(os.fspath(path))
+    files = [(here.name, here.stat())] if here.is_file() else _local_files_below(str(here))
     return {name: f"{status.st_size} {status.st_mtime_ns}" for name, status in files}
 
 
