@@ -20,7 +20,7 @@ BLOCK = 2**17
 
 
 def zstd(nbytes: int, declared: int | None = None) -> bytes:
-    """A frame of zeros, 4 bytes for each 128 KiB (RFC 8878); the header may declare another size."""
+    """A frame of zeros, 4 bytes for 128 KiB each (RFC 8878); the header may say another size."""
     size = b"\x00\x38" if declared is None else b"\xc0\x38" + struct.pack("<Q", declared)
     blocks = [struct.pack("<I", BLOCK << 3 | 2 | last)[:3] + b"\0" for last in (0, 1)]
     return b"\x28\xb5\x2f\xfd" + size + blocks[0] * (nbytes // BLOCK - 1) + blocks[1]
