@@ -96,26 +96,23 @@ def merged(weights: View, a: View, b: View, factor: float, precision: str, where
     """The weights plus `factor` times the product of two matrices.
 
     Raises:
-      BadInput: the product does not have the weights' shape.
+      BadInput: the product does not have the weights' shape, or has it in several ways.
     """
     ways = list(_ways(weights.shape, a.shape, b.shape))
-    if len(ways) > 1 and len(weights.shape) > 2:
+    shapes = f"{notation(a)} times {notation(b)}, for {notation(weights)}"
+    if not ways:
+        raise BadInput(f"the adapter does not fit `{spell(where)}`", details=[shapes])
+    if len(ways) > 1 and len(weights.shape) > 2:  # matrices are (in, out) everywhere
+        axes = " or ".join(str(way.start) for way in ways)
         raise BadInput(
             f"the adapter fits `{spell(where)}` in {len(ways)} ways",
-            details=[
-                f"{notation(a)} times {notation(b)}, for {notation(weights)}:"
-                f" the first factor may be of axis {' or '.join(str(way.start) for way in ways)}"
-            ],
+            details=[f"{shapes}: the first factor may be of axis {axes}"],
         )
-    for way in ways[:1]:
-        a_whole = a if a.shape == way.a else reshaped(a, way.a)
-        b_whole = b if b.shape == way.b else reshaped(b, way.b)
-        operation = LowRank(factor, way.in_axes, batch=way.batch, first=way.start - way.batch)
-        return Formula(operation, (weights, a_whole, b_whole), dtype_of(weights), precision)
-    raise BadInput(
-        f"the adapter does not fit `{spell(where)}`",
-        details=[f"{notation(a)} times {notation(b)}, for {notation(weights)}"],
-    )
+    way = ways[0]
+    a_whole = a if a.shape == way.a else reshaped(a, way.a)
+    b_whole = b if b.shape == way.b else reshaped(b, way.b)
+    operation = LowRank(factor, way.in_axes, batch=way.batch, first=way.start - way.batch)
+    return Formula(operation, (weights, a_whole, b_whole), dtype_of(weights), precision)
 
 
 def rank_of(a: View) -> int:

@@ -3,10 +3,12 @@
 import signal
 import subprocess
 import time
+from collections import Counter
 
 import pytest
 
 import nnxconv
+from nnxconv.commands.checksum import check_checksums, write_checksums
 from nnxconv.errors import BadInput, DamagedCheckpoint, NotACheckpoint, StorageError
 from tests.support.command import run
 from tests.support.gcs import COMMITTED
@@ -206,6 +208,24 @@ def test_an_unfinished_target_of_somebody_else_is_not_touched(storage, sources, 
 # Two conversions
 
 
+@pytest.mark.trust(only=True)
+@pytest.mark.parametrize("days", [-400, 400])
+def test_a_clock_that_is_set_meanwhile_gives_no_lock_away(days, storage, sources, monkeypatch):
+    clock, told = time.time, []
+
+    def second(event):
+        if told:
+            return
+        monkeypatch.setattr(time, "time", lambda: clock() + days * 86_400)
+        with pytest.raises(BadInput) as caught:
+            nnxconv.convert(sources["step"], storage.path("out/x"), to="linen", overwrite=True)
+        told.append(caught.value.render())
+
+    nnxconv.convert(sources["item"], storage.path("out/x"), dtype="bfloat16", watch=second)
+    assert told[0].startswith("error: another conversion is writing")
+    assert COMMITTED in storage.names("out/x")
+
+
 @pytest.mark.sample(2)
 @pytest.mark.trust
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
@@ -274,6 +294,39 @@ def test_a_source_that_is_saved_again_meanwhile_is_never_read_as_a_mixture(name,
     assert told[:2] == ["error: the checkpoint was changed while it was read", f"  at {source}"]
     assert "  `_METADATA` is another one" in told
     assert storage.names("out/x") == []
+
+
+@pytest.mark.trust(only=True)
+@pytest.mark.parametrize("is_watched", [False, True], ids=["never", "meanwhile"])
+@pytest.mark.parametrize("name", ["item", "plain", "zarr3"])
+def test_objects_that_come_late_are_never_taken_for_zeros(
+    name, is_watched, storage, local, record_property
+):
+    source = storage.put(local / name, "out/source")
+    manifest = write_checksums(source, manifest=str(local / f"{name}.late.json"), overwrite=True)
+    ended = Counter[str]()
+    for late in storage.names("out/source"):
+        content = storage.read(f"out/source/{late}")
+        storage.delete(f"out/source/{late}")
+
+        def come(event, late=late, content=content):
+            if is_watched:
+                storage.write(f"out/source/{late}", content)
+
+        target = storage.path("out/x")
+        try:
+            nnxconv.convert(
+                source, target, dtype="bfloat16", allow_uncommitted=True, overwrite=True, watch=come
+            )
+            nnxconv.convert(source, target, to="linen", allow_uncommitted=True, overwrite=True)
+            ended["right"] += check_checksums(target, manifest=manifest.path).is_match
+        except (DamagedCheckpoint, NotACheckpoint, BadInput, StorageError) as error:
+            assert error.render().startswith("error: ")
+            ended["refused"] += 1
+        storage.write(f"out/source/{late}", content)
+    record_property("figures", f"{name}: {dict(ended)}")
+    assert ended.total() == len(storage.names("out/source"))
+    assert ended["refused"]
 
 
 # Uncommitted sources

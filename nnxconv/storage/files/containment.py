@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 from etils import epath
@@ -93,8 +94,8 @@ def _links(path: str, written: Collection[str]) -> Iterator[str]:
     if S_ISLNK(status.st_mode):
         yield f"`{path}` is a link to `{os.path.realpath(path)}`"
     elif S_ISDIR(status.st_mode):
-        with os.scandir(path) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
+        with suppress(FileNotFoundError):  # the run whose it is has just removed it
+            for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
                 yield from _links(entry.path, written)
     elif not S_ISREG(status.st_mode):
         yield f"`{path}` is neither a file nor a directory"
