@@ -136,3 +136,18 @@ def test_every_tenth_write_fails(kind, container, error, place, record_property)
 def test_a_disk_that_fails_in_the_middle_is_an_error_and_nothing_is_left(kind, place):
     middle = writes_of(place, kind, "ocdbt") // 2
     assert fails(place, kind, "ocdbt", middle, errno.ENOSPC)
+
+
+@pytest.mark.full
+def test_a_disk_that_is_full_though_bytes_are_free_is_told_as_that(place):
+    middle = writes_of(place, "rewrite", "ocdbt") // 2
+    place.fresh("rewrite")
+    (ended,) = place.run([place.words("rewrite", "ocdbt")], fails_at=middle, error=errno.EDQUOT)
+    assert re.fullmatch(
+        r"error: the file system is full, or the user's share of it\n"
+        rf"  at {re.escape(str(place.disk))}\n"
+        r"  the target needs about [0-9.]+ MiB, and [0-9.]+ [GT]iB are free: a quota, or a limit on"
+        r" the number of files, may be reached\n\n"
+        r"hint: `quota` and `df -i` show them; or choose a target on another file system\n",
+        ended.stderr,
+    )
