@@ -145,9 +145,22 @@ def test_an_item_is_not_replaced_by_a_root(source, tmp_path):
         convert(root, source, overwrite=True)
     assert refusal(caught.value, tmp_path) == (
         "error: `$/in/linen` is not a root of steps as the source is, so it is not replaced\n\n"
-        "hint: give the step itself as the source: `$/root/3`"
+        "hint: give the item itself as the source: `$/root/3/items`"
     )
     assert snapshot(tmp_path) == before
+    convert(root / "3" / "items", source, overwrite=True)
+
+
+def test_what_is_no_checkpoint_is_not_replaced_by_a_root(tmp_path):
+    root = checkpoints.save_root(tmp_path / "root", {3: checkpoints.linen()})
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("kept")
+    with pytest.raises(BadInput) as caught:
+        convert(root, tmp_path / "notes", overwrite=True)
+    assert refusal(caught.value, tmp_path) == (
+        "error: `$/notes` is not a root of steps as the source is, so it is not replaced\n\n"
+        "hint: remove it yourself, or choose another target"
+    )
 
 
 def test_overwriting_a_link_to_a_checkpoint_ends_in_one_whole_checkpoint(source, old, tmp_path):

@@ -156,9 +156,15 @@ def _is_left_over_root(there: Folder, location: Location, ours: Set[str]) -> boo
 
 def _check_root(target_path: str, there: Folder, location: Location) -> None:
     if not steps_in(there):
+        paths = {"step": location.item.parent, "item": location.item}
+        ways = [
+            f"give the {kind} itself as the source: `{path}`"
+            for kind, path in paths.items()
+            if _is_replaceable(there, kind)
+        ]
         raise BadInput(
             f"`{target_path}` is not a root of steps as the source is, so it is not replaced",
-            hint=f"give the step itself as the source: `{location.item.parent}`",
+            hint=ways[0] if ways else _removal(there.path),
         )
 
 
