@@ -1,5 +1,7 @@
 """What stands around the states of a tree: what the target keeps, and what has no place there."""
 
+from collections.abc import Collection
+
 from nnxconv.errors import CannotHold
 from nnxconv.layouts.conversion import Options
 from nnxconv.layouts.leaving_out import is_excluded
@@ -69,7 +71,8 @@ def _refuse_around(layout: str, around: Tree, survey: Survey) -> None:
     if not around:
         return
     width = max(len(spell(key)) for key in around)
-    roots = dict.fromkeys(spell(_root_of(key, at)) for key in around)
+    taken = {key[:n] for key in state.stored.values() for n in range(len(key) + 1)}
+    roots = dict.fromkeys(spell(_root_of(key, at, taken)) for key in around)
     raise CannotHold(
         f"the {layout} layout has no place for {counted(len(around), 'leaf', 'leaves')}"
         " beside the state",
@@ -78,6 +81,10 @@ def _refuse_around(layout: str, around: Tree, survey: Survey) -> None:
     )
 
 
-def _root_of(key: Key, at: Key) -> Key:
-    """The part of a key that says which thing beside the state it belongs to."""
-    return key[: len(at) + 1] if key[: len(at)] == at else key[:1]
+def _root_of(key: Key, at: Key, taken: Collection[Key]) -> Key:
+    """The part of a key that says which thing beside the state it belongs to.
+
+    Nothing of the state stands below it: `taken` has all that the state's own keys begin with.
+    """
+    first = len(at) + 1 if key[: len(at)] == at else 1
+    return next((key[:n] for n in range(first, len(key)) if key[:n] not in taken), key)

@@ -185,7 +185,8 @@ class _Finder:
         floor = len(_common([part.key, top.key]))
         for size in range(len(part.key) - 1, floor, -1):
             above = self.nodes[part.key[:size]]
-            if self._is_pair(above, self.nodes[part.key[: size + 1]]):
+            own = self.nodes[part.key[: size + 1]]
+            if self._is_pair(above, own) or _has_copies_alone(above, own):
                 break
             if above.name in PARAMETERS and above.key not in self.above_tops:
                 return above
@@ -309,6 +310,12 @@ def _with_sgd(places: list[Place], tops: Tops, nodes: Mapping[Key, Node]) -> lis
             core = core_of(called[0])
             done.append(Place(above.key, core.key, (top.key,)))
     return done
+
+
+def _has_copies_alone(node: Node, own: Node) -> bool:
+    """True where all that stands beside some parameters is a second copy: `online`, `target`."""
+    others = [kid for kid in node.trees() if kid is not own and kid.trainable]
+    return bool(others) and all(is_copys((k.name,)) and k.shapes == own.shapes for k in others)
 
 
 def _keys_below(node: Node) -> Iterator[Key]:

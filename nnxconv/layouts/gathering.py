@@ -28,7 +28,9 @@ def placements(place: Place, found: Found) -> Iterator[Placement]:
     """The ways to bring a state into a known layout, the likeliest first."""
     root = found.root
     stands = (place.params, *place.optimizers, *place.variables, *place.rest)
-    if all(key[: len(place.at)] == place.at for key in stands) and not place.rest:
+    inner = place.params[len(place.at) :]
+    is_usual = len(inner) < 2 or inner[-1] == LEVEL or not place.optimizers
+    if all(key[: len(place.at)] == place.at for key in stands) and is_usual and not place.rest:
         moves: _Moves = {place.at: ()}
         yield Placement(tuple((moves | _levels(place, root, moves, _level(place))).items()))
     linens = [] if place.rest else [_as_linen(place, root, found.roles)]

@@ -54,9 +54,10 @@ def walk(node: Node) -> Iterator[Node]:
 
 def find_optimizers(root: Node, repeats: Repeats) -> Tops:
     """The optimizer states of a tree."""
-    parents = {kid.key: node for node in walk(root) for kid in node.kids.values()}
+    everywhere = list(walk(root))
+    parents = {kid.key: node for node in everywhere for kid in node.kids.values()}
     elements = {node.key: node for node in _elements(root, repeats, is_one_of_many=False)}
-    named = [node for node in walk(root) if _is_named_so(node)]
+    named = [node for node in everywhere if _is_named_so(node)]
     tops: dict[Key, Node] = {}
     inside = {key[:size] for key in elements for size in range(len(key) + 1)}
     for node in [*elements.values(), *named]:
@@ -67,7 +68,7 @@ def find_optimizers(root: Node, repeats: Repeats) -> Tops:
         for key, node in sorted(tops.items(), key=lambda pair: len(pair[0]))
         if not any(key[:size] in tops for size in range(len(key)))
     ]
-    order = {node.key: place for place, node in enumerate(walk(root))}
+    order = {node.key: place for place, node in enumerate(everywhere)}
     return Tops(tuple(sorted(outermost, key=lambda node: order[node.key])), elements)
 
 

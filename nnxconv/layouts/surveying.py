@@ -233,10 +233,7 @@ def _located(
     """
     aside = set(place.copies)
     keys = [
-        key
-        for key in tree
-        if any(key[:size] in parts for size in range(len(key) + 1))
-        and not any(key[:size] in aside for size in range(len(key) + 1))
+        key for key in tree if _is_within(key, parts) and not (aside and _is_within(key, aside))
     ]
     first: UnknownLayout | None = None
     beside = {key for key in keys if any(key[: len(rng)] == rng for rng in place.rngs)}
@@ -256,6 +253,11 @@ def _located(
         if _is_sound(located, found.roles):
             return located
     raise first or UnknownLayout("this is none of the layouts that nnxconv knows", where=how.where)
+
+
+def _is_within(key: Key, above: set[Key]) -> bool:
+    """True for a key that one of these begins."""
+    return any(key[:size] in above for size in range(len(key) + 1))
 
 
 _MAY_BE: Mapping[Role, tuple[Role, ...]] = {

@@ -404,11 +404,18 @@ def test_what_has_a_meaning_is_not_refused(name, target):
     assert converted(survey, Options(to=target), None, None).states
 
 
-def test_a_step_beside_a_step_stays_and_the_optimizer_s_goes_beside_it():
+def test_a_step_beside_a_step_stays_and_the_one_of_the_optimizer_goes_beside_it():
     survey = choose_part(made_of("two steps").tree, SurveyOptions()).survey
     tree = converted(survey, Options(to="linen"), None, None).tree
     assert tree[("step",)].name == "step"
     assert first_source(tree[("optimizer_step",)]).name == "optimizer.step"
+
+
+def test_a_copy_among_the_parameters_is_named_where_it_is_in_the_way():
+    survey = choose_part(made_of("target among parts").tree, SurveyOptions()).survey
+    with pytest.raises(CannotHold) as refused:
+        converted(survey, Options(to="maxtext"), None, None)
+    assert refused.value.hint == "`--drop 'params.target_critic'` leaves out what is in the way"
 
 
 def test_an_array_alone_is_no_model():
