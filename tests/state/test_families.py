@@ -386,3 +386,10 @@ def test_a_template_of_maxtext_0_2_5_is_followed_in_all_its_leaves(model, confor
     assert done.exit_code == 0, done.stderr
     new, there = (nnxconv.inspect(str(path)).item.tree for path in (tmp_path / "new", like))
     assert new.keys() == there.keys()
+
+
+def test_a_run_whose_other_variables_are_called_like_parameters_is_one_state(tmp_path):
+    moe = {"MoeBlock_0": {"gate": {"bias": np.ones(4)}, "table": np.ones((8, 2))}}
+    tree = state({f"layers_{i}": values(GLOBAL, i) for i in range(2)})
+    tree["nnx_aux"] = {"model": {"decoder": {f"layers_{i}": moe for i in range(2)}}}
+    assert nnxconv.inspect(saved(tmp_path, "a", tree)).survey.layout == "maxtext"
