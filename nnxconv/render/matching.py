@@ -25,12 +25,14 @@ def proposal_text(proposal: Proposal, output: str | None) -> str:
     for title, rows in _sections(proposal):
         if rows:
             lines += [f"{title}:", *_table(rows), ""]
-    if output is not None:
-        lines.append(f"rules written to {output}")
-    elif proposal.rules.rules:
-        lines += ["rules:", *(f"  {rule_line(rule)}" for rule in proposal.rules)]
-    else:
+    if not proposal.rules.rules:
         lines.append("no rules: what is certain has the same keys on both sides")
+        if output is not None and proposal.exit_code:
+            lines.append(f"{output} has what is not certain, as comments")
+    elif output is not None:
+        lines.append(f"rules written to {output}")
+    else:
+        lines += ["rules:", *(f"  {rule_line(rule)}" for rule in proposal.rules)]
     return "\n".join(lines)
 
 

@@ -173,6 +173,8 @@ def test_checkpoints_with_the_same_names_need_no_rules(tmp_path):
     assert run("match", source, source).stdout.endswith(
         "no rules: what is certain has the same keys on both sides\n"
     )
+    told = run("match", source, source, "--output", tmp_path / "rules.toml").stdout
+    assert told.endswith("no rules: what is certain has the same keys on both sides\n")
 
 
 # --- templates that are no checkpoints --------------------------------------------------------
