@@ -173,8 +173,11 @@ def test_checkpoints_with_the_same_names_need_no_rules(tmp_path):
     assert run("match", source, source).stdout.endswith(
         "no rules: what is certain has the same keys on both sides\n"
     )
-    told = run("match", source, source, "--output", tmp_path / "rules.toml").stdout
-    assert told.endswith("no rules: what is certain has the same keys on both sides\n")
+    rules = tmp_path / "rules.toml"
+    assert run("match", source, source, "--output", rules).stdout.endswith(
+        "no rules: what is certain has the same keys on both sides\n"
+        f"{rules} has what is not certain, as comments\n"
+    )
 
 
 # --- templates that are no checkpoints --------------------------------------------------------
