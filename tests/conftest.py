@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.support import saved
 from tests.support.conformance import cases, checkpoints, found
 
 if TYPE_CHECKING:
     from tests.support.gcs import Storage
+
+settings.register_profile("unhurried", deadline=None)  # a slow machine breaks no law
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nnxconv.matching import propose
@@ -53,7 +53,6 @@ def pairs(draw):
 
 
 @pytest.mark.parametrize("by_values", [True, False], ids=["by values", "by names"])
-@settings(deadline=None)
 @given(pair=pairs())
 def test_what_match_writes_is_read_and_does_what_it_says(by_values, pair):
     state, groups = pair.source.state()
