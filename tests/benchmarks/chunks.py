@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from tests.benchmarks.measuring import NNXCONV, Bench, Row, Timed
 
 GROWTH = 2.2
-"""The most that a doubling may cost."""
+"""The most that a doubling may cost, in seconds of processors."""
 
 LIMITS: Mapping[str, tuple[float, float]] = {
     "inspect": (2, 0),
@@ -44,7 +44,7 @@ def _row(name: str, found: Mapping[int, Timed]) -> Row:
     counts = sorted(found)
     first, last = found[counts[0]], found[counts[-1]]
     doublings = math.log2(counts[-1] / counts[0])
-    growth = (last.wall / first.wall) ** (1 / doublings) if doublings else 1.0
+    growth = (last.cpu / first.cpu) ** (1 / doublings) if doublings else 1.0
     seconds, mebibytes = LIMITS.get(name, (math.inf, 0))
     if counts[-1] > 250_000:
         seconds, mebibytes = math.inf, 0
