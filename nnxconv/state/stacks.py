@@ -6,6 +6,7 @@ from functools import cached_property
 
 from nnxconv.state.families import Family, for_names
 from nnxconv.state.layer_groups import (
+    DEFAULT_NAMES,
     PARAMS,
     Blocks,
     LayerGroup,
@@ -30,6 +31,7 @@ class Stack:
       path: where it stands, below which everything has a layer axis.
       family: how its blocks are made, in its own terms; None where it has no blocks.
       prefix: how many layers are apart before it, spelled so.
+      problem: why it cannot be taken apart, whatever its shapes; empty otherwise.
     """
 
     key: Key
@@ -37,6 +39,7 @@ class Stack:
     family: Family | None = None
     prefix: int = 0
     spelling: Spelling = "suffix"
+    problem: str = ""
 
     @cached_property
     def concrete(self) -> Family | None:
@@ -79,7 +82,7 @@ def find_blocks(
     for family, name in for_names(families, names):
         concrete = family.called(name)
         own = {concrete.stack, *(m.name for m in concrete.members if m.is_stack)}
-        if own & (set(names) - {name}):
+        if own & (set(names) - {name, *DEFAULT_NAMES}):
             continue
         for path in kids:
             if path[-1] != concrete.stack or concrete.period_of(kids[path], 1) is None:
@@ -87,8 +90,11 @@ def find_blocks(
             key = (*path[:-1], name)
             rest = _rest(kids, path[:-1], concrete)
             spelled = _prefix(kids, key, path)
-            is_better = path not in found or (rest and path not in with_rest)
-            if rest is None or spelled is None or not is_better:
+            if rest is None or spelled is None:
+                told = f"what stands beside the blocks in `{spell(path)}` is not what remains"
+                found.setdefault(path, Stack(key, path, family, problem=f"{told} of them"))
+                continue
+            if path in found and (not rest or path in with_rest):
                 continue
             found[path] = Stack(key, path, family, *spelled)
             with_rest |= {path} if rest else set()
@@ -139,6 +145,8 @@ def take_apart(
         readings = {layer_axis: readings[layer_axis]}
     if not readings:
         return None
+    if stack.problem:
+        return sections, LayerGroup(stack.path, (), Stacked(min(readings)), stack.problem)
     if len(readings) > 1:
         told = " or ".join(f"axis {axis} of {sizes[0]}" for axis, sizes in readings.items())
         problem = f"the layer axis of `{spell(stack.path)}` cannot be told from the shapes: {told}"

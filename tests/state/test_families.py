@@ -327,6 +327,17 @@ def test_where_there_are_no_layers_the_result_says_so(scan, option, tmp_path):
     assert result.conversion.assumed == (said,)
 
 
+def test_blocks_beside_something_else_are_left_whole(tmp_path):
+    blocks = stacked([{f"layers_{j}": values(LOCAL, i + j) for j in range(2)} for i in (0, 2)], 1)
+    odd = {"layers_0": values(LOCAL, 8), "head": {"scale": np.ones(6)}}
+    source = saved(tmp_path, "a", state({"layers": blocks, "layers_remainder": odd}))
+    with pytest.raises(LayerError) as refused:
+        nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=False)
+    said = "what stands beside the blocks in `decoder.layers` is not what remains of them"
+    assert refused.value.message == said
+    assert not (tmp_path / "b").exists()
+
+
 def test_modules_with_numbers_are_no_stack(tmp_path):
     blocks = {str(i): {"a": {"kernel": np.ones((6, 6))}, "b": np.ones(6)} for i in range(2)}
     source = saved(tmp_path, "a", state({"blocks": blocks, "norm": {"scale": np.ones(6)}}))
