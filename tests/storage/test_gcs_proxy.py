@@ -266,6 +266,7 @@ def test_a_proxy_in_its_own_process_says_what_went_through_it(server):
         ask(proxy.url, UPLOAD, method="POST", body=b"1234")
         assert proxy.traffic() == {
             "requests": {"read": 1, "upload": 1},
+            "rounds": 2,
             "copy_seconds": 0,
             "uploaded_bytes": 4,
             "downloaded_bytes": len(BODY),
