@@ -43,15 +43,21 @@ def restoring_converted(whole: Whole, path: str) -> str:
         path,
         first.conversion.layout,
         has_optimizer=first.conversion.arranged.opt_state is not None,
-        roots={key[0] for key in whole.tree} if is_plain and _keeps_levels(first) else set(),
+        roots={key[0] for key in whole.tree} if is_plain and _is_told(first) else set(),
         at=() if first.placement.is_plain else first.located.at,
     )
 
 
-def _keeps_levels(part: Part) -> bool:
-    """False where nothing tells whether a Linen program has `params/params`, or one level."""
+def _is_told(part: Part) -> bool:
+    """False where nothing tells how a program has it, so that only `nnxconv` loads it anyway.
+
+    A Linen program has `params/params`, or one level; what may be read as several layouts has
+    layers as attributes, `layers_0`, or in a list, `layers/0`.
+    """
     source = part.conversion.source
-    return part.conversion.layout != "linen" or "linen" in (source.codec.name, *source.record.forms)
+    if part.conversion.layout == "linen":
+        return "linen" in (source.codec.name, *source.record.forms)
+    return not source.others
 
 
 def _line(path: str, layout: str, *, has_optimizer: bool, roots: set[str | int], at: Key) -> str:

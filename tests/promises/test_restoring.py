@@ -56,7 +56,7 @@ def kernel_in(tree: Any) -> Any:
     return np.asarray(kernel)
 
 
-def executed(line: str) -> Any:
+def executed(line: str, **own: Any) -> Any:
     """What a line gives in a program that has a fresh model, optimizer and training state."""
     model = NnxNet()
     scope = {
@@ -68,6 +68,7 @@ def executed(line: str) -> Any:
         "optimizer": nnx.Optimizer(model, TX, wrt=nnx.Param),
         "train_state": linen_state(1),
         "variables": {"params": linen_state(1).params["params"]},
+        **own,
     }
     there = eval(line, scope)
     if line.startswith("nnxconv.load_into"):
@@ -107,6 +108,41 @@ def test_what_was_converted_is_restored_by_the_line_that_is_printed(options, tmp
         if row.startswith("  restore    ")
     ]
     assert shown == line
+
+
+@pytest.mark.parametrize("levels", ["params/params", "params"])
+def test_what_nnx_saved_is_restored_by_a_linen_program_of_either_form(levels, tmp_path):
+    model = NnxNet()
+    optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
+    tree = {"model": nnx.state(model), "optimizer": nnx.state(optimizer)}
+    source = save_item(tmp_path / "source", tree)
+    line = printed(run("convert", source, tmp_path / "new", "--to", "linen").stdout)
+    params = linen_state(1).params if levels == "params/params" else linen_state(1).params["params"]
+    state = TrainState.create(apply_fn=LinenNet().apply, params=params, tx=TX)
+    assert np.array_equal(executed(line, train_state=state), model.dense.kernel[...])
+
+
+class Listed(nnx.Module):
+    """Two layers, in a list or as attributes."""
+
+    def __init__(self, in_list: bool) -> None:
+        layers = [nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(i)) for i in range(2)]
+        if in_list:
+            self.layers = nnx.List(layers)
+        else:
+            self.layers_0, self.layers_1 = layers
+
+
+@pytest.mark.parametrize("in_list", [True, False])
+@pytest.mark.parametrize("layout", ["nnx-state", "nnx-pure"])
+def test_bare_parameters_are_restored_into_layers_of_either_form(layout, in_list, tmp_path):
+    kernels = {f"layers_{i}": {"kernel": np.full((2, 2), i, "f4")} for i in range(2)}
+    source = save_item(tmp_path / "source", kernels)
+    line = printed(run("convert", source, tmp_path / "new", "--to", layout).stdout)
+    model = Listed(in_list)
+    eval(line, {"nnx": nnx, "ocp": ocp, "nnxconv": nnxconv, "model": model})
+    last = model.layers[1] if in_list else model.layers_1
+    assert last.kernel[...].tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_state_below_a_key_is_restored_by_its_key(tmp_path):
