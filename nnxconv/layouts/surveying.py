@@ -272,8 +272,15 @@ _MAY_BE: Mapping[Role, tuple[Role, ...]] = {
 
 
 def _is_sound(located: Located, roles: Mapping[Key, Role]) -> bool:
-    """True when a reading takes no leaf for what it is not by the tree's structure."""
-    return all(role in _MAY_BE[roles[key]] for key, role in located.own_roles.items())
+    """True when a reading takes no leaf for what it is not by the tree's structure.
+
+    Where several optimizers count the steps, what they count may stay theirs; a step alone may not.
+    """
+    steps = [role for key, role in located.own_roles.items() if roles[key] == "step"]
+    is_lost = steps == ["optimizer"]
+    return not is_lost and all(
+        role in _MAY_BE[roles[key]] for key, role in located.own_roles.items()
+    )
 
 
 def _copy(

@@ -29,7 +29,7 @@ COMMANDS = {
     "inspect": "inspect MANY",
     "compare": "compare SRC NNX --compare_values",
     "compare itself": "compare MANY MANY --compare_values",
-    "checksum": "checksum STACKED",
+    "checksum": "checksum STACKED --overwrite",
     "match": "match SRC SRC",
 }
 
