@@ -129,11 +129,15 @@ class Browser:
         from selenium.webdriver.support.ui import WebDriverWait
 
         redrawn = [StaleElementReferenceException]
+        seen: list[Any] = []
+
+        def is_shown(_: Any) -> bool:
+            seen[:] = [read()]
+            return seen == [expected]
+
         with contextlib.suppress(TimeoutException):
-            WebDriverWait(self.driver, WAIT_SECONDS, POLL_SECONDS, redrawn).until(
-                lambda _: read() == expected
-            )
-        assert read() == expected
+            WebDriverWait(self.driver, WAIT_SECONDS, POLL_SECONDS, redrawn).until(is_shown)
+        assert seen == [expected]
 
     def fetched(self) -> list[str]:
         """What was asked of the network, or of other files."""
