@@ -84,9 +84,7 @@ def compare(
 
     started = time.monotonic()
     share_one_heap()
-    for name, value in (("atol", atol), ("rtol", rtol)):
-        if not value >= 0:
-            raise BadInput(f"`--{name} {value:g}` is no number from 0 on")
+    tolerance = _tolerance(atol, rtol, equal_nan)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)
         how = Options(at=at, layer_group=tuple(layer_group))
@@ -100,7 +98,6 @@ def compare(
         both = _lined_up(opened_a.survey, opened_b.survey, rules, selection, dequantize, families)
         both.refuse_nothing(selection.filter)
         findings, common = line_up(both.a, both.b, ignore_dtype=ignore_dtype)
-        tolerance = Tolerance(atol, rtol, equal_nan)
         values = None
         if compare_values:
             items = item_a.stores | item_b.stores
@@ -125,6 +122,18 @@ def compare(
             seconds=time.monotonic() - started,
             process=team.number,
         )
+
+
+def _tolerance(atol: float, rtol: float, equal_nan: bool) -> Tolerance:
+    """How much values may differ.
+
+    Raises:
+      BadInput: not at all is 0; below, or `nan`, means nothing.
+    """
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if not value >= 0:
+            raise BadInput(f"`--{name} {value:g}` is no number from 0 on")
+    return Tolerance(atol, rtol, equal_nan)
 
 
 def _open(path: str, how: Options, *, allow_uncommitted: bool, is_read: bool) -> Opened:

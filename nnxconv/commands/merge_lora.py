@@ -78,16 +78,13 @@ def merge_lora(
     """
     started = time.monotonic()
     share_one_heap()
-    how = Options(layer_axis=layer_axis)
-    base = opened(base_path, how=how, allow_uncommitted=allow_uncommitted)
-    adapter = base
-    if adapter_path != base_path:
-        adapter = opened(adapter_path, how=how, allow_uncommitted=allow_uncommitted)
+    base = _open(base_path, layer_axis, allow_uncommitted)
+    adapter = (
+        base if adapter_path == base_path else _open(adapter_path, layer_axis, allow_uncommitted)
+    )
     state, scales = base.understood.state, dict[Key, str]()
     if dequantize:
         state, scales = dequantised(state, None)
-    for one in (base, adapter):
-        _refuse_unclear(one)
     ours = _arrays(state)
     theirs = ours if adapter is base else _arrays(adapter.understood.state)
     found, alone = adapters_in(theirs)
@@ -95,29 +92,21 @@ def merge_lora(
     told = _configuration(adapter)
     alpha = _known_alpha(told, alpha, adapter_path)
     by_root = bool(told.get("use_rslora")) if rslora is None else rslora
-    factor = -alpha if unmerge else alpha
     changed: dict[Key, View] = {}
     for one in found:
-        weights = _weights(one, ours)
-        if weights in changed:
-            raise BadInput(f"`{spell(weights)}` has two adapters")
+        weights = _weights(one, ours, changed)
         a, b, rank = theirs[one.a], theirs[one.b], rank_of(theirs[one.a])
         _refuse_other_rank(told, rank, one)
-        over = math.sqrt(rank) if by_root else rank
-        changed[weights] = _sum(ours[weights], a, b, factor / over, precision, weights)
+        factor = (-alpha if unmerge else alpha) / (math.sqrt(rank) if by_root else rank)
+        changed[weights] = _sum(ours[weights], a, b, factor, precision, weights)
     gone = {key for one in found for key in (one.a, one.b)} if adapter is base else set[Key]()
     params = {k: changed.get(k, leaf) for k, leaf in state.params.items() if k not in gone}
     aux = {k: changed.get(k[1:], leaf) for k, leaf in state.aux.items() if k[1:] not in gone}
     what = f"{'taken out of' if unmerge else 'added to'} the weights"
-    scale = f"{alpha:g} / {'the root of ' if by_root else ''}the rank"
-    notes = [f"{counted(len(found), 'adapter')} {what}, times {scale}"]
-    if scales:
-        notes.append(f"{counted(len(scales), 'array')} of scales multiplied into their weights")
     before = base.understood.state.leaves()
     aside = {key: (leaf, what) for key, leaf in _at(state, gone).items()}
     aside |= {key: (before[key], why) for key, why in scales.items()}
-    if state.opt_state is not None:
-        notes.append("the optimizer's state is as it was")
+    scale = f"{alpha:g} / {'the root of ' if by_root else ''}the rank"
     way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
     way = replace(way, compression=compression)
     return write_computed(
@@ -127,17 +116,28 @@ def merge_lora(
         target_path,
         way,
         deed=_deed(counted(len(found), "adapter"), unmerge),
-        notes=notes,
+        notes=_notes(f"{counted(len(found), 'adapter')} {what}, times {scale}", scales, state),
         aside=aside,
-        options={
-            "adapter": adapter_path,
-            "alpha": alpha,
-            "rslora": by_root,
-            "unmerge": unmerge,
-            "dequantize": dequantize,
-        },
+        options={"adapter": adapter_path, "alpha": alpha, "rslora": by_root}
+        | {"unmerge": unmerge, "dequantize": dequantize},
         started=started,
     )
+
+
+def _notes(done: str, scales: Collection[Key], state: TrainState) -> list[str]:
+    """What the result says: what was added, and what was multiplied or left."""
+    notes = [done]
+    if scales:
+        notes.append(f"{counted(len(scales), 'array')} of scales multiplied into their weights")
+    if state.opt_state is not None:
+        notes.append("the optimizer's state is as it was")
+    return notes
+
+
+def _open(path: str, layer_axis: int | None, allow_uncommitted: bool) -> Read:
+    read = opened(path, how=Options(layer_axis=layer_axis), allow_uncommitted=allow_uncommitted)
+    _refuse_unclear(read)
+    return read
 
 
 def _refuse_unclear(read: Read) -> None:
@@ -188,14 +188,17 @@ def _at(state: TrainState, paths: Collection[Key]) -> dict[Key, Leaf]:
     }
 
 
-def _weights(adapter: Adapter, ours: Mapping[Key, View]) -> Key:
-    """The key of the weights of an adapter.
+def _weights(adapter: Adapter, ours: Mapping[Key, View], changed: Collection[Key]) -> Key:
+    """The key of the weights of an adapter, which are not among those that are changed already.
 
     Raises:
-      BadInput: the base has none of the names that they may have, or they are quantised.
+      BadInput: the base has none of the names that they may have, or they are quantised; or
+        another adapter has changed them.
     """
     for key in adapter.weights:
         if key in ours:
+            if key in changed:
+                raise BadInput(f"`{spell(key)}` has two adapters")
             if is_quantised(ours[key]):
                 raise BadInput(
                     f"`{spell(key)}` is quantised: {notation(ours[key])}",
