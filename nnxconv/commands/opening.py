@@ -1,12 +1,10 @@
 """From a path to a checkpoint with its meaning; no array is read."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnxconv.layouts import TENSORS, Chosen, Options, Survey, SurveyOptions, choose_part
+from nnxconv.running import without_collecting
 
 if TYPE_CHECKING:
     from nnxconv.storage.orbax import Item, Location
@@ -39,21 +37,9 @@ def open_checkpoint(
     from nnxconv.storage.orbax import locate, open_item
 
     location = locate(path, step, has_step=has_step, allow_uncommitted=allow_uncommitted)
-    with _without_collections():
+    with without_collecting():
         item = open_item(location, is_read=is_read)
         return Opened(location, item, meaning(location, item, options))
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Does not look for garbage in the meantime: of 100,000 arrays everything is kept."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def meaning(location: "Location", item: "Item", options: Options) -> Chosen:
