@@ -6,10 +6,12 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.carrying_out import Way, carry_out
 from nnxconv.commands.hugging_face import Crossing, crossing
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
-from nnxconv.commands.result import Places, Result, Way, carry_out, places_of
+from nnxconv.commands.places import Places, places_of
+from nnxconv.commands.result import Result
 from nnxconv.layouts import (
     ITEMS,
     Conversion,
