@@ -6,7 +6,8 @@ from typing import Any
 
 from nnxconv.errors import BadInput, NnxconvError, UnknownLayout
 from nnxconv.layouts.finding import Found, find
-from nnxconv.layouts.form import key_of, mapping
+from nnxconv.layouts.folding import Folded, folded
+from nnxconv.layouts.form import Codec, Reading, key_of, mapping
 from nnxconv.layouts.former_optimizers import rearranged
 from nnxconv.layouts.gathering import parts_of, placements
 from nnxconv.layouts.located import Located, Survey
@@ -36,7 +37,12 @@ class SurveyOptions:
     where: str = ""
     items: tuple[str, ...] = ()
 
-    def of(self, tree: Tree, record: Mapping[str, Any] | None = None) -> Understood:
+    def of(
+        self,
+        tree: Tree,
+        record: Mapping[str, Any] | None = None,
+        known: tuple[Codec, Reading] | None = None,
+    ) -> Understood:
         """A tree with its meaning; `record` takes the place of what the metadata say."""
         custom = self.custom_metadata if record is None else {RECORD: record}
         return understand(
@@ -48,6 +54,7 @@ class SurveyOptions:
             layer_group=self.layer_group,
             family=self.family,
             where=self.where,
+            known=known,
         )
 
 
@@ -164,6 +171,58 @@ def _owner(key: Key, entries: Sequence[_Entry], kept: set[Key]) -> int | None:
 
 def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
     """The states that the tree's structure shows."""
+    return _as_folded(tree, how) or _as_it_is(tree, how)
+
+
+def _as_folded(tree: Tree, how: SurveyOptions) -> Survey | None:
+    """The states of a tree whose repeated layers mean what a few of them mean; None without such.
+
+    Other packages are shown whole trees, and what has a problem is looked at as a whole.
+    """
+    is_told = how.layout is not None or RECORD in how.custom_metadata
+    short = None if is_told or announced() else folded(tree)
+    if short is None:
+        return None
+    try:
+        return _unfolded(_as_it_is(short.tree, how), short, tree, how)
+    except NnxconvError:
+        return None
+
+
+def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Survey | None:
+    """What a tree is, some of whose layers are this; None where more than roles depends on them."""
+    found = (*few.states, *few.copies)
+    homes = [key for one in found for key in (one.at, *one.placement.stands)]
+    if few.problem is not None or not few.states or short.is_repeated(homes):
+        return None
+    owners = {key: number for number, one in enumerate(found) for key in one.stored.values()}
+    own: dict[int | None, list[Key]] = {number: [] for number in (*range(len(found)), None)}
+    for key, like in short.like.items():
+        own[owners.get(like)].append(key)
+    whole: list[Located] = []
+    for number, one in enumerate(found):
+        stored = one.placement.gathered(own[number])
+        if stored is None:
+            return None
+        gathered = {new: tree[old] for new, old in stored.items()}
+        read = one.understood
+        known = read.codec, Reading(read.evidence, others=read.others)
+        whole.append(replace(one, understood=how.of(gathered, {}, known), stored=stored))
+    states = whole[: len(few.states)]
+    if len(states) > 1:
+        order = {key: number for number, key in enumerate(tree)}
+        states.sort(key=lambda one: min(order[k] for k in one.stored.values()))
+    return Survey(
+        tree,
+        tuple(states),
+        tuple(whole[len(few.states) :]),
+        {key: tree[key] for key in own[None]},
+        {key: few.roles[like] for key, like in short.like.items()},
+    )
+
+
+def _as_it_is(tree: Tree, how: SurveyOptions) -> Survey:
+    """The states of a tree, all of whose leaves are looked at."""
     found = find(tree, how.items)
     former = rearranged(tree, found)
     if former is not None:
