@@ -12,7 +12,7 @@ so of the other.
 
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -29,12 +29,12 @@ class Folded:
 
     Attributes:
       tree: what is left of it.
-      like: for each leaf of the whole tree, the one in `tree` that is as it is.
+      like: for each leaf of the whole tree, in its order, the one in `tree` that is as it is.
       repeated: the names that were left aside, and those that stand for them.
     """
 
     tree: Tree
-    like: Mapping[Key, Key]
+    like: Sequence[Key]
     repeated: frozenset[str | int]
 
     def is_repeated(self, keys: Iterable[Key]) -> bool:
@@ -46,13 +46,14 @@ def folded(tree: Tree) -> Folded | None:
     """The tree without most of its repeated layers; None where it has no layers to leave aside."""
     short, stand_in, repeated = tree, dict[str | int, str | int](), set[str | int]()
     while alike := _alike(short):
-        short = {key: leaf for key, leaf in short.items() if alike.keys().isdisjoint(key)}
+        aside = frozenset(alike)
+        short = {key: leaf for key, leaf in short.items() if aside.isdisjoint(key)}
         stand_in = {name: alike.get(other, other) for name, other in stand_in.items()} | alike
         repeated |= alike.keys() | set(alike.values())
     if not stand_in:
         return None
     other = stand_in.get
-    like = {key: tuple(map(other, key, key)) for key in tree}
+    like = [tuple(map(other, key, key)) for key in tree]
     return Folded(short, like, frozenset(repeated))
 
 
@@ -87,8 +88,12 @@ def _alike(tree: Tree) -> dict[str | int, str | int]:
     for key, leaf in tree.items():
         for name in names.intersection(key):
             place = key.index(name)
-            told = (type(name), key[:place], key[place + 1 :], _form(leaf))
-            places[name].append(told)
+            form = (
+                (leaf.shape, leaf.dtype, leaf.kind, leaf.prng_impl)
+                if isinstance(leaf, Source)
+                else _form(leaf)
+            )
+            places[name].append((type(name), key[:place], key[place + 1 :], form))
     alike: dict[str | int, str | int] = {}
     for found in many.values():
         kept: dict[Hashable, list[_Number]] = defaultdict(list)
@@ -113,9 +118,7 @@ def _numbered(name: str | int) -> tuple[str, str]:
 
 
 def _form(leaf: Leaf) -> Hashable:
-    """All of a leaf that says what it may be."""
-    if isinstance(leaf, Source):
-        return leaf.shape, leaf.dtype, leaf.kind, leaf.prng_impl
+    """All of a leaf that says what it may be, of one that is no stored array."""
     if isinstance(leaf, Literal):
         return type(leaf.value), leaf.kind, leaf.value
     source = first_source(leaf)

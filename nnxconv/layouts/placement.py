@@ -61,7 +61,8 @@ class Placement:
     def gathered(self, keys: Iterable[Key]) -> dict[Key, Key] | None:
         """These keys of the tree by those of the layout; None where that cannot be undone."""
         if self.is_plain:
-            return {key: key for key in keys}
+            own = list(keys)
+            return dict(zip(own, own, strict=True))
         found: dict[Key, Key] = {}
         for key in keys:
             inner = self.inward(key)

@@ -197,14 +197,14 @@ def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Sur
         return None
     owners = {key: number for number, one in enumerate(found) for key in one.stored.values()}
     own: dict[int | None, list[Key]] = {number: [] for number in (*range(len(found)), None)}
-    for key, like in short.like.items():
-        own[owners.get(like)].append(key)
+    for key, number in zip(tree, map(owners.get, short.like), strict=True):
+        own[number].append(key)
     whole: list[Located] = []
     for number, one in enumerate(found):
         stored = one.placement.gathered(own[number])
         if stored is None:
             return None
-        gathered = {new: tree[old] for new, old in stored.items()}
+        gathered = _taken(tree, stored)
         read = one.understood
         known = read.codec, Reading(read.evidence, others=read.others)
         whole.append(replace(one, understood=how.of(gathered, {}, known), stored=stored))
@@ -217,8 +217,13 @@ def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Sur
         tuple(states),
         tuple(whole[len(few.states) :]),
         {key: tree[key] for key in own[None]},
-        {key: few.roles[like] for key, like in short.like.items()},
+        dict(zip(tree, map(few.roles.__getitem__, short.like), strict=True)),
     )
+
+
+def _taken(tree: Tree, stored: Mapping[Key, Key]) -> Tree:
+    """The leaves at these keys of a tree, under other keys."""
+    return dict(zip(stored, map(tree.__getitem__, stored.values()), strict=True))
 
 
 def _as_it_is(tree: Tree, how: SurveyOptions) -> Survey:

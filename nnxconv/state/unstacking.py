@@ -67,18 +67,23 @@ def unstack(
 def _telling(
     paths: Iterable[Key], names: Sequence[str], families: Sequence[Family]
 ) -> dict[Key, None]:
-    """The paths, each down to what stands below the last name that layers may have."""
+    """The paths, each down to what stands below the last name that layers may have.
+
+    Of all that stands below one layer, such as `layers_3`, one name is told.
+    """
     concrete = (family.called(name) for family, name in for_names(families, names))
     begin = (*names, *{word for family in concrete for word in family.names()})
     parts = set(chain.from_iterable(paths))
     telling = {part for part in parts if isinstance(part, str) and part.startswith(begin)}
-    found: dict[Key, None] = {}
+    layers = _numbered(telling, names).keys() - set(begin)
+    found: dict[Key, Key] = {}
     for path in paths:
-        for place in range(len(path) - 1, -1, -1):
-            if path[place] in telling:
-                found[path[: place + 2]] = None
-                break
-    return found
+        if not telling.isdisjoint(path):
+            back = path[::-1]
+            size = len(path) - min(map(back.index, telling.intersection(path)))
+            is_layer = path[size - 1] in layers
+            found.setdefault(path[: size if is_layer else size + 1], path[: size + 1])
+    return dict.fromkeys(found.values())
 
 
 _Value = TypeVar("_Value")
@@ -119,7 +124,7 @@ def _find(
     """The outermost groups among the paths that are not settled yet."""
     suffixed: dict[Key, set[int]] = defaultdict(set)
     inside: dict[Key, set[str | int]] = defaultdict(set)
-    numbered = _numbered(paths, names)
+    numbered = _numbered(set(chain.from_iterable(paths)), names)
     for path in paths:
         for place, name in enumerate(path[:-1]):
             if name in numbered:
@@ -146,10 +151,12 @@ def _find(
     return [g for g in found if not any(g.key[:size] in heads for size in range(len(g.key)))]
 
 
-def _numbered(paths: Iterable[Key], names: Sequence[str]) -> dict[str | int, tuple[str, int]]:
-    """The names in the paths that are a layer's: the group's own name, and the number."""
+def _numbered(
+    parts: Iterable[str | int], names: Sequence[str]
+) -> dict[str | int, tuple[str, int]]:
+    """The names that are a layer's: the group's own name, and the number."""
     found: dict[str | int, tuple[str, int]] = {}
-    for part in set(chain.from_iterable(paths)):
+    for part in parts:
         base, _, digits = part.rpartition("_") if isinstance(part, str) else ("", "", "")
         if base in names and is_digits(digits):
             found[part] = base, int(digits)
