@@ -8,14 +8,14 @@ from nnxconv.errors import BadInput, NnxconvError, UnknownLayout
 from nnxconv.layouts.finding import Found, find
 from nnxconv.layouts.folding import Folded, folded
 from nnxconv.layouts.form import Codec, Reading, key_of, mapping
-from nnxconv.layouts.former_optimizers import rearranged
+from nnxconv.layouts.former_optimizers import Rearranged, rearranged
 from nnxconv.layouts.gathering import parts_of, placements
 from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.names import announced
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.recognition import CODECS
-from nnxconv.layouts.spread import spread_parameters
+from nnxconv.layouts.spread import Spread, spread_parameters
 from nnxconv.layouts.understanding import RECORD, TENSORS, Understood, no_record, understand
 from nnxconv.state import Family, Role, Tree, children
 from nnxconv.tree import Key, spell
@@ -171,7 +171,7 @@ def _owner(key: Key, entries: Sequence[_Entry], kept: set[Key]) -> int | None:
 
 def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
     """The states that the tree's structure shows."""
-    return _as_folded(tree, how) or _as_it_is(tree, how)
+    return _as_folded(tree, how) or _read(find(tree, how.items), tree, how)
 
 
 def _as_folded(tree: Tree, how: SurveyOptions) -> Survey | None:
@@ -183,8 +183,11 @@ def _as_folded(tree: Tree, how: SurveyOptions) -> Survey | None:
     short = None if is_told or announced() else folded(tree)
     if short is None:
         return None
+    found = find(short.tree, how.items)
+    if short.is_repeated(found.keys()) or _thoughts(found, short.tree):
+        return None
     try:
-        return _unfolded(_as_it_is(short.tree, how), short, tree, how)
+        return _unfolded(_told(found, short.tree, how), short, tree, how)
     except NnxconvError:
         return None
 
@@ -192,19 +195,17 @@ def _as_folded(tree: Tree, how: SurveyOptions) -> Survey | None:
 def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Survey | None:
     """What a tree is, some of whose layers are this; None where more than roles depends on them."""
     found = (*few.states, *few.copies)
-    homes = [key for one in found for key in (one.at, *one.placement.stands)]
+    homes = (key for one in found for key in one.placement.stands)
     if few.problem is not None or not few.states or short.is_repeated(homes):
         return None
-    owners = {key: number for number, one in enumerate(found) for key in one.stored.values()}
-    own: dict[int | None, list[Key]] = {number: [] for number in (*range(len(found)), None)}
-    for key, number in zip(tree, map(owners.get, short.like), strict=True):
-        own[number].append(key)
     whole: list[Located] = []
-    for number, one in enumerate(found):
-        stored = one.placement.gathered(own[number])
+    for one in found:
+        mine = frozenset(one.stored.values())
+        own = [key for key, like in zip(tree, short.like, strict=True) if like in mine]
+        stored = one.placement.gathered(own)
         if stored is None:
             return None
-        gathered = _taken(tree, stored)
+        gathered = dict(zip(stored, map(tree.__getitem__, stored.values()), strict=True))
         read = one.understood
         known = read.codec, Reading(read.evidence, others=read.others)
         whole.append(replace(one, understood=how.of(gathered, {}, known), stored=stored))
@@ -212,34 +213,29 @@ def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Sur
     if len(states) > 1:
         order = {key: number for number, key in enumerate(tree)}
         states.sort(key=lambda one: min(order[k] for k in one.stored.values()))
+    around = [key for key, like in zip(tree, short.like, strict=True) if like in few.around]
     return Survey(
         tree,
         tuple(states),
         tuple(whole[len(few.states) :]),
-        {key: tree[key] for key in own[None]},
+        {key: tree[key] for key in around},
         dict(zip(tree, map(few.roles.__getitem__, short.like), strict=True)),
     )
 
 
-def _taken(tree: Tree, stored: Mapping[Key, Key]) -> Tree:
-    """The leaves at these keys of a tree, under other keys."""
-    return dict(zip(stored, map(tree.__getitem__, stored.values()), strict=True))
-
-
-def _as_it_is(tree: Tree, how: SurveyOptions) -> Survey:
-    """The states of a tree, all of whose leaves are looked at."""
-    found = find(tree, how.items)
-    former = rearranged(tree, found)
-    if former is not None:
-        told = _told(find(former.tree, how.items), former.tree, how)
+def _read(found: Found, tree: Tree, how: SurveyOptions) -> Survey:
+    """What a tree is in which these states have been found."""
+    for thought in _thoughts(found, tree):
+        told = _told(find(thought.tree, how.items), thought.tree, how)
         if told.states:
-            return former.undone(told, tree)
-    spread = spread_parameters(tree, found)
-    if spread is not None:
-        told = _told(find(spread.tree, how.items), spread.tree, how)
-        if told.states:
-            return spread.undone(told, tree)
+            return thought.undone(told, tree)
     return _told(found, tree, how)
+
+
+def _thoughts(found: Found, tree: Tree) -> list[Rearranged | Spread]:
+    """The tree with a state in another place, where that is how it is to be read."""
+    thoughts = (rearranged(tree, found), spread_parameters(tree, found))
+    return [thought for thought in thoughts if thought is not None]
 
 
 def _told(found: Found, tree: Tree, how: SurveyOptions) -> Survey:

@@ -151,9 +151,7 @@ def _find(
     return [g for g in found if not any(g.key[:size] in heads for size in range(len(g.key)))]
 
 
-def _numbered(
-    parts: Iterable[str | int], names: Sequence[str]
-) -> dict[str | int, tuple[str, int]]:
+def _numbered(parts: Iterable[str | int], names: Sequence[str]) -> dict[str | int, tuple[str, int]]:
     """The names that are a layer's: the group's own name, and the number."""
     found: dict[str | int, tuple[str, int]] = {}
     for part in parts:
