@@ -25,7 +25,7 @@ GROUP = "nnxconv.families"
 """The entry points by which other packages announce families."""
 
 _LAYERS = "{layers}"
-_TEXTS = ("models", "stack", "apart", "remainder", "mark", "mark_of")
+_TEXTS = ("models", "stack", "apart", "remainder", "mark", "mark_of", "alike")
 _NUMBERS = ("period", "prefix")
 
 
@@ -75,6 +75,7 @@ class Family:
     prefix: int = 0
     mark: str = ""
     mark_of: str = ""
+    alike: str = ""
 
     @property
     def is_general(self) -> bool:

@@ -1,11 +1,12 @@
 """A stack of layers, or of blocks of them: what its shapes tell, and how it is taken apart."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from nnxconv.state.families import Family, for_names
 from nnxconv.state.layer_groups import (
+    DEFAULT_AXIS,
     DEFAULT_NAMES,
     PARAMS,
     Blocks,
@@ -31,6 +32,7 @@ class Stack:
       path: where it stands, below which everything has a layer axis.
       family: how its blocks are made, in its own terms; None where it has no blocks.
       prefix: how many layers are apart before it, spelled so.
+      is_rest: it is the remainder of blocks of which there is none.
       problem: why it cannot be taken apart, whatever its shapes; empty otherwise.
     """
 
@@ -39,6 +41,7 @@ class Stack:
     family: Family | None = None
     prefix: int = 0
     spelling: Spelling = "suffix"
+    is_rest: bool = False
     problem: str = ""
 
     @cached_property
@@ -59,7 +62,7 @@ class Stack:
         """Where layers of the group stand besides the stack."""
         for i in range(self.prefix):
             yield apart(self.key, i, self.spelling)
-        if self.concrete is not None and self.concrete.remainder:
+        if self.concrete is not None and self.concrete.remainder and not self.is_rest:
             yield (*self.key[:-1], *self.concrete.remainder)
 
 
@@ -99,6 +102,40 @@ def find_blocks(
             found[path] = Stack(key, path, family, *spelled)
             with_rest |= {path} if rest else set()
     yield from found.values()
+    yield from _only_rests(kids, set(names), families, {stack.key for stack in found.values()})
+
+
+def _only_rests(
+    kids: Mapping[Key, Mapping[str | int, None]],
+    names: Collection[str],
+    families: Iterable[Family],
+    settled: set[Key],
+) -> Iterator[Stack]:
+    """The remainders whose blocks are not there, for the model has fewer layers than a block.
+
+    Several families may have remainders of that name: it is the first one's whose mark is there.
+    """
+    for family in families:
+        above, rest = family.remainder, family.rest
+        if not above or rest is None or family.is_general or family.apart not in names:
+            continue
+        for path in kids:
+            parent = path[: -len(above)]
+            key = (*parent, family.apart)
+            if path[-len(above) :] != above or key in settled or (*parent, family.stack) in kids:
+                continue
+            if not _rest(kids, parent, family) or not _has_mark(kids, path, family):
+                continue
+            settled.add(key)
+            where = (*path, rest.name) if rest.is_stack else path
+            spelled = _prefix(kids, key, where)
+            if spelled is not None and family.period is not None:
+                yield Stack(key, where, family, *spelled, is_rest=True)
+
+
+def _has_mark(kids: Mapping[Key, Mapping[str | int, None]], path: Key, family: Family) -> bool:
+    inside = (names for key, names in kids.items() if key[: len(path)] == path)
+    return not family.mark or any(family.mark in names for names in inside)
 
 
 def _rest(kids: Mapping[Key, Mapping[str | int, None]], parent: Key, family: Family) -> bool | None:
@@ -140,6 +177,8 @@ def take_apart(
 ) -> tuple[Sections, LayerGroup] | None:
     """A stack taken apart, or left whole with the reason, or None when it is no stack."""
     inside = {head: below(tree, stack.path) for head, tree in sections.items()}
+    if stack.is_rest and not _is_deep(stack):
+        return _numbered_rest(sections, stack, layer_axis)
     readings = _axis_readings(inside, stack)
     if layer_axis is not None and layer_axis in readings:
         readings = {layer_axis: readings[layer_axis]}
@@ -159,13 +198,36 @@ def take_apart(
     if isinstance(arrangement, Blocks):
         left = _left(sections[PARAMS], stack, axis)
         problem = problem or _rest_problem(sections, stack, arrangement, left)
-        count = stack.prefix + sizes[0] * arrangement.period + left
+        in_blocks = 0 if stack.is_rest else sizes[0] * arrangement.period
+        count = stack.prefix + in_blocks + left
     if problem:
         return sections, LayerGroup(stack.path, (), arrangement, problem)
     sections = {
         head: _slots(tree, stack.key, arrangement, head, count) for head, tree in sections.items()
     }
     return sections, LayerGroup(stack.key, tuple(range(count)), arrangement)
+
+
+def _is_deep(stack: Stack) -> bool:
+    """True for a remainder that is a stack of its layers."""
+    rest = stack.concrete.rest if stack.concrete else None
+    return rest is not None and rest.is_stack
+
+
+def _numbered_rest(
+    sections: Sections, stack: Stack, layer_axis: int | None
+) -> tuple[Sections, LayerGroup]:
+    """Layers that are all of them a remainder, one by one: no shape tells an axis."""
+    axis = DEFAULT_AXIS if layer_axis is None else layer_axis
+    blocks = _arrangement({}, stack, axis, (), {})
+    left = _left(sections[PARAMS], stack, axis)
+    if isinstance(blocks, Blocks) and (problem := _rest_problem(sections, stack, blocks, left)):
+        return sections, LayerGroup(stack.path, (), blocks, problem)
+    count = stack.prefix + left
+    sections = {
+        head: _slots(tree, stack.key, blocks, head, count) for head, tree in sections.items()
+    }
+    return sections, LayerGroup(stack.key, tuple(range(count)), blocks)
 
 
 def _arrangement(
@@ -177,7 +239,10 @@ def _arrangement(
 ) -> Stacked | Blocks:
     if stack.family is None or stack.concrete is None:
         return Stacked(axis, aux_axes)
-    period = stack.concrete.period_of(children(params), sizes[-1]) or 1
+    if stack.is_rest:
+        period = stack.family.period or 1
+    else:
+        period = stack.concrete.period_of(children(params), sizes[-1]) or 1
     return Blocks(axis, period, aux_axes, stack.family, stack.prefix, stack.spelling)
 
 
