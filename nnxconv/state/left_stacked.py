@@ -9,7 +9,9 @@ from nnxconv.state.layer_groups import Arrangement, Blocks, LayerGroup
 from nnxconv.state.train_state import RNGS, TrainState, children
 from nnxconv.tree import Key, Leaf, Literal, is_digits, notation, spell
 
-_LIKE_LAYERS = re.compile(r"(.*_)?(layers|blocks)(_remainder)?|global_layer")
+_LIKE_LAYERS = re.compile(
+    r"(.*_)?(layers|blocks)(_remainder|_outside_pipeline|_[0-9]+_[0-9]+)?|global_layer"
+)
 
 
 def refuse_left_stacked(state: TrainState, groups: Iterable[LayerGroup]) -> None:

@@ -362,6 +362,15 @@ def test_where_there_are_no_layers_the_result_says_so(scan, option, tmp_path):
     assert result.conversion.assumed == (said,)
 
 
+@pytest.mark.parametrize("name", ["moe_layers_2_3", "layers_outside_pipeline"])
+def test_stacks_of_some_layers_are_not_left_in_silence(name, tmp_path):
+    some = stacked([values(LOCAL, i) for i in range(2)], 1)
+    source = saved(tmp_path, "a", state({name: some, "moe_layers_engram_4": values(GLOBAL, 4)}))
+    with pytest.raises(LayerError) as refused:
+        nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=False)
+    assert "look like stacked layers" in refused.value.message
+
+
 def test_blocks_beside_something_else_are_left_whole(tmp_path):
     blocks = stacked([{f"layers_{j}": values(LOCAL, i + j) for j in range(2)} for i in (0, 2)], 1)
     odd = {"layers_0": values(LOCAL, 8), "head": {"scale": np.ones(6)}}
