@@ -36,7 +36,8 @@ from nnxconv.renaming import (
     renamed_tree,
 )
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.state import LayerGroup, TrainState, Tree, dequantised, scales_of, under
+from nnxconv.state import Family as LayerFamily
+from nnxconv.state import LayerGroup, TrainState, Tree, asked_family, dequantised, scales_of, under
 from nnxconv.tree import Key, Leaf, fits_no_key, matches, parse_bytes, spell
 
 
@@ -59,6 +60,7 @@ def compare(
     filter: Iterable[str] = (),  # noqa: A002
     exclude: Iterable[str] = (),
     layer_group: Iterable[str] = (),
+    family: str | LayerFamily | None = None,
     at: str | None = None,
     at_b: str | None = None,
     max_memory: int | str = "2GiB",
@@ -87,7 +89,8 @@ def compare(
     tolerance = _tolerance(atol, rtol, equal_nan)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)
-        how = Options(at=at, layer_group=tuple(layer_group))
+        described = asked_family(family, read_text)
+        how = Options(at=at, layer_group=tuple(layer_group), family=described)
         how_b = how if at_b is None else replace(how, at=at_b)
         open_side = partial(_open, allow_uncommitted=allow_uncommitted, is_read=compare_values)
         opened_a, opened_b = open_side(ckpt_path_1, how), open_side(ckpt_path_2, how_b)

@@ -283,6 +283,11 @@ def asked_family(name: "str | Family | None", read: Read = _read_local) -> Famil
     return found[0]
 
 
+def families_with(asked: Family | None) -> tuple[Family, ...] | None:
+    """The one that is asked for before all that are known; None, for those, where none is."""
+    return None if asked is None else (asked, *known_families().values())
+
+
 def for_names(families: Iterable[Family], names: Iterable[str]) -> Iterator[tuple[Family, str]]:
     """The descriptions, each with the names of layers that it is tried for."""
     for family in families:

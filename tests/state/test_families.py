@@ -280,6 +280,27 @@ def test_a_file_describes_a_family(tmp_path):
         check_equal(new, wanted)
 
 
+def test_a_described_family_is_known_wherever_layers_are(tmp_path):
+    apart, blocks = our_model(tmp_path)
+    how = {"family": str(tmp_path / "ours.toml")}
+    assert not nnxconv.compare(apart, blocks).is_match
+    assert nnxconv.compare(apart, blocks, compare_values=True, **how).is_match
+    key = "params.decoder.layers[5].norm.scale"
+    there = nnxconv.open(blocks, **how)
+    assert np.array_equal(there[key].read(), nnxconv.open(apart)[key].read())
+    pairs = nnxconv.match(blocks, apart, **how).pairs
+    assert (len(pairs.certain), pairs.only_source, pairs.only_template) == (3, (), ())
+    like = {"params": checkpoints.restore(apart)["params"]}
+    loaded = nnxconv.load(blocks, like=like, layer_axis=1, **how)["params"]
+    scale = loaded["params"]["decoder"]["layers_5"]["norm"]["scale"]
+    assert np.array_equal(scale, there[key].read())
+    nnxconv.write_checksums(apart)
+    manifest = f"{apart}.checksums.json"
+    assert nnxconv.check_checksums(blocks, manifest=manifest, **how).is_match
+    new = str(tmp_path / "new")
+    nnxconv.convert(apart, new, scan_layers=True, to="linen", layer_axis=1, verify=True, **how)
+
+
 def test_a_package_announces_families(monkeypatch, tmp_path):
     _, blocks = our_model(tmp_path)
     point = metadata.EntryPoint("ours", "json:__name__", families.GROUP)
