@@ -32,7 +32,6 @@ from nnxconv.renaming import (
     asked_rules,
     follow,
     from_hugging_face,
-    out_of_remainder,
     renamed_tree,
 )
 from nnxconv.running import Watcher, ignore, share_one_heap
@@ -210,9 +209,7 @@ def _lined_up(
         return both
     for couple in couples:
         left, right = (
-            out_of_remainder(side, Options())
-            if family is None
-            else from_hugging_face(side, family, Options())
+            side if family is None else from_hugging_face(side, family, Options())
             for side, family in zip((couple.a, couple.b), families, strict=True)
         )
         left, _ = follow(left, rules, None, Options())
