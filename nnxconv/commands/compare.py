@@ -27,7 +27,7 @@ from nnxconv.comparing import (
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Survey
 from nnxconv.renaming import (
-    Family,
+    HuggingFaceFamily,
     Rules,
     asked_rules,
     follow,
@@ -35,8 +35,16 @@ from nnxconv.renaming import (
     renamed_tree,
 )
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.state import Family as LayerFamily
-from nnxconv.state import LayerGroup, TrainState, Tree, asked_family, dequantised, scales_of, under
+from nnxconv.state import (
+    Family,
+    LayerGroup,
+    TrainState,
+    Tree,
+    asked_family,
+    dequantised,
+    scales_of,
+    under,
+)
 from nnxconv.tree import Key, Leaf, fits_no_key, matches, parse_bytes, spell
 
 
@@ -59,7 +67,7 @@ def compare(
     filter: Iterable[str] = (),  # noqa: A002
     exclude: Iterable[str] = (),
     layer_group: Iterable[str] = (),
-    family: str | LayerFamily | None = None,
+    family: str | Family | None = None,
     at: str | None = None,
     at_b: str | None = None,
     max_memory: int | str = "2GiB",
@@ -198,7 +206,7 @@ def _lined_up(
     rules: Rules | None,
     selection: Selection,
     dequantize: bool,
-    families: tuple[Family | None, Family | None],
+    families: tuple[HuggingFaceFamily | None, HuggingFaceFamily | None],
 ) -> _Both:
     """The leaves of both sides: state by state, or as they are stored where there is none."""
     both = _Both((a.layout, b.layout))

@@ -32,10 +32,9 @@ from nnxconv.loading import (
     with_parameters_of,
 )
 from nnxconv.planning import Wanted
-from nnxconv.renaming import Family, Rules, towards
+from nnxconv.renaming import HuggingFaceFamily, Rules, towards
 from nnxconv.running import Watcher, fetch, ignore, share_one_heap
-from nnxconv.state import Family as LayerFamily
-from nnxconv.state import Tree, asked_family
+from nnxconv.state import Family, Tree, asked_family
 from nnxconv.storage.orbax import refuse_changed
 from nnxconv.tree import Key, Source, View, parse_bytes, spell
 
@@ -64,7 +63,7 @@ def load(
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
-    family: str | LayerFamily | None = None,
+    family: str | Family | None = None,
     step: str | float | None = None,
     at: str | None = None,
     missing: Iterable[str] = (),
@@ -107,7 +106,7 @@ def load(
     return _loaded(os.fspath(path), like, step, rename, rename_back, allow_uncommitted, way)[0]
 
 
-def _described(family: str | LayerFamily | None) -> LayerFamily | None:
+def _described(family: str | Family | None) -> Family | None:
     from nnxconv.storage.files import read_text
 
     return asked_family(family, read_text)
@@ -166,7 +165,7 @@ def _loaded(
 
 
 def _fitted(
-    like: Any, template: Template, there: Survey, rules: Rules | Family | None, way: _Way
+    like: Any, template: Template, there: Survey, rules: Rules | HuggingFaceFamily | None, way: _Way
 ) -> tuple[dict[Key, View], tuple[str, ...], Loaded]:
     """The views of a checkpoint's state by key of `like`, and what is kept or left out."""
     found = one_state(there, "`load`", "at=").understood
@@ -192,7 +191,11 @@ def _fitted(
 
 
 def _sides(
-    like: Any, tree: Tree, found: Understood, rules: Rules | Family | None, options: Options
+    like: Any,
+    tree: Tree,
+    found: Understood,
+    rules: Rules | HuggingFaceFamily | None,
+    options: Options,
 ) -> tuple[Understood, Understood, Mapping[Key, Key]]:
     """The checkpoint under the names of `like`, and `like`, with the keys that its leaves have."""
     if rules is not None:
@@ -222,7 +225,7 @@ def load_into(
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
-    family: str | LayerFamily | None = None,
+    family: str | Family | None = None,
     step: str | float | None = None,
     at: str | None = None,
     missing: Iterable[str] = (),

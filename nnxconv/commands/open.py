@@ -15,10 +15,9 @@ from nnxconv.commands.options import documented
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Survey, one_state
 from nnxconv.planning import Wanted
-from nnxconv.renaming import Family, Rules, renamed_tree
+from nnxconv.renaming import HuggingFaceFamily, Rules, renamed_tree
 from nnxconv.running import fetch
-from nnxconv.state import Family as LayerFamily
-from nnxconv.state import asked_family
+from nnxconv.state import Family, asked_family
 from nnxconv.tree import (
     Key,
     Literal,
@@ -49,7 +48,7 @@ def open(  # noqa: A001
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
-    family: str | LayerFamily | None = None,
+    family: str | Family | None = None,
     step: str | float | None = None,
     at: str | None = None,
     max_memory: int | str = "2GiB",
@@ -92,7 +91,7 @@ def open(  # noqa: A001
     return Checkpoint(str(item.path), survey.layout, arrays)
 
 
-def _renamed(survey: Survey, rules: Rules | Family, options: Options) -> Survey:
+def _renamed(survey: Survey, rules: Rules | HuggingFaceFamily, options: Options) -> Survey:
     """The checkpoint under the names that rules give its state, or its keys where it has none."""
     if not survey.states and isinstance(rules, Rules):
         return replace(survey, tree=renamed_tree(survey.tree, rules))
