@@ -9,6 +9,7 @@ from nnxconv.state.layer_groups import (
     DEFAULT_AXIS,
     DEFAULT_NAMES,
     PARAMS,
+    SCALES,
     Blocks,
     LayerGroup,
     Sections,
@@ -16,6 +17,7 @@ from nnxconv.state.layer_groups import (
     Stacked,
     apart,
     places,
+    scale_axis,
     wanted_axis,
 )
 from nnxconv.state.quantised import scales_of
@@ -192,6 +194,8 @@ def take_apart(
         return sections, LayerGroup(stack.path, (), None, problem)
     [(axis, sizes)] = readings.items()
     aux_axes, problem = _aux_axes(inside, axis, sizes, aux_axis, stack)
+    if _scale_axis(inside[PARAMS], stack, axis, sizes):
+        aux_axes[SCALES] = axis
     problem = problem or _moments_problem(inside, stack.path)
     arrangement = _arrangement(inside[PARAMS], stack, axis, sizes, aux_axes)
     count = sizes[0]
@@ -274,7 +278,7 @@ def _rest_problem(sections: Sections, stack: Stack, blocks: Blocks, left: int) -
         for key, leaf in tree.items():
             if key[: len(path)] != path or isinstance(leaf, Literal):
                 continue
-            axis = 0 if key in scales else wanted_axis(head, blocks)
+            axis = scale_axis(blocks) if key in scales else wanted_axis(head, blocks)
             if _sizes_at(leaf.shape, axis, 1) != (left,):
                 return f"{spell((*head, *key))} is {notation(leaf)}, in a stack of {left} layers"
     return ""
@@ -299,10 +303,9 @@ def _axis_readings(inside: Sections, stack: Stack) -> dict[int, tuple[int, ...]]
     ]
     if not shapes:
         return {}
-    on_axis_0 = [*inside.get(("aux", RNGS), {}).items(), *((path, params[path]) for path in scales)]
     known = {
         _sizes_at(leaf.shape, 0, stack.depth(path))
-        for path, leaf in on_axis_0
+        for path, leaf in inside.get(("aux", RNGS), {}).items()
         if not isinstance(leaf, Literal) and leaf.shape
     }
     readings: dict[int, tuple[int, ...]] = {}
@@ -312,10 +315,30 @@ def _axis_readings(inside: Sections, stack: Stack) -> dict[int, tuple[int, ...]]
         longest = [size for size in sizes if len(size) == max(map(len, sizes))]
         if len(outer) != 1 or len(longest) != 1 or not outer.isdisjoint({(0,), ()}):
             continue
-        if all(size == longest[0][: len(size)] for size in known):
+        is_known = all(size == longest[0][: len(size)] for size in known)
+        if is_known and _scale_axis(params, stack, axis, longest[0]) is not None:
             readings[axis] = longest[0]
     is_same = all(len(shape) == depth for shape, depth in shapes)
     return {0: readings[0]} if is_same and readings else readings
+
+
+def _scale_axis(
+    params: Mapping[Key, Leaf], stack: Stack, axis: int, sizes: tuple[int, ...]
+) -> int | None:
+    """Where the scales of quantised weights have the layers: first, or where all parameters do.
+
+    MaxText 0.2.5 trains with the latter, for its scales are parameters; None where neither fits.
+    """
+    scales = [
+        (leaf.shape, stack.depth(path))
+        for path in scales_of(params)
+        if not isinstance(leaf := params[path], Literal) and leaf.shape
+    ]
+    for place in dict.fromkeys((0, axis)):
+        found = ((_sizes_at(shape, place, depth), depth) for shape, depth in scales)
+        if all(one == sizes[:depth] for one, depth in found):
+            return place
+    return None
 
 
 def _aux_axes(
@@ -390,7 +413,7 @@ def _slots(
         if place is None or len(path) == len(place.path):
             found[path] = leaf
             continue
-        axis = 0 if path in scales else wanted_axis(head, arrangement)
+        axis = scale_axis(arrangement) if path in scales else wanted_axis(head, arrangement)
         inner = path[len(place.path) :]
         slots = _slots_of(leaf, axis, place.sizes)
         found |= {(*key, i, *inner): one for i, one in zip(place.layers, slots, strict=True)}
