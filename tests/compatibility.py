@@ -8,7 +8,8 @@ $ python -m tests.compatibility pre-releases    # what is to come; it may fail
 
 Each set gets a virtual environment in a cache folder (`NNXCONV_COMPATIBILITY`, by default
 `~/.cache/nnxconv/compatibility`), which later runs use again. An interpreter that is not there is
-named, and its sets are skipped. What old libraries warn of each other is no error here.
+named, and its sets are skipped. What old libraries warn of each other is no error here. What fails
+beside other tests is tried once more, alone. `.ci/run` runs the oldest and the newest set.
 """
 
 import os
@@ -99,17 +100,26 @@ def environment(one: Set, python: str) -> Path:
     return folder
 
 
-def run(one: Set, folder: Path, *, workers: int) -> tuple[bool, str]:
+def run(folder: Path, *, workers: int) -> tuple[bool, str]:
     """Whether the everyday tests pass, and pytest's last line."""
     with tempfile.TemporaryDirectory() as temporary:
-        command = [folder / "bin" / "python", "-m", "pytest", "-q", "-n", str(workers)]
-        command += ["-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning"]
+        command = [folder / "bin" / "python", "-m", "pytest", "-q"]
+        command += ["-W", "ignore::DeprecationWarning", "-o", f"cache_dir={temporary}/cache"]
         command += ["--basetemp", f"{temporary}/tests"]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        passed, told = _pytest([*command, "-n", str(workers)])
+        if passed:
+            return True, told
+        passed, alone = _pytest([*command, "--last-failed", "--last-failed-no-failures", "none"])
+        return passed, f"{told}, and alone {alone}"
+
+
+def _pytest(command: Sequence[str | Path]) -> tuple[bool, str]:
+    """Whether all tests pass, and the last line; what fails is printed."""
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]]
     if done.returncode:
         print("\n".join(lines[-40:]), file=sys.stderr)
-    return done.returncode == 0, lines[-1]
+    return done.returncode == 0, lines[-1].strip("= ")
 
 
 def versions(folder: Path) -> list[str]:
@@ -138,9 +148,9 @@ def main(names: Sequence[str]) -> int:
             print(f"{one.name}: skipped, there is no Python {one.python}", file=sys.stderr)
             continue
         folder = environment(one, python)
-        passed, told = run(one, folder, workers=os.cpu_count() or 1)
+        passed, told = run(folder, workers=os.cpu_count() or 1)
         failed |= not passed and not one.is_pre
-        counts = told.strip("= ").partition(" in ")[0]
+        counts = re.sub(r" in [0-9.]+s( \([0-9:]+\))?", "", told)
         rows.append([one.name, *versions(folder), "yes" if passed else "no", counts])
         print(f"{one.name}: {told}", file=sys.stderr)
     print("| set | Python | JAX | Flax | Orbax | TensorStore | passes | |")

@@ -16,7 +16,15 @@ from nnxconv.cli.output import say
 )
 @click.argument("path", metavar="PATH")
 @options(
-    "checksum", "check", "manifest", "step", "at", "max_memory", "overwrite", "allow_uncommitted"
+    "checksum",
+    "check",
+    "manifest",
+    "family",
+    "step",
+    "at",
+    "max_memory",
+    "overwrite",
+    "allow_uncommitted",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.pass_context

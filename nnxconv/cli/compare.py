@@ -24,6 +24,7 @@ from nnxconv.cli.output import say
         "rename",
         "rename_back",
         "layer_group",
+        "family",
         "at",
         "at_b",
         "compare_only",

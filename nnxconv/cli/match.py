@@ -18,7 +18,7 @@ from nnxconv.cli.output import say
 @click.argument("template", metavar="TEMPLATE")
 @options(
     "match",
-    *("output", "overwrite", "layer_group", "step", "at", "at_template"),
+    *("output", "overwrite", "layer_group", "family", "step", "at", "at_template"),
     *("by_values", "max_memory"),
 )
 @click.option("--html", "page", metavar="FILE", help="Draw both trees and their pairs in FILE.")

@@ -11,6 +11,7 @@ from nnxconv.comparing import Check, Manifest, check
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options
 from nnxconv.running import Watcher, ignore, share_one_heap
+from nnxconv.state import Family, asked_family
 from nnxconv.tree import parse_bytes
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def write_checksums(
     manifest: str | None = None,
     step: str | float | None = None,
     at: str | None = None,
+    family: str | Family | None = None,
     max_memory: int | str = "2GiB",
     overwrite: bool = False,
     allow_uncommitted: bool = False,
@@ -52,7 +54,7 @@ def write_checksums(
 
     file = manifest or _manifest_path(path)
     refuse_file(file, overwrite)
-    found, choice = _manifest(path, step, at, max_memory, allow_uncommitted, watch)
+    found, choice = _manifest(path, step, _how(at, family), max_memory, allow_uncommitted, watch)
     write_text(file, json.dumps(found.to_json(), indent=1) + "\n")
     return WrittenManifest(file, len(found.leaves), len(found.files), choice)
 
@@ -65,6 +67,7 @@ def check_checksums(
     manifest: str | None = None,
     step: str | float | None = None,
     at: str | None = None,
+    family: str | Family | None = None,
     max_memory: int | str = "2GiB",
     allow_uncommitted: bool = False,
     watch: Watcher = ignore,
@@ -90,7 +93,7 @@ def check_checksums(
         raise BadInput(f"`{file}` is not a checksum manifest") from error
     if step is None and recorded.step and locate(path).given_as == "root":
         step = recorded.step
-    found, _ = _manifest(path, step, at, max_memory, allow_uncommitted, watch)
+    found, _ = _manifest(path, step, _how(at, family), max_memory, allow_uncommitted, watch)
     return check(recorded, found)
 
 
@@ -98,10 +101,16 @@ def _manifest_path(path: str) -> str:
     return path.rstrip("/") + ".checksums.json"
 
 
+def _how(at: str | None, family: str | Family | None) -> Options:
+    from nnxconv.storage.files import read_text
+
+    return Options(at=at, family=asked_family(family, read_text))
+
+
 def _manifest(
     path: str,
     step: str | float | None,
-    at: str | None,
+    how: Options,
     max_memory: int | str,
     allow_uncommitted: bool,
     watch: Watcher,
@@ -112,9 +121,7 @@ def _manifest(
     from nnxconv.storage.orbax import refuse_changed
 
     share_one_heap()
-    opened = open_checkpoint(
-        path, step, Options(at=at), allow_uncommitted=allow_uncommitted, is_read=True
-    )
+    opened = open_checkpoint(path, step, how, allow_uncommitted=allow_uncommitted, is_read=True)
     item = opened.item
     leaves = digest_leaves(opened.survey, item, parse_bytes(max_memory), watch)
     files = digest_files(item.path)

@@ -32,11 +32,19 @@ from nnxconv.renaming import (
     asked_rules,
     follow,
     from_hugging_face,
-    out_of_remainder,
     renamed_tree,
 )
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.state import LayerGroup, TrainState, Tree, dequantised, scales_of, under
+from nnxconv.state import (
+    Family,
+    LayerGroup,
+    TrainState,
+    Tree,
+    asked_family,
+    dequantised,
+    scales_of,
+    under,
+)
 from nnxconv.tree import Key, Leaf, fits_no_key, matches, parse_bytes, spell
 
 
@@ -59,6 +67,7 @@ def compare(
     filter: Iterable[str] = (),  # noqa: A002
     exclude: Iterable[str] = (),
     layer_group: Iterable[str] = (),
+    family: str | Family | None = None,
     at: str | None = None,
     at_b: str | None = None,
     max_memory: int | str = "2GiB",
@@ -87,7 +96,8 @@ def compare(
     tolerance = _tolerance(atol, rtol, equal_nan)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)
-        how = Options(at=at, layer_group=tuple(layer_group))
+        described = asked_family(family, read_text)
+        how = Options(at=at, layer_group=tuple(layer_group), family=described)
         how_b = how if at_b is None else replace(how, at=at_b)
         open_side = partial(_open, allow_uncommitted=allow_uncommitted, is_read=compare_values)
         opened_a, opened_b = open_side(ckpt_path_1, how), open_side(ckpt_path_2, how_b)
@@ -207,9 +217,7 @@ def _lined_up(
         return both
     for couple in couples:
         left, right = (
-            out_of_remainder(side, Options())
-            if family is None
-            else from_hugging_face(side, family, Options())
+            side if family is None else from_hugging_face(side, family, Options())
             for side, family in zip((couple.a, couple.b), families, strict=True)
         )
         left, _ = follow(left, rules, None, Options())

@@ -34,7 +34,7 @@ from nnxconv.loading import (
 from nnxconv.planning import Wanted
 from nnxconv.renaming import HuggingFaceFamily, Rules, towards
 from nnxconv.running import Watcher, fetch, ignore, share_one_heap
-from nnxconv.state import Tree
+from nnxconv.state import Family, Tree, asked_family
 from nnxconv.storage.orbax import refuse_changed
 from nnxconv.tree import Key, Source, View, parse_bytes, spell
 
@@ -63,6 +63,7 @@ def load(
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
+    family: str | Family | None = None,
     step: str | float | None = None,
     at: str | None = None,
     missing: Iterable[str] = (),
@@ -98,10 +99,17 @@ def load(
         layer_group=tuple(layer_group),
         without=tuple(without),
         at=at,
+        family=_described(family),
     )
     lenient = Lenient(tuple(missing), tuple(unexpected), tuple(mismatched))
     way = _Way(options, lenient, cast, parse_bytes(max_memory), watch, note)
     return _loaded(os.fspath(path), like, step, rename, rename_back, allow_uncommitted, way)[0]
+
+
+def _described(family: str | Family | None) -> Family | None:
+    from nnxconv.storage.files import read_text
+
+    return asked_family(family, read_text)
 
 
 @dataclass(frozen=True)
@@ -193,9 +201,9 @@ def _sides(
     if rules is not None:
         found = under_names(found, rules, options)
     if isinstance(like, tuple) or is_bare_optimizer(tree):
-        around = surround(tree, found, options.layer_axis)
+        around = surround(tree, found, options.layer_axis, options.family)
         return with_parameters_of(found, around.understood), around.understood, around.own
-    how = SurveyOptions(layer_axis=options.layer_axis, where="`like`")
+    how = SurveyOptions(layer_axis=options.layer_axis, family=options.family, where="`like`")
     located = one_state(survey(tree, how), "`like`")
     wanted = located.understood
     if rules is None:
@@ -217,6 +225,7 @@ def load_into(
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
+    family: str | Family | None = None,
     step: str | float | None = None,
     at: str | None = None,
     missing: Iterable[str] = (),
@@ -254,6 +263,7 @@ def load_into(
         layer_group=tuple(layer_group),
         without=tuple(without),
         at=at,
+        family=_described(family),
     )
     lenient = Lenient(tuple(missing), tuple(unexpected), tuple(mismatched))
     way = _Way(options, lenient, cast, parse_bytes(max_memory), watch, note)

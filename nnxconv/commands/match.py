@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nnxconv.commands.boundary import plainly
@@ -19,7 +19,15 @@ from nnxconv.layouts import (
 from nnxconv.matching import Proposal, propose
 from nnxconv.renaming import reread
 from nnxconv.running import Watcher, ignore, share_one_heap, without_collecting
-from nnxconv.state import DEFAULT_NAMES, LayerGroup, TrainState, unstack
+from nnxconv.state import (
+    DEFAULT_NAMES,
+    Family,
+    LayerGroup,
+    TrainState,
+    asked_family,
+    families_with,
+    unstack,
+)
 from nnxconv.tree import Literal, parse_bytes
 
 
@@ -50,6 +58,7 @@ def match(
     at: str | None = None,
     at_template: str | None = None,
     layer_group: Iterable[str] = (),
+    family: str | Family | None = None,
     by_values: bool = False,
     max_memory: int | str = "2GiB",
     watch: Watcher = ignore,
@@ -62,15 +71,16 @@ def match(
     Raises:
       NnxconvError: one of the two cannot be read; `output` is there, and may not be replaced.
     """
-    from nnxconv.storage.files import refuse_file
+    from nnxconv.storage.files import read_text, refuse_file
     from nnxconv.storage.orbax import refuse_changed
 
     refuse_file(output, overwrite)
     names = tuple(layer_group)
+    how = Options(at=at, family=asked_family(family, read_text))
     with without_collecting():
-        opened = open_checkpoint(source_path, step, Options(at=at), is_read=by_values)
+        opened = open_checkpoint(source_path, step, how, is_read=by_values)
         source = _opened(opened, names, "--at")
-        wanted = _template(template, at_template, names, is_read=by_values)
+        wanted = _template(template, replace(how, at=at_template), names, is_read=by_values)
         refuse_unknown(names, source.state, wanted.state)
         found = None if by_values else _proposed(source, wanted)
     if found is None:
@@ -119,7 +129,7 @@ def _holding(side: _Side) -> Holding:
     return Holding(leaves, side.groups, side.opened.item)
 
 
-def _template(template: Any, at: str | None, names: Sequence[str], *, is_read: bool) -> _Side:
+def _template(template: Any, how: Options, names: Sequence[str], *, is_read: bool) -> _Side:
     """A template: a checkpoint, or what is made in Python.
 
     Raises:
@@ -128,16 +138,15 @@ def _template(template: Any, at: str | None, names: Sequence[str], *, is_read: b
     from nnxconv.loading import call, is_python_name, state_of
 
     if isinstance(template, str | os.PathLike) and not is_python_name(str(template)):
-        opened = open_checkpoint(
-            str(template), None, Options(at=at), has_step=False, is_read=is_read
-        )
+        opened = open_checkpoint(str(template), None, how, has_step=False, is_read=is_read)
         return _opened(opened, names, "--at_template")
     label = template if isinstance(template, str) else f"a {type(template).__name__}"
-    if at is not None:
+    if how.at is not None:
         raise BadInput(
             f"`{label}` is no checkpoint, in which `--at_template` could name a key",
             hint="let the function return the part that is meant",
         )
     state = state_of(call(template) if isinstance(template, str) else template)
-    state, groups = unstack(state, names=(*DEFAULT_NAMES, *names))
+    families = families_with(how.family)
+    state, groups = unstack(state, names=(*DEFAULT_NAMES, *names), families=families)
     return _Side(label, state, tuple(groups))

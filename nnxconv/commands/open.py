@@ -17,6 +17,7 @@ from nnxconv.layouts import Options, Survey, one_state
 from nnxconv.planning import Wanted
 from nnxconv.renaming import HuggingFaceFamily, Rules, renamed_tree
 from nnxconv.running import fetch
+from nnxconv.state import Family, asked_family
 from nnxconv.tree import (
     Key,
     Literal,
@@ -47,6 +48,7 @@ def open(  # noqa: A001
     from_: str | None = None,
     layer_axis: int | None = None,
     layer_group: Iterable[str] = (),
+    family: str | Family | None = None,
     step: str | float | None = None,
     at: str | None = None,
     max_memory: int | str = "2GiB",
@@ -65,7 +67,15 @@ def open(  # noqa: A001
     Raises:
       NnxconvError: there is no checkpoint there, or its layout is not known.
     """
-    options = Options(from_=from_, layer_axis=layer_axis, layer_group=tuple(layer_group), at=at)
+    from nnxconv.storage.files import read_text
+
+    options = Options(
+        from_=from_,
+        layer_axis=layer_axis,
+        layer_group=tuple(layer_group),
+        at=at,
+        family=asked_family(family, read_text),
+    )
     opened = open_checkpoint(os.fspath(path), step, options, allow_uncommitted=allow_uncommitted)
     rules = asked_names(rename, rename_back, opened)
     item, survey = opened.item, opened.survey

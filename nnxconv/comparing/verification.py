@@ -7,8 +7,7 @@ from nnxconv.comparing.difference import Tolerance
 from nnxconv.comparing.pairing import Pair, agree_on_layers, join_layers, line_up
 from nnxconv.comparing.values import compare_pairs
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.layouts import RECORD, Conversion, Options, Part, Understood, Whole, understand
-from nnxconv.renaming import out_of_remainder
+from nnxconv.layouts import RECORD, Conversion, Part, Understood, Whole, understand
 from nnxconv.running.cluster import SINGLE_PROCESS, Team
 from nnxconv.state import Tree
 from nnxconv.storage.orbax import Item, Proof, ReadsBack
@@ -62,8 +61,7 @@ def _pairs(part: Part, written: Item, number: int) -> tuple[list[Pair], list[str
     conversion = part.conversion
     tree = {key: written.tree[place] for key, place in part.places().items()}
     before = replace(conversion.source, state=conversion.state)
-    sides = (out_of_remainder(side, Options()) for side in (before, _understood(conversion, tree)))
-    source, target = agree_on_layers(*sides)
+    source, target = agree_on_layers(before, _understood(conversion, tree))
     findings, common = line_up(source.state.leaves(), target.state.leaves(), ignore_dtype=True)
     pairs = join_layers([_as_target(*triple) for triple in common], source.groups)
     head: Key = (f"state {number + 1}",) if number else ()

@@ -112,6 +112,9 @@ def convert_tree(
     left_out |= homeless
     taken: list[Key] = []
     if like is not None:
+        if not options.strict:
+            state, unlike = _without_unlike(state, like)
+            left_out |= unlike
         taken = [
             key
             for key in like.state.aux
@@ -193,6 +196,17 @@ def _without_homeless(
     reasons = dict.fromkeys(shared, _SHARED) | dict.fromkeys(of_blocks, _OF_BLOCKS)
     kept = {key: leaf for key, leaf in state.aux.items() if key not in reasons}
     return state.with_aux(kept), {("aux", *key): why for key, why in reasons.items()}
+
+
+def _without_unlike(state: TrainState, like: Understood) -> tuple[TrainState, dict[Key, str]]:
+    """The state without RNG state that `--like` does not have, and why; programs make it anew."""
+    surplus = [
+        key
+        for key, leaf in state.aux.items()
+        if key not in like.state.aux and is_rng_state(key, leaf)
+    ]
+    kept = {key: leaf for key, leaf in state.aux.items() if key not in set(surplus)}
+    return state.with_aux(kept), {("aux", *key): "`--like` has none there" for key in surplus}
 
 
 def _fitting(

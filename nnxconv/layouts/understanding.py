@@ -17,7 +17,7 @@ from nnxconv.state import (
     TrainState,
     Tree,
     alike_series,
-    known_families,
+    families_with,
     names_in,
     unstack,
 )
@@ -102,7 +102,7 @@ def understand(
         is_scanned,
         tuple(dict.fromkeys((*layer_group, *record.layer_group))),
         others=reading.others,
-        families=None if family is None else (family, *known_families().values()),
+        families=families_with(family),
     )
     return with_layers(understood, layer_axis)
 

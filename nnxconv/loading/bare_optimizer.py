@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from nnxconv.errors import UnknownLayout
 from nnxconv.layouts import Understood, understand
-from nnxconv.state import Tree, below, children, under
+from nnxconv.state import Family, Tree, below, children, under
 from nnxconv.tree import Key, Leaf, Literal, Source, is_digits, spell
 
 LIKE = "`like`"
@@ -57,7 +57,9 @@ def _is_chain(roots: Collection[str | int]) -> bool:
     return all(isinstance(root, int) or is_digits(root) for root in roots)
 
 
-def surround(tree: Tree, found: Understood, layer_axis: int | None) -> Surrounded:
+def surround(
+    tree: Tree, found: Understood, layer_axis: int | None, family: Family | None = None
+) -> Surrounded:
     """The optimizer of `like` in a training state with the parameters of a checkpoint.
 
     Raises:
@@ -70,7 +72,9 @@ def surround(tree: Tree, found: Understood, layer_axis: int | None) -> Surrounde
 
     def read(model: Tree) -> Understood:
         whole = {**placed, **under(place.model, model)}
-        return understand(whole, custom_metadata={}, layer_axis=layer_axis, where=LIKE)
+        return understand(
+            whole, custom_metadata={}, layer_axis=layer_axis, family=family, where=LIKE
+        )
 
     model: dict[Key, Leaf] = {}
     for moments in _moments(chain, wanted):

@@ -10,7 +10,6 @@ from .hugging_face import MAXTEXT as MAXTEXT
 from .hugging_face import HuggingFaceFamily as HuggingFaceFamily
 from .hugging_face import family_for as family_for
 from .hugging_face import from_hugging_face as from_hugging_face
-from .hugging_face import out_of_remainder as out_of_remainder
 from .hugging_face import rounding as rounding
 from .hugging_face import templates as templates
 from .hugging_face import to_hugging_face as to_hugging_face

@@ -241,7 +241,7 @@ def to_hugging_face(source: Understood, family: HuggingFaceFamily, options: Opti
     Raises:
       RuleError: the arrays are not those of the family.
     """
-    new = renamed(out_of_remainder(source, options), family.rules.inverse(), options)
+    new = renamed(source, family.rules.inverse(), options)
     held = {key: leaf for key, leaf in new.state.params.items() if leaf != NOTHING}
     params = {key: _typed(key, leaf, family) for key, leaf in held.items()}
     left = [key for key in params if not (key and key[0] in _roots(family))]
@@ -252,21 +252,6 @@ def to_hugging_face(source: Understood, family: HuggingFaceFamily, options: Opti
             hint="`--drop GLOB` leaves them out",
         )
     return replace(new, state=replace(new.state, params=params))
-
-
-_ONLY_REMAINDER: Key = ("decoder", "layers_remainder", "layers")
-"""Where MaxText has the layers that fill no block; all of a small model's."""
-_OUT_OF_REMAINDER = parse_rules(
-    '[rules]\n"decoder.layers_remainder.layers[{i}]" = "decoder.layers[{i}]"'
-)
-
-
-def out_of_remainder(source: Understood, options: Options) -> Understood:
-    """A checkpoint of MaxText with its layers where they are when all of them fill no block."""
-    names = {group.key for group in source.groups}
-    if _ONLY_REMAINDER not in names or (*_ONLY_REMAINDER[:1], "layers") in names:
-        return source
-    return renamed(source, _OUT_OF_REMAINDER, options)
 
 
 def rounding(

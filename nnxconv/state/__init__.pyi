@@ -2,6 +2,7 @@ from .arranging import arrange as arrange
 from .arranging import choose as choose
 from .families import Family as Family
 from .family_sources import asked_family as asked_family
+from .family_sources import families_with as families_with
 from .family_sources import known_families as known_families
 from .following import refuse_unfollowed as refuse_unfollowed
 from .in_blocks import blocks_for as blocks_for

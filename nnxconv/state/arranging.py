@@ -16,6 +16,7 @@ from nnxconv.state.layer_groups import (
     apart,
     joined,
     places,
+    scale_axis,
     sections_of,
     wanted_axis,
 )
@@ -170,7 +171,7 @@ def _put_together(
         scales = scales_of(model) if head == PARAMS else {}
         for path in model:
             leaves = [layers[i][path] for i in place.layers]
-            axis = 0 if path in scales else wanted_axis(head, target)
+            axis = scale_axis(target) if path in scales else wanted_axis(head, target)
             together[(*place.path, *path)] = _stack_of(leaves, axis, place.sizes)
     return together
 

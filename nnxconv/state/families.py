@@ -63,6 +63,7 @@ class Family:
     prefix: int = 0
     mark: str = ""
     mark_of: str = ""
+    alike: str = ""
 
     @property
     def is_general(self) -> bool:

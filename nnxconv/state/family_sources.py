@@ -43,6 +43,11 @@ def known_families() -> Mapping[str, Family]:
     return found
 
 
+def families_with(asked: Family | None) -> tuple[Family, ...] | None:
+    """The one that is asked for before all that are known; None, for those, where none is."""
+    return None if asked is None else (asked, *known_families().values())
+
+
 def _announced(point: metadata.EntryPoint) -> dict[str, Family]:
     try:
         text = point.load()

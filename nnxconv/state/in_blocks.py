@@ -48,12 +48,8 @@ def _asked(group: LayerGroup, family: Family) -> Blocks:
             hint="`period = N` in it does",
         )
     blocks = Blocks(DEFAULT_AXIS, family.period, family=family, prefix=family.prefix)
-    if len(group.indices) < family.prefix + family.period:
-        before = f" after the first {family.prefix}" if family.prefix else ""
-        raise LayerError(
-            f"the {len(group.indices)} layers of `{spell(group.key)}` fill no block of"
-            f" {family.period}{before}, as {family.name} has it"
-        )
+    if not _has_place(len(group.indices), blocks):
+        raise LayerError(f"{_few(group, family)}, as {family.name} has it")
     return blocks
 
 
@@ -73,14 +69,31 @@ def _by_mark(state: TrainState, group: LayerGroup, families: Iterable[Family]) -
             if _fits(group, blocks, marked):
                 return blocks
             if not family.mark_of:
-                break
+                raise LayerError(
+                    f"{_few(group, family)}, as {family.models} has them",
+                    hint="`--family FILE` describes other blocks, and `--like` shows them",
+                )
     return None
+
+
+def _has_place(count: int, blocks: Blocks) -> bool:
+    """True where so many layers fill a block, or are all a remainder, as a family has one."""
+    least = 1 if blocks.family.remainder else blocks.period
+    return count >= blocks.prefix + least
+
+
+def _few(group: LayerGroup, family: Family) -> str:
+    before = f" after the first {family.prefix}" if family.prefix else ""
+    return (
+        f"the {len(group.indices)} layers of `{spell(group.key)}` fill no block of"
+        f" {family.period}{before}"
+    )
 
 
 def _fits(group: LayerGroup, blocks: Blocks, marked: Sequence[int]) -> bool:
     """True where the layers with the mark are those that it stands for."""
     count, family = len(group.indices), blocks.family
-    if count < blocks.prefix + blocks.period:
+    if not _has_place(count, blocks):
         return False
     if not family.mark_of:
         return True
@@ -100,6 +113,11 @@ def told_by_marks(found: Mapping[Key, Blocks]) -> list[str]:
     """What is assumed of layers whose family their marks tell."""
     return [
         f"`{spell(key)}` has blocks of {blocks.period} as {blocks.family.models} has them, for its"
-        f" layers have `{blocks.family.mark}`; `--family` or `--like` says otherwise"
+        f" layers have `{blocks.family.mark}`{_alike(blocks.family)}; `--family` or `--like` says"
+        " otherwise"
         for key, blocks in found.items()
     ]
+
+
+def _alike(family: Family) -> str:
+    return f", as those of `--family {family.alike}` have" if family.alike else ""

@@ -30,8 +30,7 @@ class Stacked:
     """One subtree for all layers, with a layer axis in every array.
 
     An array of rank r has it at `min(axis, r - 1)`; RNG state and the scales of quantised weights
-    always at 0. `aux_axes` names the
-    collections that have it elsewhere.
+    at 0. `aux_axes` names the collections that have it elsewhere, and `SCALES` where scales do.
     """
 
     axis: int
@@ -85,6 +84,9 @@ def newly_stacked(
     ]
 
 
+SCALES = "*_scale"
+"""What `aux_axes` calls the scales of quantised weights; no collection has this name."""
+
 Sections: TypeAlias = dict[Key, dict[Key, Leaf]]
 """The trees that share the module paths of the parameters, by where they stand in the state."""
 
@@ -120,6 +122,11 @@ def joined(state: TrainState, sections: Sections, rest: dict[Key, Leaf]) -> Trai
         opt_state=None if state.opt_state is None else opt_state,
         aux=aux,
     )
+
+
+def scale_axis(arrangement: Stacked | Blocks) -> int:
+    """Where the scales of quantised weights have their layer axis."""
+    return arrangement.aux_axes.get(SCALES, 0)
 
 
 def wanted_axis(head: Key, arrangement: Stacked | Blocks) -> int:

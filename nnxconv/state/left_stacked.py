@@ -9,7 +9,9 @@ from nnxconv.state.layer_groups import Arrangement, Blocks, LayerGroup
 from nnxconv.state.train_state import RNGS, TrainState, children
 from nnxconv.tree import Key, Leaf, Literal, is_digits, notation, spell
 
-_LIKE_LAYERS = re.compile(r"(.*_)?(layers|blocks)(_remainder)?|global_layer")
+_LIKE_LAYERS = re.compile(
+    r"(.*_)?(layers|blocks)(_remainder|_outside_pipeline|_[0-9]+_[0-9]+)?|global_layer"
+)
 
 
 def refuse_left_stacked(state: TrainState, groups: Iterable[LayerGroup]) -> None:
@@ -73,10 +75,10 @@ def left_by_blocks(
         now, then = group.arrangement, chosen[group.key]
         if not isinstance(now, Blocks) or group.problem or _same_blocks(now, then):
             continue
-        stack = (*group.key[:-1], now.family.called(str(group.key[-1])).stack)
+        heads = _of_blocks(group.key, now)
         for key in state.aux:
             path = key[1:]
-            if path[: len(stack)] == stack and not isinstance(path[len(stack)], int):
+            if any(path[: len(head)] == head and not _is_layer(path, head) for head in heads):
                 found += [key] if key[0] == RNGS else []
                 others += [] if key[0] == RNGS else [spell(("aux", *key))]
     if others:
@@ -86,6 +88,17 @@ def left_by_blocks(
             hint="`--without aux` leaves them out; `--scan_layers` keeps the blocks",
         )
     return found
+
+
+def _of_blocks(key: Key, blocks: Blocks) -> list[Key]:
+    """Where the blocks of a group stand, and what remains of them."""
+    family, parent = blocks.family.called(str(key[-1])), key[:-1]
+    above = [(*parent, *family.remainder)] if family.remainder else []
+    return [(*parent, family.stack), *above]
+
+
+def _is_layer(path: Key, head: Key) -> bool:
+    return len(path) > len(head) and isinstance(path[len(head)], int)
 
 
 def _same_blocks(now: Blocks, then: Arrangement | None) -> bool:

@@ -1,13 +1,15 @@
 """A stack of layers, or of blocks of them: what its shapes tell, and how it is taken apart."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from nnxconv.state.families import Family, for_names
 from nnxconv.state.layer_groups import (
+    DEFAULT_AXIS,
     DEFAULT_NAMES,
     PARAMS,
+    SCALES,
     Blocks,
     LayerGroup,
     Sections,
@@ -15,6 +17,7 @@ from nnxconv.state.layer_groups import (
     Stacked,
     apart,
     places,
+    scale_axis,
     wanted_axis,
 )
 from nnxconv.state.quantised import scales_of
@@ -31,6 +34,7 @@ class Stack:
       path: where it stands, below which everything has a layer axis.
       family: how its blocks are made, in its own terms; None where it has no blocks.
       prefix: how many layers are apart before it, spelled so.
+      is_rest: it is the remainder of blocks of which there is none.
       problem: why it cannot be taken apart, whatever its shapes; empty otherwise.
     """
 
@@ -39,6 +43,7 @@ class Stack:
     family: Family | None = None
     prefix: int = 0
     spelling: Spelling = "suffix"
+    is_rest: bool = False
     problem: str = ""
 
     @cached_property
@@ -59,7 +64,7 @@ class Stack:
         """Where layers of the group stand besides the stack."""
         for i in range(self.prefix):
             yield apart(self.key, i, self.spelling)
-        if self.concrete is not None and self.concrete.remainder:
+        if self.concrete is not None and self.concrete.remainder and not self.is_rest:
             yield (*self.key[:-1], *self.concrete.remainder)
 
 
@@ -100,6 +105,40 @@ def find_blocks(
             found[path] = Stack(key, path, family, *spelled)
             with_rest |= {path} if rest else set()
     yield from found.values()
+    yield from _only_rests(kids, set(names), families, {stack.key for stack in found.values()})
+
+
+def _only_rests(
+    kids: Mapping[Key, Mapping[str | int, None]],
+    names: Collection[str],
+    families: Iterable[Family],
+    settled: set[Key],
+) -> Iterator[Stack]:
+    """The remainders whose blocks are not there, for the model has fewer layers than a block.
+
+    Several families may have remainders of that name: it is the first one's whose mark is there.
+    """
+    for family in families:
+        above, rest = family.remainder, family.rest
+        if not above or rest is None or family.is_general or family.apart not in names:
+            continue
+        for path in kids:
+            parent = path[: -len(above)]
+            key = (*parent, family.apart)
+            if path[-len(above) :] != above or key in settled or (*parent, family.stack) in kids:
+                continue
+            if not _rest(kids, parent, family) or not _has_mark(kids, path, family):
+                continue
+            settled.add(key)
+            where = (*path, rest.name) if rest.is_stack else path
+            spelled = _prefix(kids, key, where)
+            if spelled is not None and family.period is not None:
+                yield Stack(key, where, family, *spelled, is_rest=True)
+
+
+def _has_mark(kids: Mapping[Key, Mapping[str | int, None]], path: Key, family: Family) -> bool:
+    inside = (names for key, names in kids.items() if key[: len(path)] == path)
+    return not family.mark or any(family.mark in names for names in inside)
 
 
 def _kids(paths: Iterable[Key]) -> dict[Key, dict[str | int, None]]:
@@ -153,6 +192,8 @@ def take_apart(
 ) -> tuple[Sections, LayerGroup] | None:
     """A stack taken apart, or left whole with the reason, or None when it is no stack."""
     inside = {head: below(tree, stack.path) for head, tree in sections.items()}
+    if stack.is_rest and not _is_deep(stack):
+        return _numbered_rest(sections, stack, layer_axis)
     readings = _axis_readings(inside, stack)
     if layer_axis is not None and layer_axis in readings:
         readings = {layer_axis: readings[layer_axis]}
@@ -166,19 +207,44 @@ def take_apart(
         return sections, LayerGroup(stack.path, (), None, problem)
     [(axis, sizes)] = readings.items()
     aux_axes, problem = _aux_axes(inside, axis, sizes, aux_axis, stack)
+    if _scale_axis(inside[PARAMS], stack, axis, sizes):
+        aux_axes[SCALES] = axis
     problem = problem or _moments_problem(inside, stack.path)
     arrangement = _arrangement(inside[PARAMS], stack, axis, sizes, aux_axes)
     count = sizes[0]
     if isinstance(arrangement, Blocks):
         left = _left(sections[PARAMS], stack, axis)
         problem = problem or _rest_problem(sections, stack, arrangement, left)
-        count = stack.prefix + sizes[0] * arrangement.period + left
+        in_blocks = 0 if stack.is_rest else sizes[0] * arrangement.period
+        count = stack.prefix + in_blocks + left
     if problem:
         return sections, LayerGroup(stack.path, (), arrangement, problem)
     sections = {
         head: _slots(tree, stack.key, arrangement, head, count) for head, tree in sections.items()
     }
     return sections, LayerGroup(stack.key, tuple(range(count)), arrangement)
+
+
+def _is_deep(stack: Stack) -> bool:
+    """True for a remainder that is a stack of its layers."""
+    rest = stack.concrete.rest if stack.concrete else None
+    return rest is not None and rest.is_stack
+
+
+def _numbered_rest(
+    sections: Sections, stack: Stack, layer_axis: int | None
+) -> tuple[Sections, LayerGroup]:
+    """Layers that are all of them a remainder, one by one: no shape tells an axis."""
+    axis = DEFAULT_AXIS if layer_axis is None else layer_axis
+    blocks = _arrangement({}, stack, axis, (), {})
+    left = _left(sections[PARAMS], stack, axis)
+    if isinstance(blocks, Blocks) and (problem := _rest_problem(sections, stack, blocks, left)):
+        return sections, LayerGroup(stack.path, (), blocks, problem)
+    count = stack.prefix + left
+    sections = {
+        head: _slots(tree, stack.key, blocks, head, count) for head, tree in sections.items()
+    }
+    return sections, LayerGroup(stack.key, tuple(range(count)), blocks)
 
 
 def _arrangement(
@@ -190,7 +256,10 @@ def _arrangement(
 ) -> Stacked | Blocks:
     if stack.family is None or stack.concrete is None:
         return Stacked(axis, aux_axes)
-    period = stack.concrete.period_of(children(params), sizes[-1]) or 1
+    if stack.is_rest:
+        period = stack.family.period or 1
+    else:
+        period = stack.concrete.period_of(children(params), sizes[-1]) or 1
     return Blocks(axis, period, aux_axes, stack.family, stack.prefix, stack.spelling)
 
 
@@ -222,7 +291,7 @@ def _rest_problem(sections: Sections, stack: Stack, blocks: Blocks, left: int) -
         for key, leaf in tree.items():
             if key[: len(path)] != path or isinstance(leaf, Literal):
                 continue
-            axis = 0 if key in scales else wanted_axis(head, blocks)
+            axis = scale_axis(blocks) if key in scales else wanted_axis(head, blocks)
             if _sizes_at(leaf.shape, axis, 1) != (left,):
                 return f"{spell((*head, *key))} is {notation(leaf)}, in a stack of {left} layers"
     return ""
@@ -247,10 +316,9 @@ def _axis_readings(inside: Sections, stack: Stack) -> dict[int, tuple[int, ...]]
     ]
     if not shapes:
         return {}
-    on_axis_0 = [*inside.get(("aux", RNGS), {}).items(), *((path, params[path]) for path in scales)]
     known = {
         _sizes_at(leaf.shape, 0, stack.depth(path))
-        for path, leaf in on_axis_0
+        for path, leaf in inside.get(("aux", RNGS), {}).items()
         if not isinstance(leaf, Literal) and leaf.shape
     }
     readings: dict[int, tuple[int, ...]] = {}
@@ -260,10 +328,30 @@ def _axis_readings(inside: Sections, stack: Stack) -> dict[int, tuple[int, ...]]
         longest = [size for size in sizes if len(size) == max(map(len, sizes))]
         if len(outer) != 1 or len(longest) != 1 or not outer.isdisjoint({(0,), ()}):
             continue
-        if all(size == longest[0][: len(size)] for size in known):
+        is_known = all(size == longest[0][: len(size)] for size in known)
+        if is_known and _scale_axis(params, stack, axis, longest[0]) is not None:
             readings[axis] = longest[0]
     is_same = all(len(shape) == depth for shape, depth in shapes)
     return {0: readings[0]} if is_same and readings else readings
+
+
+def _scale_axis(
+    params: Mapping[Key, Leaf], stack: Stack, axis: int, sizes: tuple[int, ...]
+) -> int | None:
+    """Where the scales of quantised weights have the layers: first, or where all parameters do.
+
+    MaxText 0.2.5 trains with the latter, for its scales are parameters; None where neither fits.
+    """
+    scales = [
+        (leaf.shape, stack.depth(path))
+        for path in scales_of(params)
+        if not isinstance(leaf := params[path], Literal) and leaf.shape
+    ]
+    for place in dict.fromkeys((0, axis)):
+        found = ((_sizes_at(shape, place, depth), depth) for shape, depth in scales)
+        if all(one == sizes[:depth] for one, depth in found):
+            return place
+    return None
 
 
 def _aux_axes(
@@ -338,7 +426,7 @@ def _slots(
         if place is None or len(path) == len(place.path):
             found[path] = leaf
             continue
-        axis = 0 if path in scales else wanted_axis(head, arrangement)
+        axis = scale_axis(arrangement) if path in scales else wanted_axis(head, arrangement)
         inner = path[len(place.path) :]
         slots = _slots_of(leaf, axis, place.sizes)
         found |= {(*key, i, *inner): one for i, one in zip(place.layers, slots, strict=True)}

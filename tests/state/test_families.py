@@ -62,7 +62,7 @@ class Model:
         count = self.prefix + self.period * self.blocks + self.rest
         shapes = [kinds[(i - self.prefix) % self.period] for i in range(count)]
         if self.family == "Gemma 4":
-            shapes = [LOCAL | {"layer_scalar": (1,)}] * count
+            shapes = [GLOBAL | {"layer_scalar": (1,)}] * count
         if self.family in UNIFORM:
             shapes = [GLOBAL | {MARKS[self.family]: {"scale": (6,)}}] * count
         if self.family == "Llama 4":  # not every layer has experts
@@ -93,7 +93,8 @@ class Model:
             made = [{f"{name}_{j}": layer for j, layer in enumerate(block)} for block in blocks]
         apart_from_it = self.family in ("Gemma 4", "DeepSeek-V4")
         group = "scanned_blocks" if apart_from_it else "layers"
-        decoder[group] = stacked(made, self.axis)
+        if made:
+            decoder[group] = stacked(made, self.axis)
         if self.rest:
             rest = layers[len(layers) - self.rest :]
             decoder["layers_remainder"] = (
@@ -127,6 +128,12 @@ MODELS = [
     *(Model("Gemma 3", 6, 2, a, rest=r) for a in (0, 1) for r in (0, 2)),
 ]
 each = pytest.mark.parametrize("model", MODELS, ids=str)
+
+ONLY_REST = [
+    *(Model(family, 6, 0, a, rest=4) for family in ("Gemma 3", "Gemma 4") for a in (0, 1)),
+    *(Model("Qwen3-Next", 4, 0, a, rest=3) for a in (0, 1)),
+]
+"""Models of fewer layers than a block has."""
 
 
 def saved(tmp_path, name, tree):
@@ -177,10 +184,38 @@ def test_layers_apart_become_blocks_where_their_marks_tell_the_family(model, tmp
     options = {"scan_layers": True, "to": "linen", "layer_axis": model.axis}
     result = nnxconv.convert(source, str(tmp_path / "new"), **options)
     check_equal(str(tmp_path / "new"), wanted)
+    alike = ", as those of `--family qwen3.5` have" if model.family == "Qwen3-Next" else ""
     assert result.conversion.assumed[-1] == (
         f"`decoder.layers` has blocks of {model.period} as {model.family} has them, for its layers"
-        f" have `{MARKS[model.family]}`; `--family` or `--like` says otherwise"
+        f" have `{MARKS[model.family]}`{alike}; `--family` or `--like` says otherwise"
     )
+
+
+@pytest.mark.parametrize("model", ONLY_REST, ids=str)
+def test_layers_that_fill_no_block_are_all_of_them_a_remainder(model, tmp_path):
+    apart = saved(tmp_path, "apart", state(model.apart()))
+    blocks = saved(tmp_path, "blocks", state(model.in_blocks()))
+    for source, scan, wanted in ((apart, True, blocks), (blocks, False, apart)):
+        asked = str(tmp_path / f"asked-{scan}")
+        options = {"scan_layers": scan, "to": "linen", "layer_axis": model.axis}
+        nnxconv.convert(source, asked, **options)
+        like = str(tmp_path / f"like-{scan}")
+        nnxconv.convert(source, like, like=wanted, layer_axis=model.axis)
+        for new in (asked, like):
+            trees = [nnxconv.inspect(path).item.tree for path in (new, wanted)]
+            assert trees[0].keys() == trees[1].keys()
+            check_equal(new, wanted)
+
+
+@pytest.mark.parametrize(("family", "period"), [("gpt-oss", 2), ("OLMo 3", 4), ("Llama 4", 4)])
+def test_fewer_layers_than_a_block_are_no_plain_stack(family, period, tmp_path):
+    layers = {"layers_0": values(GLOBAL | {MARKS[family]: {"scale": (6,)}}, 1)}
+    source, new = saved(tmp_path, "apart", state(layers)), tmp_path / "new"
+    with pytest.raises(LayerError) as refused:
+        nnxconv.convert(source, str(new), scan_layers=True, to="linen")
+    said = f"the 1 layers of `decoder.layers` fill no block of {period}, as {family} has them"
+    assert refused.value.message == said
+    assert not new.exists()
 
 
 QWEN35 = Model("Qwen3.5", 4, 2, 1)
@@ -244,6 +279,27 @@ def test_a_file_describes_a_family(tmp_path):
         nnxconv.convert(source, new, to="linen", scan_layers=scan, family=family, layer_axis=1)
         assert nnxconv.inspect(new).item.tree.keys() == nnxconv.inspect(wanted).item.tree.keys()
         check_equal(new, wanted)
+
+
+def test_a_described_family_is_known_wherever_layers_are(tmp_path):
+    apart, blocks = our_model(tmp_path)
+    how = {"family": str(tmp_path / "ours.toml")}
+    assert not nnxconv.compare(apart, blocks).is_match
+    assert nnxconv.compare(apart, blocks, compare_values=True, **how).is_match
+    key = "params.decoder.layers[5].norm.scale"
+    there = nnxconv.open(blocks, **how)
+    assert np.array_equal(there[key].read(), nnxconv.open(apart)[key].read())
+    pairs = nnxconv.match(blocks, apart, **how).pairs
+    assert (len(pairs.certain), pairs.only_source, pairs.only_template) == (3, (), ())
+    like = {"params": checkpoints.restore(apart)["params"]}
+    loaded = nnxconv.load(blocks, like=like, layer_axis=1, **how)["params"]
+    scale = loaded["params"]["decoder"]["layers_5"]["norm"]["scale"]
+    assert np.array_equal(scale, there[key].read())
+    nnxconv.write_checksums(apart)
+    manifest = f"{apart}.checksums.json"
+    assert nnxconv.check_checksums(blocks, manifest=manifest, **how).is_match
+    new = str(tmp_path / "new")
+    nnxconv.convert(apart, new, scan_layers=True, to="linen", layer_axis=1, verify=True, **how)
 
 
 def test_a_package_announces_families(monkeypatch, tmp_path):
@@ -328,6 +384,15 @@ def test_where_there_are_no_layers_the_result_says_so(scan, option, tmp_path):
     assert result.conversion.assumed == (said,)
 
 
+@pytest.mark.parametrize("name", ["moe_layers_2_3", "layers_outside_pipeline"])
+def test_stacks_of_some_layers_are_not_left_in_silence(name, tmp_path):
+    some = stacked([values(LOCAL, i) for i in range(2)], 1)
+    source = saved(tmp_path, "a", state({name: some, "moe_layers_engram_4": values(GLOBAL, 4)}))
+    with pytest.raises(LayerError) as refused:
+        nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=False)
+    assert "look like stacked layers" in refused.value.message
+
+
 def test_blocks_beside_something_else_are_left_whole(tmp_path):
     blocks = stacked([{f"layers_{j}": values(LOCAL, i + j) for j in range(2)} for i in (0, 2)], 1)
     odd = {"layers_0": values(LOCAL, 8), "head": {"scale": np.ones(6)}}
@@ -398,6 +463,31 @@ def test_a_template_of_maxtext_0_2_5_is_followed_in_all_its_leaves(model, confor
     assert done.exit_code == 0, done.stderr
     new, there = (nnxconv.inspect(str(path)).item.tree for path in (tmp_path / "new", like))
     assert new.keys() == there.keys()
+
+
+def test_rngs_that_a_template_does_not_have_are_left_out_and_named(tmp_path):
+    rngs = {"rngs": {"params": {"count": np.arange(2, dtype=np.uint32)}}}
+    layers = stacked([values(GLOBAL, i) for i in range(2)], 1)
+    shared = {"rngs": {"params": {"count": np.uint32(5)}}}
+    decoders = ({"layers": rngs, **rngs}, {"layers_0": shared})
+    apart = {f"layers_{i}": values(GLOBAL, 4 + i) for i in range(2)}
+    trees = [state({"layers": layers}), state(apart)]
+    for tree, decoder in zip(trees, decoders, strict=True):
+        tree["nnx_aux"] = {"model": {"decoder": decoder}}
+    source, like = (saved(tmp_path, n, tree) for n, tree in zip("ab", trees, strict=True))
+    new = str(tmp_path / "new")
+    result = nnxconv.convert(source, new, like=like, layer_axis=1)
+    left = {
+        ("aux", "rngs", "decoder", "layers", 1, "rngs", "params", "count"),
+        ("aux", "rngs", "decoder", "rngs", "params", "count"),
+    }
+    assert {".".join(map(str, key)) for key in result.conversion.left_out} == {
+        ".".join(map(str, key)) for key in left
+    }
+    assert set(result.conversion.left_out.values()) == {"`--like` has none there"}
+    assert nnxconv.inspect(new).item.tree.keys() == nnxconv.inspect(like).item.tree.keys()
+    with pytest.raises(NnxconvError, match="do not match"):
+        nnxconv.convert(source, str(tmp_path / "strict"), like=like, layer_axis=1, strict=True)
 
 
 def test_a_run_whose_other_variables_are_called_like_parameters_is_one_state(tmp_path):

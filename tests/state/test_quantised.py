@@ -50,7 +50,7 @@ def dtype_called(name):
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def stacked(every):
+def stacked(every, scale_axis=0):
     def stack(*path, axis):
         arrays = []
         for layer in every:
@@ -61,7 +61,7 @@ def stacked(every):
 
     mlp = {
         "kernel": stack("mlp", "kernel", axis=1),
-        "kernel_scale": stack("mlp", "kernel_scale", axis=0),
+        "kernel_scale": stack("mlp", "kernel_scale", axis=scale_axis),
     }
     return {"mlp": mlp, "norm": {"scale": stack("norm", "scale", axis=1)}}
 
@@ -94,6 +94,20 @@ def test_scales_are_stacked_on_axis_0_and_taken_apart_again(tmp_path, scale):
         nnxconv.convert(str(there), str(out), to="linen", scan_layers=scan)
         assert stored(out) == stored(back)
         assert nnxconv.compare(str(out), str(back), compare_values=True, atol=0, rtol=0).is_match
+
+
+def test_scales_on_the_axis_of_the_parameters_are_taken_apart_and_come_back(tmp_path):
+    every = quantised(3, (2, 4))
+    apart = saved(tmp_path / "apart", {f"layers_{i}": layer for i, layer in enumerate(every)})
+    whole = saved(tmp_path / "whole", {"layers": stacked(every, scale_axis=1)})
+    for there, back in ((apart, whole), (whole, apart)):
+        out = tmp_path / f"like-{back.name}"
+        nnxconv.convert(str(there), str(out), like=str(back))
+        assert stored(out) == stored(back)
+        assert nnxconv.compare(str(out), str(back), compare_values=True, atol=0, rtol=0).is_match
+    out = tmp_path / "asked"
+    nnxconv.convert(str(whole), str(out), to="linen", scan_layers=False)
+    assert stored(out) == stored(apart)
 
 
 @pytest.mark.sample(10)
