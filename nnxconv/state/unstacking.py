@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
-from nnxconv.state.families import Family, for_names, known_families
+from nnxconv.state.families import Family, for_names
+from nnxconv.state.family_sources import known_families
 from nnxconv.state.layer_groups import (
     DEFAULT_NAMES,
     PARAMS,
