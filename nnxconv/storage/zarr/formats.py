@@ -272,6 +272,8 @@ def chunk_keys(array: ArrayFormat) -> list[str]:
     if not counts:
         return [chunk_key(array.zarr_format, metadata, ())]
     first = chunk_key(array.zarr_format, metadata, (0,) * len(counts))
+    if counts == [1] * len(counts):
+        return [first]
     separator = "." if "." in first else "/"
     begin = "c" + separator if first.startswith("c") else ""
     numbers = [list(map(str, range(count))) for count in counts]
