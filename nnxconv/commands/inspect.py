@@ -42,12 +42,7 @@ def inspect(
       DamagedCheckpoint: its metadata cannot be read.
     """
     from nnxconv.storage.files import read_text
-    from nnxconv.storage.orbax import (
-        locate,
-        open_item,
-        read_shardings,
-        writing_processes,
-    )
+    from nnxconv.storage.orbax import locate, open_item, read_shardings, writing_processes
 
     with without_collecting():
         location = locate(path, step, allow_uncommitted=allow_uncommitted)

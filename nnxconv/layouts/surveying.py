@@ -214,13 +214,12 @@ def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Sur
         order = {key: number for number, key in enumerate(tree)}
         states.sort(key=lambda one: min(order[k] for k in one.stored.values()))
     around = [key for key, like in zip(tree, short.like, strict=True) if like in few.around]
-    roles: list[Role] = [few.roles[like] for like in short.like]
     return Survey(
         tree,
-        tuple(states),
-        tuple(whole[len(few.states) :]),
-        {key: tree[key] for key in around},
-        dict(zip(tree, roles, strict=True)),
+        states=tuple(states),
+        copies=tuple(whole[len(few.states) :]),
+        around={key: tree[key] for key in around},
+        roles={key: few.roles[like] for key, like in zip(tree, short.like, strict=True)},
     )
 
 
