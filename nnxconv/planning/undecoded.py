@@ -41,17 +41,18 @@ def why_rewrite(view: View, store: str | None = None) -> str:
         return "it comes from another checkpoint" if store else "the container is another one"
     if not first.source.encoding:
         return "its chunks are not stored in C order, one by one"
+    image = first.image_of_chunks()
     for piece in parts:
         if piece.source.encoding != first.source.encoding:
             return "its layers are encoded differently"
-        if piece.image_of_chunks() != first.image_of_chunks():
+        if piece is not first and piece.image_of_chunks() != image:
             return "its layers have different chunks"
         if any(piece.source.chunks[axis] != 1 for axis in piece.fixed):
             return "one chunk holds several layers"
         order = [axis for axis, _ in piece.chunk_order()]
         if order != sorted(order, key=lambda axis: axis or 0):
             return "its axes change their order within a chunk"
-    chunk_bytes = math.prod(first.image_of_chunks()) * item_bytes(first.source.dtype)
+    chunk_bytes = math.prod(image) * item_bytes(first.source.dtype)
     if len(parts) > 1 and chunk_bytes < SMALL_CHUNK_BYTES:
         return "its chunks would be small: they are merged"
     return ""

@@ -84,9 +84,10 @@ class Piece:
         image = [1] * self.rank
         for source_axis, (axis, size) in enumerate(zip(self.axes, self.source.chunks, strict=True)):
             if axis is not None:
-                span = self.span(source_axis)
-                is_cut = span.start % max(size, 1) or span.at % max(size, 1)
-                image[axis] = min(size, span.stop - span.start) if is_cut else size
+                image[axis] = size
+                span = self.spans.get(source_axis)
+                if span and (span.start % max(size, 1) or span.at % max(size, 1)):
+                    image[axis] = min(size, span.stop - span.start)
         return tuple(image)
 
     def is_whole_chunks(self, shape: Shape) -> bool:

@@ -88,13 +88,14 @@ class Carrier:
             return found
         stored = contents.values
         single = {old: new for old, new in transfers.references.items() if not old.endswith("/")}
+        places: list[np.ndarray] = []
+        names: list[str] = []
         for old, new in transfers.references.items():
             if old not in single:
-                places = chunk_places(self._item, old[:-1], stored)
-                names = [new + stored.names[place][len(old) :] for place in places.tolist()]
-                found.take(stored, places, names)
-        places = [stored.place(old) for old in single]
-        found.take(stored, np.array(places, np.int64), list(single.values()))
+                places.append(chunk_places(self._item, old[:-1], stored))
+                names += [new + stored.names[place][len(old) :] for place in places[-1].tolist()]
+        places.append(np.array([stored.place(old) for old in single], np.int64))
+        found.take(stored, np.concatenate(places), [*names, *single.values()])
         return found
 
     async def _copy_values(self, transfers: TransferPlan, tell: Tell) -> None:

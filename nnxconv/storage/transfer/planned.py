@@ -267,11 +267,11 @@ def _by_file(
     """For each data file that is needed, what numbers of the chunks in it are together."""
     totals = np.zeros(len(stored.data_files), np.int64)
     is_needed = np.zeros(len(stored.data_files), bool)
-    for move in moves:
-        files = stored.file_numbers[move.places]
-        is_elsewhere = files >= 0
-        together.at(totals, files[is_elsewhere], numbers[move.places][is_elsewhere])
-        is_needed[files[is_elsewhere]] = True
+    places = np.concatenate([np.empty(0, np.int64), *(move.places for move in moves)])
+    files = stored.file_numbers[places]
+    is_elsewhere = files >= 0
+    together.at(totals, files[is_elsewhere], numbers[places][is_elsewhere])
+    is_needed[files[is_elsewhere]] = True
     found = np.flatnonzero(is_needed).tolist()
     return {stored.data_files[number]: int(totals[number]) for number in found}
 

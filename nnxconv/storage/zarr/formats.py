@@ -1,6 +1,5 @@
 """How one array is stored, as its `.zarray` or `zarr.json` says. Reads nothing."""
 
-import copy
 import itertools
 import json
 import math
@@ -182,7 +181,7 @@ _MEMBERS = {
 def target_metadata(model: ArrayFormat, shape: Shape, dtype: str, chunks: Shape) -> dict[str, Any]:
     """The metadata of a new array that is compressed and packed as `model` is."""
     members = _MEMBERS[model.zarr_format]
-    metadata = copy.deepcopy({k: v for k, v in model.metadata.items() if k in members})
+    metadata = _copied({k: v for k, v in model.metadata.items() if k in members})
     metadata["shape"] = list(shape)
     if model.zarr_format == 2:
         metadata |= {"chunks": list(chunks), "order": "C"}
@@ -197,6 +196,13 @@ def target_metadata(model: ArrayFormat, shape: Shape, dtype: str, chunks: Shape)
     if dtype != model.dtype:
         metadata |= {"data_type": dtype, "fill_value": _zero(dtype)}
     return metadata
+
+
+def _copied(value: Any) -> Any:
+    """A JSON value that may be changed."""
+    if isinstance(value, dict):
+        return {name: _copied(inner) for name, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _zarr2_name(dtype: str) -> str:
@@ -272,6 +278,8 @@ def chunk_keys(array: ArrayFormat) -> list[str]:
     if not counts:
         return [chunk_key(array.zarr_format, metadata, ())]
     first = chunk_key(array.zarr_format, metadata, (0,) * len(counts))
+    if counts == [1] * len(counts):
+        return [first]
     separator = "." if "." in first else "/"
     begin = "c" + separator if first.startswith("c") else ""
     numbers = [list(map(str, range(count))) for count in counts]
