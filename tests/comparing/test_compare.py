@@ -860,6 +860,20 @@ def test_a_report_file_holds_the_json(tmp_path):
     assert outcome.stdout.startswith("5 of 6 arrays differ: ")
 
 
+def test_a_report_that_is_there_is_replaced_only_when_asked(tmp_path):
+    a, b = save_pair(tmp_path, every_kind_of_difference)
+    file = tmp_path / "report.json"
+    file.write_text("mine")
+    outcome = run("compare", tmp_path / "no_a", tmp_path / "no_b", "--report", file)
+    assert (outcome.exit_code, outcome.stderr, file.read_text()) == (
+        2,
+        f"error: `{file}` exists\n\nhint: add `--overwrite` to replace it\n",
+        "mine",
+    )
+    assert run("compare", a, b, "--report", file, "--overwrite").exit_code == 1
+    assert read_json(file.read_text())["match"] is False
+
+
 def test_a_report_of_unknown_ending_is_refused_before_anything_is_read(tmp_path):
     outcome = run("compare", tmp_path / "no_a", tmp_path / "no_b", "--report", "report.txt")
     assert (outcome.exit_code, outcome.stderr) == (
