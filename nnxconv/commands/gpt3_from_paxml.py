@@ -6,8 +6,10 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.carrying_out import Way, carry_out
 from nnxconv.commands.options import documented
-from nnxconv.commands.result import Places, Result, Way, carry_out
+from nnxconv.commands.places import Places
+from nnxconv.commands.result import Result
 from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.layouts import (
     CODECS,
