@@ -10,7 +10,7 @@ from nnxconv.state.families import Family
 from nnxconv.state.family_sources import known_families
 from nnxconv.state.optimizer import parameter_trees
 from nnxconv.state.train_state import RNGS, TrainState, below, children, under
-from nnxconv.tree import Key, Leaf
+from nnxconv.tree import Key, Leaf, Literal
 
 DEFAULT_NAMES = ("layers", "dense_layers", "moe_layers")
 DEFAULT_AXIS = 1
@@ -83,6 +83,12 @@ def newly_stacked(
         for group in groups
         if isinstance(group.arrangement, Apart) and isinstance(chosen[group.key], Stacked | Blocks)
     ]
+
+
+def is_module(tree: Mapping[Key, Leaf]) -> bool:
+    """True for one module that is called as layers are, by its kernel of no more than two axes."""
+    kernel = tree.get(("kernel",))
+    return kernel is not None and not isinstance(kernel, Literal) and len(kernel.shape) < 3
 
 
 Sections: TypeAlias = dict[Key, dict[Key, Leaf]]
