@@ -14,7 +14,9 @@ import sys
 import jax
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import nnxconv
 from nnxconv.errors import LayerError
@@ -1020,3 +1022,21 @@ def test_a_defect_of_the_program_is_not_mistaken_for_a_difference(tmp_path):
         check=False,
     )
     assert done.returncode not in (0, 1)
+
+
+def test_rngs_of_a_copy_are_left_aside_as_the_models_are(tmp_path):
+    class Module(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(2, 3, rngs=rngs)
+            self.drop = nnx.Dropout(0.1, rngs=rngs)
+
+    model = Module(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    tree = {"model": nnx.state(model), "optimizer": nnx.state(optimizer), "ema": nnx.state(model)}
+    source = checkpoints.save_item(tmp_path / "a", tree)
+    nnxconv.convert(str(source), str(tmp_path / "b"), to="linen")
+    outcome = run("compare", source, tmp_path / "b", *ALL)
+    assert (outcome.exit_code, outcome.stdout.splitlines()[-1]) == (
+        0,
+        "4 arrays left aside (--ignore_rngs)",
+    )
