@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from shlex import quote
 from typing import Any
 
 from nnxconv.errors import BadInput, CannotHold
@@ -361,6 +362,6 @@ def one_state(
             details=ats,
             hint=f"`{option} {instead}` takes that copy alone, without `--params_from`"
             if instead is not None
-            else " or ".join(f"`{option} {at}`" for at in ats[:4]),
+            else " or ".join(f"`{option} {quote(at)}`" for at in ats[:4]),
         )
     return next(iter([*main, *survey.states]))
