@@ -85,22 +85,22 @@ def carry_out(
             beside.write_beside()
     plan, transfers = whole_plan(shares), whole_transfers(shares)
     return Result(
-        places.source_name,
-        str(target.item_path),
-        whole,
-        account,
-        plan,
-        transfers,
-        time.monotonic() - started,
-        0 if way.dry_run else peak_memory_bytes(),
-        way.dry_run,
-        way.verify and not way.dry_run,
-        moved,
-        tuple(beside.names),
-        way.team.number,
-        way.team.count,
-        places.location.choice,
-        way.compression,
+        source_path=places.source_name,
+        target_path=str(target.item_path),
+        whole=whole,
+        account=account,
+        plan=plan,
+        transfers=transfers,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=0 if way.dry_run else peak_memory_bytes(),
+        is_dry_run=way.dry_run,
+        is_verified=way.verify and not way.dry_run,
+        moved=moved,
+        extra_files=tuple(beside.names),
+        process=way.team.number,
+        processes=way.team.count,
+        source_choice=places.location.choice,
+        compression=way.compression,
     )
 
 

@@ -30,13 +30,7 @@ from nnxconv.layouts import (
     unchanged,
 )
 from nnxconv.planning import Transfer
-from nnxconv.renaming import (
-    Rules,
-    asked_rules,
-    follow,
-    renamed,
-    renamed_tree,
-)
+from nnxconv.renaming import Rules, asked_rules, follow, renamed, renamed_tree
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import Family, asked_family, refuse_left_apart, refuse_left_stacked
 

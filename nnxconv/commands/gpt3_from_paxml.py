@@ -119,7 +119,8 @@ def _understood(
     """The checkpoint as MaxText's Linen runs have it, and its step.
 
     Raises:
-      NotACheckpoint: its sizes are not those of a GPT-3, or of the `model`.
+      NotACheckpoint: its sizes are not those of a GPT-3.
+      BadInput: they are not those of the `model`, or there is none of this name.
     """
     where = str(found.item.path)
     sizes = paxml.read_sizes({name: leaf.shape for name, leaf in leaves.items()}, layers, where)

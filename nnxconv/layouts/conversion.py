@@ -40,6 +40,7 @@ class Conversion:
       source: the checkpoint as it was understood.
       layout: of the target.
       tree: of the target.
+      state: what is converted, its layers as the source has them.
       arranged: the state with its layers as the target has them.
       arrangements: how each layer group is arranged there.
       left_out: canonical keys that the target does not have, with the reason.
@@ -123,25 +124,25 @@ def convert_tree(
     encoded = codec.encode(arranged, form)
     tree = encoded.tree if like is None else conform(encoded.tree, like.tree)
     record = Record(
-        {**source.record.forms, source.codec.name: source.form},
-        collections_to_record(arranged),
-        {key: a.axis for key, a in arrangements.items() if isinstance(a, Stacked | Blocks)},
-        codec.name,
-        form.has_root,
-        source.layer_group,
+        forms={**source.record.forms, source.codec.name: source.form},
+        collections=collections_to_record(arranged),
+        axes={key: a.axis for key, a in arrangements.items() if isinstance(a, Stacked | Blocks)},
+        layout=codec.name,
+        has_root=form.has_root,
+        layer_group=source.layer_group,
     )
     return Conversion(
-        source,
-        codec.name,
-        tree,
-        state,
-        arrangements,
-        arranged,
-        {**left_out, **no_place},
-        taken,
-        () if like is not None else (*encoded.assumed, *layers_told),
-        uncast(state, options.dtype),
-        record,
+        source=source,
+        layout=codec.name,
+        tree=tree,
+        state=state,
+        arrangements=arrangements,
+        arranged=arranged,
+        left_out={**left_out, **no_place},
+        taken=taken,
+        assumed=() if like is not None else (*encoded.assumed, *layers_told),
+        uncast=uncast(state, options.dtype),
+        record=record,
     )
 
 

@@ -7,10 +7,7 @@ from nnxconv.layouts import Conversion, restoring_converted
 from nnxconv.render.wording import arranged, describe, moments_of
 from nnxconv.state import LayerGroup
 from nnxconv.storage.transfer import Moved
-from nnxconv.tree import (
-    notation,
-    spell,
-)
+from nnxconv.tree import notation, spell
 
 
 def conversion_json(result: Result) -> dict[str, Any]:
