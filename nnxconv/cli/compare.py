@@ -44,6 +44,7 @@ from nnxconv.cli.output import say
     metavar="FILE",
     help="Write the report to FILE.json or FILE.html as well.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace reports that are there.")
 @click.option("--transpose_nnx_layers", is_flag=True, hidden=True)
 @click.pass_context
 def compare(
@@ -55,6 +56,7 @@ def compare(
     verbose: bool,
     as_json: bool,
     reports: tuple[str, ...],
+    overwrite: bool,
     transpose_nnx_layers: bool,
     **arguments: Any,
 ) -> None:
@@ -76,11 +78,11 @@ def compare(
     second = one_of("B", "--ckpt_path_2", b, ckpt_path_2)
     if transpose_nnx_layers:
         say("`--transpose_nnx_layers` is not needed: layer axes are found", err=True)
-    check_report_files(reports)
+    check_report_files(reports, overwrite=overwrite)
     with one_screen(arguments["distributed"]), progress() as watch:
         report = run(first, second, watch=watch, **arguments)
     if report.process == 0:
-        write_reports(report, reports)
+        write_reports(report, reports, overwrite=overwrite)
         found = comparison_json(report)
         say(json.dumps(found, indent=2) if as_json else report.render(verbose=verbose))
     context.exit(report.exit_code)

@@ -60,7 +60,8 @@ def match(
         from nnxconv.cli.deciding import check_terminal
 
         check_terminal(output)
-    refuse_file(output, arguments["overwrite"])
+    for file in (output, page):
+        refuse_file(file, arguments["overwrite"])
     with progress() as watch:
         found = run(source, template, watch=watch, **arguments)
     if interactive:

@@ -18,11 +18,13 @@ from nnxconv.state import (
     RNGS,
     Adapter,
     TrainState,
+    Tree,
     adapters_in,
     arrays_of,
     dequantised,
     is_quantised,
     merged,
+    parameter_trees,
     rank_of,
 )
 from nnxconv.tree import (
@@ -105,19 +107,24 @@ def merge_lora(
     aux = {k: changed.get(k[1:], leaf) for k, leaf in state.aux.items() if k[1:] not in gone}
     what = f"{'taken out of' if unmerge else 'added to'} the weights"
     before = base.understood.state.leaves()
+    opt_state, moments = _without_moments(state, gone)
     aside = {key: (leaf, what) for key, leaf in _at(state, gone).items()}
+    aside |= {key: (leaf, f"moments of what was {what}") for key, leaf in moments.items()}
     aside |= {key: (before[key], why) for key, why in scales.items()}
     scale = f"{alpha:g} / {'the root of ' if by_root else ''}the rank"
     way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
     way = replace(way, compression=compression)
     return write_computed(
         base,
-        replace(state, params=params, aux=aux),
+        replace(state, params=params, aux=aux, opt_state=opt_state),
         [] if adapter is base else [adapter],
         target_path,
         way,
         deed=_deed(counted(len(found), "adapter"), unmerge),
-        notes=_notes(f"{counted(len(found), 'adapter')} {what}, times {scale}", scales, state),
+        notes=[
+            f"{counted(len(found), 'adapter')} {what}, times {scale}",
+            *_notes(told, alpha, scales, None if opt_state is None else len(moments)),
+        ],
         aside=aside,
         options={"adapter": adapter_path, "alpha": alpha, "rslora": by_root}
         | {"unmerge": unmerge, "dequantize": dequantize},
@@ -125,13 +132,18 @@ def merge_lora(
     )
 
 
-def _notes(done: str, scales: Collection[Key], state: TrainState) -> list[str]:
-    """What the result says: what was added, and what was multiplied or left."""
-    notes = [done]
+def _notes(
+    told: Mapping[str, Any], alpha: float, scales: Collection[Key], moments: int | None
+) -> list[str]:
+    """What the result says besides what was added: what is not as told, multiplied, or left."""
+    notes: list[str] = []
+    if _number(told, "lora_alpha") not in (None, alpha):
+        notes.append(f"alpha is {alpha:g} as asked, and not {told['lora_alpha']} as recorded")
     if scales:
         notes.append(f"{counted(len(scales), 'array')} of scales multiplied into their weights")
-    if state.opt_state is not None:
-        notes.append("the optimizer's state is as it was")
+    if moments is not None:
+        what = "the rest of the optimizer's state" if moments else "the optimizer's state"
+        notes.append(f"{what} is as it was")
     return notes
 
 
@@ -177,6 +189,22 @@ def _arrays(state: TrainState) -> dict[Key, View]:
     """Parameters and other variables by their path in the model, without RNG state."""
     aux = {key[1:]: leaf for key, leaf in state.aux.items() if key[0] != RNGS}
     return arrays_of({**aux, **state.params})
+
+
+def _without_moments(
+    state: TrainState, gone: Collection[Key]
+) -> tuple[Tree | None, dict[Key, Leaf]]:
+    """The optimizer's state without what follows these parameters, and that by canonical key."""
+    if state.opt_state is None or not gone:
+        return state.opt_state, {}
+    trees = parameter_trees(state.opt_state, state.params)
+    theirs = {
+        key: leaf
+        for key, leaf in state.opt_state.items()
+        if any(key[: len(tree)] == tree and key[len(tree) :] in gone for tree in trees)
+    }
+    kept = {key: leaf for key, leaf in state.opt_state.items() if key not in theirs}
+    return kept, {("opt_state", *key): leaf for key, leaf in theirs.items()}
 
 
 def _at(state: TrainState, paths: Collection[Key]) -> dict[Key, Leaf]:
@@ -264,6 +292,12 @@ def _known_alpha(told: Mapping[str, Any], asked: float | None, where: str) -> fl
         )
     if not math.isfinite(alpha):
         raise BadInput(f"alpha is {alpha}, which is no finite number", where=where)
+    if alpha <= 0:
+        raise BadInput(
+            f"alpha is {alpha:g}, which adds nothing, or takes away",
+            where=where,
+            hint="alpha is more than 0; `--unmerge` takes an adapter out of the weights",
+        )
     return alpha
 
 

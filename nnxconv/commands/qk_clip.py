@@ -150,6 +150,10 @@ def _is_numeric(values: np.ndarray) -> bool:
 
 
 def _of_npz(path: str) -> dict[Key, np.ndarray]:
+    if not Path(path).exists():
+        raise BadInput(f"`{path}` does not exist")
+    if not zipfile.is_zipfile(path):
+        raise BadInput(f"`{path}` is no npz file")
     try:
         with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {_path(name): file[name] for name in file.files if LOGITS in name}

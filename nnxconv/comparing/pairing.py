@@ -67,7 +67,7 @@ def select(leaves: Tree, selection: Selection) -> tuple[dict[Key, Leaf], Counter
 def _ignoring_option(key: Key, selection: Selection) -> str | None:
     if selection.compare_only == "params" and key[0] != "params":
         return "--compare_only params"
-    if selection.ignore_rngs and key[:2] == ("aux", RNGS):
+    if selection.ignore_rngs and key[0] == "aux" and RNGS in key:  # of copies too
         return "--ignore_rngs"
     name = spell(key)
     if selection.filter and not any(matches(name, glob) for glob in selection.filter):

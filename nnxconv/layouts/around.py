@@ -1,6 +1,7 @@
 """What stands around the states of a tree: what the target keeps, and what has no place there."""
 
 from collections.abc import Collection
+from shlex import quote
 
 from nnxconv.errors import CannotHold
 from nnxconv.layouts.leaving_out import is_excluded
@@ -58,7 +59,7 @@ def _refuse_around(layout: str, around: Tree, survey: Survey) -> None:
         raise CannotHold(
             f"the {layout} layout holds one state, and there are {len(states)}",
             details=[spell(one.at) or "(the root)" for one in states],
-            hint=f"`--at {ats[0]}` takes that one alone",
+            hint=f"`--at {quote(ats[0])}` takes that one alone",
         )
     state = next(iter(states))
     at = state.at
@@ -66,7 +67,7 @@ def _refuse_around(layout: str, around: Tree, survey: Survey) -> None:
         raise CannotHold(
             f"the {layout} layout has no place for a state below `{spell(at)}`",
             details=[f"{spell(key)}  {notation(leaf)}" for key, leaf in around.items()],
-            hint=f"`--at {spell(at)}` takes it alone",
+            hint=f"`--at {quote(spell(at))}` takes it alone",
         )
     if not around:
         return

@@ -160,7 +160,8 @@ def _told_of_none(
         return [f"no layers are known here, and `{option}` leaves everything as it is"]
     series = [one for one in alike_series(source.state) if one.is_like_layers]
     return [
-        f"{one} are not taken for layers; `--layer_group {one.key[-1]}` says that they are"
+        f"{one} are not taken for layers"
+        + (f"; {one.group} says that they are" if one.group else "")
         for one in series
         if scan_layers
     ]

@@ -18,10 +18,15 @@ _FROZEN = "frozen_params"
 
 
 def parts_of(place: Place, root: Node) -> set[Key]:
-    """The subtrees of a state, without its copies and the PRNG keys that stand beside it."""
+    """The subtrees of a state, without its copies, and without PRNG keys that are no module's."""
     parts = {place.params, *place.optimizers, *place.variables, *place.rest}
-    parts |= {key for key in place.rngs if root.at(key).value() is None}
+    parts |= {key for key in place.rngs if _are_streams(root.at(key))}
     return parts if place.step is None else {*parts, place.step}
+
+
+def _are_streams(node: Node) -> bool:
+    """True for RNG streams, as NNX modules have them, and no keys by other names."""
+    return {str(bare(leaf.key)[-1]) for leaf in node.leaves() if leaf.key} == {"count", "key"}
 
 
 def placements(place: Place, found: Found) -> Iterator[Placement]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from shlex import quote
 from typing import Any
 
 from nnxconv.errors import BadInput, CannotHold
@@ -241,15 +242,19 @@ def _refuse_mixed(tree: Tree, around: Tree) -> None:
     beside = [key for key in around if key[: len(place)] == place] or list(around)
     if not beside:
         raise CannotHold(
-            f"names and indices would stand side by side at `{spell(place) or '.'}`",
+            f"names and indices would stand side by side at {_called(place)}",
             hint="`--params_only` converts the parameters alone",
         )
     roots = dict.fromkeys(spell(key[: len(place) + 1]) for key in beside)
     raise CannotHold(
-        f"the converted state and what stands beside it cannot share `{spell(place) or '.'}`",
+        f"the converted state and what stands beside it cannot share {_called(place)}",
         details=[f"{spell(key)}  {notation(tree[key])}" for key in beside],
         hint=" ".join(f"`--drop '{root}'`" for root in roots) + " leaves out what is in the way",
     )
+
+
+def _called(place: Key) -> str:
+    return f"`{spell(place)}`" if place else "the root"
 
 
 def _record(parts: Sequence[Part], around: Tree) -> dict[str, Any]:
@@ -357,6 +362,6 @@ def one_state(
             details=ats,
             hint=f"`{option} {instead}` takes that copy alone, without `--params_from`"
             if instead is not None
-            else " or ".join(f"`{option} {at}`" for at in ats[:4]),
+            else " or ".join(f"`{option} {quote(at)}`" for at in ats[:4]),
         )
     return next(iter([*main, *survey.states]))

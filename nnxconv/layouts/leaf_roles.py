@@ -7,7 +7,7 @@ from nnxconv.layouts.optimizers import Tops
 from nnxconv.layouts.outline import Node, is_floating, is_integer
 from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER, bare
 from nnxconv.layouts.places import Place
-from nnxconv.layouts.vocabulary import STEPS
+from nnxconv.layouts.vocabulary import MOMENTS, STEPS
 from nnxconv.state import BATCH_STATS, LEVEL, Role, Tree
 from nnxconv.tree import Key, Literal, prng_impl_of
 
@@ -18,6 +18,8 @@ def roles_of(tree: Tree, tops: Tops, places: Sequence[Place]) -> dict[Key, Role]
     for place in places:
         regions[place.params] = "parameters"
         regions |= dict.fromkeys((*place.variables, *place.copies, *place.rest), "variables")
+        moments = [key for key in place.copies if key[-1] in MOMENTS - {"ema"}]
+        regions |= dict.fromkeys(moments, "optimizer")
         regions |= dict.fromkeys(place.rngs, "rng")
         if place.at != place.params:
             steps = [key for name in STEPS if is_integer(tree.get(key := (*place.at, name)))]

@@ -14,7 +14,7 @@ from nnxconv.layouts.kinds import (
 from nnxconv.layouts.names import TUNIX_ITEMS
 from nnxconv.layouts.outline import Node, is_integer
 from nnxconv.layouts.places import Place
-from nnxconv.layouts.vocabulary import PARAMETERS, STEPS, is_copys
+from nnxconv.layouts.vocabulary import MOMENTS, PARAMETERS, STEPS, is_copys
 from nnxconv.state import LEVEL, Tree
 from nnxconv.tree import Key
 
@@ -78,7 +78,10 @@ class NamedStates:
     def _models_in(self, free: Sequence[Node]) -> Iterator[Place]:
         """Models side by side, each by its own name, and numbers beside them."""
         named = [kid for kid in free if kid.trees() and is_bare(kid, self.tree)]
-        return (Place(kid.key, kid.key) for kid in named if not is_copys(kid.key))
+        models = [kid for kid in named if kid.name not in MOMENTS]
+        alike = {kid.shapes for kid in models}
+        models += [kid for kid in named if kid.name in MOMENTS and kid.shapes not in alike]
+        return (Place(kid.key, kid.key) for kid in models if not is_copys(kid.key))
 
     def _by_item(self, item: Node, claimed: set[Key], known: Sequence[Place]) -> Iterator[Place]:
         """The parameters in one item of a step, which may be all of it."""

@@ -35,6 +35,7 @@ from nnxconv.state import (
     digits_from_sequences,
     parameter_trees,
     sequences_from_digits,
+    spelled_as_parameters,
     under,
 )
 from nnxconv.tree import EMPTY_KINDS, Key, Leaf, Literal
@@ -150,14 +151,15 @@ def numbered_chains(opt_state: Tree | None, model: Tree) -> dict[Key, Leaf] | No
     """The optimizer state with ints for the digits that key its chains."""
     if opt_state is None:
         return None
+    opt_state = spelled_as_parameters(opt_state, model)
     return sequences_from_digits(opt_state, parameter_trees(opt_state, model))
 
 
 def mapped_chains(state: TrainState) -> dict[Key, Leaf] | None:
-    """The inverse: the optimizer state with its chains as mappings keyed by digits."""
+    """The inverse: the optimizer state with mappings keyed by digits; it has no sequences."""
     if state.opt_state is None:
         return None
-    return digits_from_sequences(state.opt_state, parameter_trees(state.opt_state, state.params))
+    return digits_from_sequences(state.opt_state)
 
 
 def decode_mapped(tree: Tree, record: Record, *, is_wrapped: bool) -> Decoded:

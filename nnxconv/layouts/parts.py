@@ -240,11 +240,11 @@ def refuse_misfits(layout: str, state: TrainState, misfits: list[Key], hint: str
     raise CannotHold(
         f"the {layout} layout has no place for {counted(len(misfits), 'array')}",
         details=[f"{spell(key):<{width}}  {notation(leaves[key])}" for key in misfits],
-        hint=hint or _way_out(state, misfits),
+        hint=hint or _way_out(layout, state, misfits),
     )
 
 
-def _way_out(state: TrainState, misfits: Collection[Key]) -> str:
+def _way_out(layout: str, state: TrainState, misfits: Collection[Key]) -> str:
     """What goes on: without these collections alone, and of two in one place without the copy."""
     if any(key[0] == "opt_state" for key in misfits):
         return OPTIMIZER_HINT
@@ -253,7 +253,8 @@ def _way_out(state: TrainState, misfits: Collection[Key]) -> str:
     is_all = not found or found == {str(key[0]) for key in state.aux}
     names = ["aux"] if is_all else [f"aux.{name}" for name in sorted(found)]
     options = " ".join(f"`--without {name}`" for name in names)
-    return f"`--to maxtext` keeps variables of the model; {options} leaves them out"
+    way = "" if layout == "maxtext" else "`--to maxtext` keeps variables of the model; "
+    return f"{way}{options} leaves them out"
 
 
 def training_misfits(state: TrainState) -> list[Key]:

@@ -377,7 +377,9 @@ def _whole(
         for key, role in located.own_roles.items():
             if roles.get(key) == "step" and role == "optimizer":
                 continue  # where several optimizers follow one model, each counts
-            roles[key] = role if located.copy_of is None or role == "rng" else "variables"
+            if located.copy_of is not None and role != "rng":
+                role = "optimizer" if roles.get(key) == "optimizer" else "variables"
+            roles[key] = role
         claimed.update(located.stored.values())
     rest = [key for key in tree if key not in claimed] if around is None else list(around)
     for key in tree:

@@ -52,13 +52,15 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     return row
 
 
-def check_report_files(files: Iterable[str]) -> None:
+def check_report_files(files: Iterable[str], *, overwrite: bool = False) -> None:
     """Raises what `write_reports` would raise, before there is anything to report.
 
     Raises:
       BadInput: an ending is neither `.json` nor `.html`, the directory is not there, or the
-        packages that draw the page are not.
+        packages that draw the page are not; or the file is there, and may not be replaced.
     """
+    from nnxconv.storage.files import refuse_file
+
     for file in files:
         path = Path(file)
         if path.suffix not in (".json", ".html"):
@@ -70,9 +72,10 @@ def check_report_files(files: Iterable[str]) -> None:
             from nnxconv.render.pages import check_packages
 
             check_packages(*PACKAGES)
+        refuse_file(file, overwrite)
 
 
-def write_reports(report: Report, files: Iterable[str]) -> None:
+def write_reports(report: Report, files: Iterable[str], *, overwrite: bool = False) -> None:
     """Writes the report to each file, as its ending says.
 
     Raises:
@@ -81,7 +84,7 @@ def write_reports(report: Report, files: Iterable[str]) -> None:
     from nnxconv.storage.files import write_text
 
     files = tuple(files)
-    check_report_files(files)
+    check_report_files(files, overwrite=overwrite)
     for file in files:
         path = Path(file)
         if path.suffix == ".json":

@@ -15,7 +15,7 @@ from nnxconv.running.cluster import SINGLE_PROCESS, Team
 from nnxconv.running.events import Watcher, ignore
 from nnxconv.running.shard_run import ShardRun, Tally
 from nnxconv.running.sharing import work_shard_of
-from nnxconv.storage import deferred_interrupts, run, together
+from nnxconv.storage import deferred_interrupts, interrupt, last_resort, run, together
 from nnxconv.storage.files import check_lock
 from nnxconv.storage.orbax import (
     Item,
@@ -228,11 +228,12 @@ class _Lead:
 
         async def lead(writer: Writer) -> None:
             try:
-                self._team.ask_first([share.name, writer.directory.as_posix()])
-                await self._work(share, writer)
-                self._left -= 1
-                if not self._left:
-                    self._team.settle()
+                with last_resort(lambda: self._team.fail(interrupt())):
+                    self._team.ask_first([share.name, writer.directory.as_posix()])
+                    await self._work(share, writer)
+                    self._left -= 1
+                    if not self._left:
+                        self._team.settle()
             except BaseException as error:
                 self._team.fail(error)  # the others stop, before what they wrote is removed
                 raise

@@ -35,6 +35,7 @@ from .optimizer import digits_from_sequences as digits_from_sequences
 from .optimizer import drop_level as drop_level
 from .optimizer import parameter_trees as parameter_trees
 from .optimizer import sequences_from_digits as sequences_from_digits
+from .optimizer import spelled_as_parameters as spelled_as_parameters
 from .optimizer import split_empties as split_empties
 from .optimizer import with_empties as with_empties
 from .optimizer import with_level as with_level

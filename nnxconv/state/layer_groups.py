@@ -10,7 +10,7 @@ from nnxconv.state.families import Family
 from nnxconv.state.family_sources import known_families
 from nnxconv.state.optimizer import parameter_trees
 from nnxconv.state.train_state import RNGS, TrainState, below, children, under
-from nnxconv.tree import Key, Leaf
+from nnxconv.tree import Key, Leaf, Literal
 
 DEFAULT_NAMES = ("layers", "dense_layers", "moe_layers")
 DEFAULT_AXIS = 1
@@ -86,6 +86,13 @@ def newly_stacked(
 
 SCALES = "*_scale"
 """What `aux_axes` calls the scales of quantised weights; no collection has this name."""
+
+
+def is_module(tree: Mapping[Key, Leaf]) -> bool:
+    """True for one module that is called as layers are, by its kernel of no more than two axes."""
+    kernel = tree.get(("kernel",))
+    return kernel is not None and not isinstance(kernel, Literal) and len(kernel.shape) < 3
+
 
 Sections: TypeAlias = dict[Key, dict[Key, Leaf]]
 """The trees that share the module paths of the parameters, by where they stand in the state."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nnxconv.errors import LayerError
+from nnxconv.state.layer_groups import DEFAULT_NAMES
 from nnxconv.state.train_state import TrainState
 from nnxconv.tree import Key, is_digits, notation, spell
 
@@ -21,35 +22,49 @@ class Series:
       key: what they are called before the number.
       numbers: in order.
       is_suffix: the number is a suffix of the name.
+      ends: the first and the last module, as they are spelled.
     """
 
     key: Key
     numbers: tuple[int, ...]
     is_suffix: bool
+    ends: tuple[Key, Key]
 
     @property
     def is_like_layers(self) -> bool:
         """True for a name that programs give to layers."""
         return _LIKE_LAYERS.fullmatch(str(self.key[-1])) is not None
 
+    @property
+    def group(self) -> str:
+        """The option that calls them layers; none for what is numbered as no program's layers are.
+
+        Those are sequences, and names such as `layers_00`.
+        """
+        name = str(self.key[-1])
+        return "" if name in DEFAULT_NAMES else f"`--layer_group {name}`"
+
     def __str__(self) -> str:
-        first, last = (
-            f"{spell(self.key)}_{n}" if self.is_suffix else spell((*self.key, str(n)))
-            for n in (self.numbers[0], self.numbers[-1])
-        )
-        return f"{first} to {last}"
+        return " to ".join(map(spell, self.ends))
 
 
 def alike_series(state: TrainState) -> list[Series]:
     """The outermost modules of the parameters that are numbered, with equal names and shapes."""
     modules: dict[tuple[Key, bool], dict[int, dict[Key, str]]] = defaultdict(dict)
+    spelled: dict[tuple[Key, bool, int], Key] = {}
     for path, leaf in state.params.items():
         place = _numbered(path)
         if place is not None:
             key, number, is_suffix, rest = place
             modules[key, is_suffix].setdefault(number, {})[rest] = notation(leaf)
+            spelled[key, is_suffix, number] = path[: len(path) - len(rest)]
     return [
-        Series(key, tuple(sorted(members)), is_suffix)
+        Series(
+            key,
+            tuple(sorted(members)),
+            is_suffix,
+            (spelled[key, is_suffix, min(members)], spelled[key, is_suffix, max(members)]),
+        )
         for (key, is_suffix), members in modules.items()
         if len(members) > 1 and _are_equal(members)
     ]
@@ -62,13 +77,16 @@ def refuse_left_apart(state: TrainState) -> None:
       LayerError: modules are numbered and alike; the hint says how they are named.
     """
     found = alike_series(state)
-    if found:
-        names = " ".join(f"--layer_group {one.key[-1]}" for one in found[:1])
-        raise LayerError(
-            "no layers are stacked: none are called `layers`, and these are alike",
-            details=list(map(str, found)),
-            hint=f"`{names}` says that they are layers; without `--scan_layers` they stay apart",
-        )
+    if not found:
+        return
+    named = [one.group for one in found if one.group]
+    what = "none are called `layers`" if named else "none are called `layers_0` or `layers/0`"
+    way = f"{named[0]} says that they are layers; " if named else ""
+    raise LayerError(
+        f"no layers are stacked: {what}, and these are alike",
+        details=list(map(str, found)),
+        hint=f"{way}without `--scan_layers` they stay apart",
+    )
 
 
 def _numbered(path: Key) -> tuple[Key, int, bool, Key] | None:

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from nnxconv.errors import LayerError
-from nnxconv.state.layer_groups import Arrangement, Blocks, LayerGroup
-from nnxconv.state.train_state import RNGS, TrainState, children
+from nnxconv.state.layer_groups import Arrangement, Blocks, LayerGroup, is_module
+from nnxconv.state.train_state import RNGS, TrainState, below, children
 from nnxconv.tree import Key, Leaf, Literal, is_digits, notation, spell
 
 _LIKE_LAYERS = re.compile(
@@ -31,7 +31,10 @@ def refuse_left_stacked(state: TrainState, groups: Iterable[LayerGroup]) -> None
     left = [
         some
         for key, some in inside.items()
-        if key not in known and not _are_apart(state, key) and _share(leaf for _, leaf in some)
+        if key not in known
+        and not _are_apart(state, key)
+        and not is_module(below(state.params, key))
+        and _share(leaf for _, leaf in some)
     ]
     if left:
         raise LayerError(

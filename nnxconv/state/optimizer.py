@@ -5,12 +5,14 @@ paths of the parameters. They are found by that structure, at any depth, and not
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from nnxconv.state.train_state import Tree
 from nnxconv.tree import EMPTY_KINDS, NOTHING, Key, Leaf, Literal, is_digits
 
 LEVEL = "params"
+LABELLED = "inner_states"
+"""Where `optax.multi_transform` has a state for each label; labels may be numbers."""
 
 
 def parameter_trees(opt_state: Tree, params: Collection[Key]) -> dict[Key, bool]:
@@ -89,7 +91,7 @@ def sequences_from_digits(opt_state: Tree, trees: Collection[Key] = ()) -> dict[
     """Chains spelled as mappings (`"0"`, `"2"`) with ints in place of the digits.
 
     A mapping is a chain when all its keys are digits; keys inside parameter-shaped trees are
-    module names and stay as they are.
+    module names and stay as they are, and so do the labels of `multi_transform`, in `inner_states`.
 
     >>> sequences_from_digits({("0", "count"): None, ("2", "count"): None})
     {(0, 'count'): None, (2, 'count'): None}
@@ -98,7 +100,11 @@ def sequences_from_digits(opt_state: Tree, trees: Collection[Key] = ()) -> dict[
     for key in opt_state:
         for size in range(_chain_part(key, trees)):
             siblings[key[:size]].add(key[size])
-    chains = {prefix for prefix, names in siblings.items() if all(map(is_digits, names))}
+    chains = {
+        prefix
+        for prefix, names in siblings.items()
+        if all(map(is_digits, names)) and prefix[-1:] != (LABELLED,)
+    }
     return {
         tuple(
             int(part) if key[:place] in chains and place < _chain_part(key, trees) else part
@@ -126,6 +132,30 @@ def digits_from_sequences(
 def _chain_part(key: Key, trees: Collection[Key]) -> int:
     """How many leading parts of `key` stand outside parameter-shaped trees."""
     return next((size for size in range(len(key)) if key[:size] in trees), len(key))
+
+
+def spelled_as_parameters(opt_state: Tree, params: Collection[Key]) -> dict[Key, Leaf]:
+    """The optimizer state, its parameter-shaped trees with ints where the parameters have them.
+
+    An `nnx.Optimizer` has digits for a list of models, which stands as a sequence beside it.
+
+    >>> spelled_as_parameters({("0", "mu", "1", "w"): NOTHING}, {(1, "w")})
+    {('0', 'mu', 1, 'w'): Literal(kind='None', value=None)}
+    """
+    numbered = {
+        tuple(map(str, path)): path
+        for path in params
+        if any(isinstance(part, int) for part in path)
+    }
+    return {_spelled(key, numbered): leaf for key, leaf in opt_state.items()}
+
+
+def _spelled(key: Key, numbered: Mapping[tuple[str, ...], Key]) -> Key:
+    parts = tuple(map(str, key)) if numbered else ()
+    for start in range(len(parts)):
+        if parts[start:] in numbered:
+            return (*key[:start], *numbered[parts[start:]])
+    return key
 
 
 def split_empties(

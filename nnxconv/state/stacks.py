@@ -16,6 +16,7 @@ from nnxconv.state.layer_groups import (
     Spelling,
     Stacked,
     apart,
+    is_module,
     places,
     scale_axis,
     wanted_axis,
@@ -197,7 +198,7 @@ def take_apart(
     readings = _axis_readings(inside, stack)
     if layer_axis is not None and layer_axis in readings:
         readings = {layer_axis: readings[layer_axis]}
-    if not readings:
+    if not readings or is_module(inside[PARAMS]):
         return None
     if stack.problem:
         return sections, LayerGroup(stack.path, (), Stacked(min(readings)), stack.problem)

@@ -16,6 +16,8 @@ array's remaining axes:
 """
 
 import itertools
+import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -182,27 +184,64 @@ def _shifted(run: slice, by: int) -> slice:
 def pieces(view: View) -> list[Piece]:
     """The pieces of a view; together they cover it, and no two overlap.
 
-    Those of the views that were asked for last are kept, for a plan asks for the same ones often.
+    Those of the views that were asked for last are kept while the views are, for a plan asks for
+    the same ones often.
 
     Raises:
       TypeError: the view is computed, which is done in `formulas`.
     """
-    kept = _KEPT.get(id(view))
-    if kept is not None and kept[0] is view:
-        return kept[1]
-    found = _pieces(view, {})
-    if 1 < len(found) <= _MOST_KEPT:
-        total = len(found) + sum(len(parts) for _, parts in _KEPT.values())
-        while total > _MOST_KEPT:
-            total -= len(_KEPT.pop(next(iter(_KEPT)))[1])
-        _KEPT[id(view)] = view, found
+    found = _KEPT.get(view)
+    if found is None:
+        found = _pieces(view, {})
+        if len(found) > 1:
+            _KEPT.put(view, found)
     return found
 
 
-_KEPT: dict[int, tuple[View, list[Piece]]] = {}
-"""Views of several pieces, and those, by the view's identity; the oldest goes first."""
-_MOST_KEPT = 2**15
-"""Pieces: some 30 MB."""
+class _Kept:
+    """Views of several pieces, and those, by the view's identity; the oldest goes first.
+
+    A view's pieces go when the view does, so that nothing is left of a plan that is done. Threads
+    share them; the lock may be taken anew within, where a view goes meanwhile.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._total = 0
+        self._found: dict[int, tuple[weakref.ref[View], list[Piece]]] = {}
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return self._total
+
+    def get(self, view: View) -> list[Piece] | None:
+        found = self._found.get(id(view))
+        return found[1] if found is not None and found[0]() is view else None
+
+    def put(self, view: View, found: list[Piece]) -> None:
+        if len(found) > self._most:
+            return
+        with self._lock:
+            self._drop(id(view))
+            while self._total + len(found) > self._most:
+                self._drop(next(iter(self._found)))
+            number = id(view)
+            gone = weakref.ref(view, lambda own: self._forget(number, own))
+            self._found[number] = gone, found
+            self._total += len(found)
+
+    def _forget(self, number: int, own: weakref.ref[View]) -> None:
+        with self._lock:
+            if number in self._found and self._found[number][0] is own:
+                self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        known = self._found.pop(number, None)
+        self._total -= 0 if known is None else len(known[1])
+
+
+_KEPT = _Kept(2**15)
+"""Some 30 MB at most."""
 
 
 def _pieces(view: View, known: dict[int, list[Piece]]) -> list[Piece]:

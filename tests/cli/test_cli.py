@@ -21,7 +21,7 @@ README = Path(__file__).parents[2] / "README.md"
 NOT_OPTIONS = {"watch"}
 ONLY_OPTIONS = {
     "convert": {"as_json", "source", "target"},
-    "compare": {"as_json", "a", "b", "verbose", "reports", "transpose_nnx_layers"},
+    "compare": {"as_json", "a", "b", "verbose", "reports", "overwrite", "transpose_nnx_layers"},
     "inspect": {"as_json", "tree", "depth", "filters", "shardings"},
     "match": {"as_json", "interactive", "page", "source"},
     "checksum": {"as_json", "is_check"},

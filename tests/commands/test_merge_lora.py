@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
@@ -257,7 +258,38 @@ def test_the_first_line_says_what_was_done(words, told, tmp_path):
     assert (done.exit_code, done.stdout.splitlines()[0]) == (0, told)
 
 
+def test_moments_of_the_factors_go_with_them(tmp_path):
+    class Module(nnx.Module):
+        def __init__(self, rngs):
+            self.adapted = nnx.LoRALinear(6, 5, lora_rank=RANK, rngs=rngs)
+            self.head = nnx.Linear(5, 4, rngs=rngs)
+
+    model = Module(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    tree = {"model": nnx.state(model), "optimizer": nnx.state(optimizer)}
+    path = str(checkpoints.save_item(tmp_path / "both", tree))
+    done = run("merge-lora", path, path, tmp_path / "out", "--alpha", ALPHA, "--verify")
+    found = checkpoints.restore(tmp_path / "out")
+    mu = found["optimizer"]["opt_state"]["0"]["mu"]
+    assert {name: set(mu[name]) for name in mu} == {
+        "adapted": {"kernel", "bias"},
+        "head": {"kernel", "bias"},
+    }
+    assert "the rest of the optimizer's state is as it was" in done.stdout
+    moments = "4 arrays of opt_state[0] (moments of what was added to the weights)"
+    assert moments in done.stdout
+
+
+def test_an_alpha_that_is_not_the_recorded_one_is_told(tmp_path):
+    base, adapter, target = base_and({"q": PAIR}, tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 16}')
+    done = run("merge-lora", base, adapter, target, "--alpha", 4)
+    assert "alpha is 4 as asked, and not 16 as recorded" in done.stdout
+
+
 REFUSED = {
+    "nothing": ({"q": PAIR}, {"alpha": 0}, "alpha is 0, which adds nothing"),
+    "less": ({"q": PAIR}, {"alpha": -4}, "alpha is -4, which adds nothing, or takes away"),
     "alpha": ({"q": PAIR}, {}, "alpha is not known"),
     "alone": ({"q": {"lora_a": PAIR["lora_a"]}}, {"alpha": 1}, "1 factor of adapters without"),
     "none": ({"q": {"kernel": array(6, 8)}}, {"alpha": 1}, "there is no adapter"),

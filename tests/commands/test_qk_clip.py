@@ -216,3 +216,12 @@ def test_two_maxima_of_one_module_are_an_error_that_names_both(tmp_path):
         "\n"
         "hint: let the attention run once, or give its largest logits of all runs\n",
     )
+
+
+def test_a_file_that_is_no_npz_is_called_so(tmp_path):
+    source, file = saved(tmp_path / "a"), tmp_path / "l.npz"
+    for text, told in ((None, "does not exist"), ("pickled?", "is no npz file")):
+        if text is not None:
+            file.write_text(text)
+        outcome = clip(source, tmp_path / "b", file)
+        assert (outcome.exit_code, outcome.stderr) == (2, f"error: `{file}` {told}\n")

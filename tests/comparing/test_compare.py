@@ -14,7 +14,9 @@ import sys
 import jax
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import nnxconv
 from nnxconv.errors import LayerError
@@ -860,6 +862,20 @@ def test_a_report_file_holds_the_json(tmp_path):
     assert outcome.stdout.startswith("5 of 6 arrays differ: ")
 
 
+def test_a_report_that_is_there_is_replaced_only_when_asked(tmp_path):
+    a, b = save_pair(tmp_path, every_kind_of_difference)
+    file = tmp_path / "report.json"
+    file.write_text("mine")
+    outcome = run("compare", tmp_path / "no_a", tmp_path / "no_b", "--report", file)
+    assert (outcome.exit_code, outcome.stderr, file.read_text()) == (
+        2,
+        f"error: `{file}` exists\n\nhint: add `--overwrite` to replace it\n",
+        "mine",
+    )
+    assert run("compare", a, b, "--report", file, "--overwrite").exit_code == 1
+    assert read_json(file.read_text())["match"] is False
+
+
 def test_a_report_of_unknown_ending_is_refused_before_anything_is_read(tmp_path):
     outcome = run("compare", tmp_path / "no_a", tmp_path / "no_b", "--report", "report.txt")
     assert (outcome.exit_code, outcome.stderr) == (
@@ -1006,3 +1022,21 @@ def test_a_defect_of_the_program_is_not_mistaken_for_a_difference(tmp_path):
         check=False,
     )
     assert done.returncode not in (0, 1)
+
+
+def test_rngs_of_a_copy_are_left_aside_as_the_models_are(tmp_path):
+    class Module(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(2, 3, rngs=rngs)
+            self.drop = nnx.Dropout(0.1, rngs=rngs)
+
+    model = Module(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    tree = {"model": nnx.state(model), "optimizer": nnx.state(optimizer), "ema": nnx.state(model)}
+    source = checkpoints.save_item(tmp_path / "a", tree)
+    nnxconv.convert(str(source), str(tmp_path / "b"), to="linen")
+    outcome = run("compare", source, tmp_path / "b", *ALL)
+    assert (outcome.exit_code, outcome.stdout.splitlines()[-1]) == (
+        0,
+        "4 arrays left aside (--ignore_rngs)",
+    )

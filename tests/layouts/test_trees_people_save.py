@@ -10,6 +10,7 @@ from nnxconv.commands.convert import converted
 from nnxconv.errors import BadInput, CannotHold
 from nnxconv.layouts import Options, choose_part
 from nnxconv.layouts.surveying import SurveyOptions
+from nnxconv.state import parameter_trees
 from nnxconv.tree import first_source
 from tests.layouts.test_any_tree import check_params_only, check_roles, check_way_back
 from tests.support import any_trees
@@ -194,6 +195,46 @@ TREES = {
         opt_state/[0]/nu/mlp~norm/scale f32[3] O
         opt_state/[0]/nu/mlp/w f32[2,3] O
         step i32[] S
+        """,
+        [""],
+    ),
+    # keys by purpose, which are no module's streams
+    "keys by purpose": (LINEN + "rngs/dropout u32[2] R\nrngs/params u32[2] R", [""]),
+    # Adam written by hand, beside parameters of whatever name
+    "moments beside parameters": (
+        DENSE.format("theta", "P") + DENSE.format("m", "O") + DENSE.format("v", "O") + "t i64[] X",
+        ["theta"],
+    ),
+    "momentum beside parameters": (
+        DENSE.format("params", "P") + DENSE.format("velocity", "O") + "iter i64[] X",
+        [""],
+    ),
+    # `optax.multi_transform` by labels that are numbers
+    "numbers as labels": (
+        """
+        params/a/kernel f32[2,3] P
+        params/b/kernel f32[3,4] P
+        opt_state/inner_states/0/inner_state/[0]/count i32[] O
+        opt_state/inner_states/0/inner_state/[0]/mu/a/kernel f32[2,3] O
+        opt_state/inner_states/0/inner_state/[0]/nu/a/kernel f32[2,3] O
+        opt_state/inner_states/1/inner_state/[0]/trace/b/kernel f32[3,4] O
+        step i32[] S
+        """,
+        [""],
+    ),
+    # a list of models, and one NNX optimizer, which has digits for it
+    "models in turn beside digits": (
+        """
+        models/[0]/blocks/0/kernel f32[2,3] P
+        models/[0]/bn/mean f32[3] V
+        models/[1]/blocks/0/kernel f32[4,3] P
+        models/[1]/bn/mean f32[3] V
+        optimizer/opt_state/0/count i32[] O
+        optimizer/opt_state/0/mu/0/blocks/0/kernel f32[2,3] O
+        optimizer/opt_state/0/mu/1/blocks/0/kernel f32[4,3] O
+        optimizer/opt_state/0/nu/0/blocks/0/kernel f32[2,3] O
+        optimizer/opt_state/0/nu/1/blocks/0/kernel f32[4,3] O
+        optimizer/step u32[] S
         """,
         [""],
     ),
@@ -396,6 +437,9 @@ def test_parameters_alone_are_exported(name):
         "two optimizers that count",
         "former optimizer",
         "former optimizers below keys",
+        "keys by purpose",
+        "numbers as labels",
+        "models in turn beside digits",
     ],
 )
 def test_what_has_a_meaning_is_not_refused(name, target):
@@ -409,6 +453,21 @@ def test_a_step_beside_a_step_stays_and_the_one_of_the_optimizer_goes_beside_it(
     tree = converted(survey, Options(to="linen"), None, None).tree
     assert tree[("step",)].name == "step"
     assert first_source(tree[("optimizer_step",)]).name == "optimizer.step"
+
+
+@pytest.mark.parametrize("target", ["nnx-pure", "nnx-state"])
+def test_keys_that_are_no_modules_stay_beside_the_model(target):
+    survey = choose_part(made_of("keys by purpose").tree, SurveyOptions()).survey
+    tree = converted(survey, Options(to=target), None, None).tree
+    assert {key for key in tree if "rngs" in key} == {("rngs", "dropout"), ("rngs", "params")}
+
+
+def test_moments_of_models_in_turn_follow_them_and_keep_their_digits():
+    survey = choose_part(made_of("models in turn beside digits").tree, SurveyOptions()).survey
+    state = survey.states[0].understood.state
+    assert set(parameter_trees(state.opt_state, state.params)) == {(0, "mu"), (0, "nu")}
+    tree = converted(survey, Options(to="nnx-state"), None, None).tree
+    assert ("optimizer", "opt_state", "0", "mu", "1", "blocks", "0", "kernel", "value") in tree
 
 
 def test_a_copy_among_the_parameters_is_named_where_it_is_in_the_way():

@@ -1,6 +1,8 @@
 """Conversions back and forth, over and over: nothing grows, and nothing is worn out.
 
 A short run belongs to every run of the tests, 200 conversions in one process to `pytest -m trust`.
+With `--verify` memory does grow: Orbax, which reads what we wrote, asks TensorStore for the spec of
+every array, and TensorStore 0.1.86 gives the memory of what `to_json` returns never back.
 """
 
 import json
@@ -18,12 +20,16 @@ SOME_FILES = 4
 """Of how many data files a save consists varies by so much."""
 WARM = 22
 """Conversions after which caches are filled."""
+ARRAYS = 37
+"""Of the checkpoint that is converted."""
+LOST_BYTES = 6 * 2**10
+"""Of each array that Orbax reads, what TensorStore keeps at most: 3.9 KiB were measured."""
 
 ROUNDS = """
 import gc, json, os, pathlib, sys
 import nnxconv
 
-root, count = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+root, count, verify = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
 here, there = root / "linen", root / "nnx"
 
 def resident():
@@ -51,7 +57,7 @@ for number in range(count):
         to="nnx-pure" if to_nnx else "linen",
         scan_layers=to_nnx,
         overwrite=True,
-        verify=number % 4 < 2,
+        verify=verify and number % 4 < 2,
         transfer="link" if number % 8 < 4 else "copy",
     )
     if number % 2:
@@ -60,10 +66,10 @@ print(json.dumps(told))
 """
 
 
-def rounds(root: Path, count: int) -> list[dict[str, int]]:
+def rounds(root: Path, count: int, verify: bool) -> list[dict[str, int]]:
     """What is seen after every second conversion, in one process."""
     done = subprocess.run(
-        [sys.executable, "-c", ROUNDS, str(root), str(count)],
+        [sys.executable, "-c", ROUNDS, str(root), str(count), str(verify)],
         capture_output=True,
         text=True,
         timeout=560,
@@ -76,21 +82,23 @@ def rounds(root: Path, count: int) -> list[dict[str, int]]:
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("processes", "count"),
+    ("processes", "count", "verify"),
     [
-        pytest.param(1, WARM + 18, id="short"),
-        pytest.param(1, 200, id="one process", marks=pytest.mark.trust(only=True)),
-        pytest.param(10, 4, id="many processes", marks=pytest.mark.trust(only=True)),
+        pytest.param(1, WARM + 18, False, id="short"),
+        pytest.param(1, WARM + 18, True, id="short, verified"),
+        pytest.param(1, 200, False, id="one process", marks=pytest.mark.trust(only=True)),
+        pytest.param(1, 200, True, id="verified", marks=pytest.mark.trust(only=True)),
+        pytest.param(10, 4, True, id="many processes", marks=pytest.mark.trust(only=True)),
     ],
 )
 @pytest.mark.parametrize("use_ocdbt", [True, False], ids=["ocdbt", "plain"])
-def test_nothing_grows(processes, count, use_ocdbt, tmp_path, record_property):
+def test_nothing_grows(processes, count, verify, use_ocdbt, tmp_path, record_property):
     if count < 100 and processes == 1 and not use_ocdbt:
         pytest.skip("one container is enough for the short run")
     source = tmp_path / "linen"
     checkpoints.save_item(source, checkpoints.linen(), use_ocdbt=use_ocdbt)
     manifest = nnxconv.write_checksums(str(source), manifest=str(tmp_path / "digests")).path
-    runs = [rounds(tmp_path, count) for _ in range(processes)]
+    runs = [rounds(tmp_path, count, verify) for _ in range(processes)]
     for path in (source, tmp_path / "nnx"):
         found = nnxconv.check_checksums(str(path), manifest=manifest)
         assert [problem for problem in found.problems if not problem.startswith("file ")] == []
@@ -98,13 +106,15 @@ def test_nothing_grows(processes, count, use_ocdbt, tmp_path, record_property):
     start = runs[0][WARM // 2] if processes == 1 else runs[1][-1]
     end = told[-1]
     growth = end["memory"] / start["memory"] - 1
+    readings = (count - WARM) // 2 if verify and processes == 1 else 0
+    lost = readings * ARRAYS * LOST_BYTES / start["memory"]
     record_property(
         "figures",
         f"{processes * count} conversions in {processes} process(es): memory {growth:+.1%},"
         f" open files {start['open']} -> {end['open']}, files {start['files']} -> {end['files']},"
         f" {start['disk']:,} -> {end['disk']:,} bytes on disk",
     )
-    assert growth < 0.05
+    assert growth < 0.02 + lost
     assert end["open"] <= start["open"]
     assert end["threads"] <= start["threads"] + 2
     assert end["files"] <= start["files"] + SOME_FILES

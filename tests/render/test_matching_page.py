@@ -270,3 +270,14 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(
 ) -> None:
     outcome = run("match", "not", "there", "--html", file)
     assert (outcome.exit_code, outcome.stderr) == (2, f"error: `--html {file}` {told}\n")
+
+
+def test_a_page_that_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    page = tmp_path / "pairs.html"
+    page.write_text("mine")
+    outcome = run("match", "not", "there", "--html", page)
+    assert (outcome.exit_code, outcome.stderr, page.read_text()) == (
+        2,
+        f"error: `{page}` exists\n\nhint: add `--overwrite` to replace it\n",
+        "mine",
+    )

@@ -153,10 +153,10 @@ def large(tmp_path_factory):
     shutil.rmtree(path)
 
 
-def begun(source, target, count):
+def begun(source, target, count, code=processes.COMMAND):
     """Processes that have begun to write."""
     options = ["--to", "linen", "--no-scan_layers", "--max_memory", "16MiB"]
-    started = processes.start("convert", source, target, *options, count=count)
+    started = processes.start("convert", source, target, *options, count=count, code=code)
     unfinished = target.parent / (target.name + UNFINISHED)
     while not list(unfinished.glob("ocdbt.process_1/d/*")):
         assert all(process.poll() is None for process in started.started), started.ended()
@@ -201,6 +201,24 @@ def test_a_signal_to_one_stops_all(process, number, code, message, large, tmp_pa
     assert [(one.stdout, one.stderr.strip(), one.exit_code) for one in ended] == (
         [("", message, code)] * 2
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+HELD_UP = f"""
+import nnxconv.storage.interrupts
+nnxconv.storage.interrupts.ANSWER_SECONDS = 0
+{processes.COMMAND}
+"""
+"""The main thread is never in time to answer a signal: another one ends the process."""
+
+
+@pytest.mark.full
+def test_a_signal_to_a_first_process_that_is_held_up_is_what_the_others_end_of(large, tmp_path):
+    started = begun(large, tmp_path / "out", 2, HELD_UP)
+    started.started[0].send_signal(signal.SIGINT)
+    ended = started.ended(60)
+    told = [(one.stdout, one.stderr.strip(), one.exit_code) for one in ended]
+    assert told == [("", "interrupted: nothing was committed", 130)] * 2
     assert list(tmp_path.iterdir()) == []
 
 

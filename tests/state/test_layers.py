@@ -572,3 +572,10 @@ def test_the_arrangement_follows_the_options(state, options, expected):
 
 def test_layers_of_one_stored_stack_are_that_stack_again():
     assert chosen_for(LAYERS, scan_layers=True) == STACK
+
+
+def test_one_module_that_is_called_layers_is_no_stack():
+    state = state_of(params(layers__kernel=(4, 4), layers__bias=(4,)))
+    assert unstack(state) == (state, [])
+    stacked = state_of(params(layers__kernel=(3, 4, 4), layers__bias=(3, 4)))
+    assert [group.key for group in unstack(stacked)[1]] == [("layers",)]

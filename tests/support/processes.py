@@ -56,9 +56,9 @@ class Processes:
         return [Ended(*text, code) for text, code in zip(texts, codes, strict=True)]
 
 
-def start(*arguments: object, count: int, **env: str) -> Processes:
+def start(*arguments: object, count: int, code: str = COMMAND, **env: str) -> Processes:
     """So many processes of one command, which get `--distributed` as well."""
-    return Processes(COMMAND, [*map(str, arguments), "--distributed"], count, **env)
+    return Processes(code, [*map(str, arguments), "--distributed"], count, **env)
 
 
 def call(calls: Sequence[tuple[str, Sequence[object], Mapping[str, Any]]], count: int, **env: str):

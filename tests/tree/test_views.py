@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nnxconv.tree.array_notation import notation
 from nnxconv.tree.elements import cast, dtype_of, size_bytes, with_kind
 from nnxconv.tree.normal_form import concat, moved, part, slot, stack
-from nnxconv.tree.piece import pieces
+from nnxconv.tree.piece import _KEPT, pieces
 from nnxconv.tree.reshaping import divided, merged, permuted
 from nnxconv.tree.views import (
     Cast,
@@ -407,3 +407,13 @@ def test_a_region_of_a_stack_without_the_layer_has_nothing_of_its_piece():
     region = (slice(0, 5), slice(1, 2), slice(3, 6))
     assert first.source_region(region) is None
     assert second.source_region(region) == (slice(0, 5), slice(3, 6))
+
+
+def test_pieces_are_kept_for_as_long_as_their_view_is():
+    first, second = Source("a", (2,), "float32", (2,)), Source("b", (2,), "float32", (2,))
+    before = len(_KEPT)
+    view = Stack((first, second), 0)
+    assert pieces(view) is pieces(view)
+    assert len(_KEPT) == before + 2
+    del view
+    assert len(_KEPT) == before

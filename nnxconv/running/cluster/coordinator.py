@@ -97,14 +97,19 @@ def service(address: Address) -> Service:
 def part() -> None:
     """Leaves the others for good; process 0, which keeps the coordinator, is the last to go."""
     for found in list(_services):
-        store = found.store("parted")
-        with suppress(ContactLost):
-            if found.number:
-                store.put(str(found.number), True)
-            else:
-                _await(store, set(range(1, found.count)) - found.gone)
+        say_goodbye(found)
         found.state.shutdown()
     _services.clear()
+
+
+def say_goodbye(found: Service) -> None:
+    """Tells that this process ends; process 0 waits for the others: its end would abort them."""
+    store = found.store("parted")
+    with suppress(ContactLost):
+        if found.number:
+            store.put(str(found.number), True)
+        else:
+            _await(store, set(range(1, found.count)) - found.gone)
 
 
 def _await(store: ClientStore, others: set[int]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nnxconv.errors import BadInput, TeamError
-from nnxconv.running.cluster.coordinator import Address, service
+from nnxconv.running.cluster.coordinator import Address, Service, say_goodbye, service
 from nnxconv.running.cluster.member import Member
 from nnxconv.running.cluster.team import SINGLE_PROCESS, Team
 from nnxconv.storage import interrupt, last_resort
@@ -41,7 +41,7 @@ def joined(
     found.runs += 1
     member = Member(found.number, found.count, found.store(str(found.runs)))
     try:
-        with last_resort(lambda: member.fail(interrupt())):
+        with last_resort(lambda: _end(member, found)):
             member.gather("here")
             with told_plainly():
                 yield member
@@ -54,6 +54,13 @@ def joined(
     finally:
         member.leave()
         found.gone |= member.silent()
+
+
+def _end(member: Member, found: Service) -> None:
+    """Tells the others of the signal that ends this process, before it does."""
+    member.fail(interrupt())
+    found.gone |= member.silent()
+    say_goodbye(found)
 
 
 def _refuse_addresses(
