@@ -13,6 +13,8 @@ from nnxconv.layouts.reducing import reduced, uncast
 from nnxconv.layouts.target import bare_form, spelling_of, target_codec, target_form
 from nnxconv.layouts.understanding import Understood
 from nnxconv.state import (
+    DEFAULT_AXIS,
+    SCALES,
     Apart,
     Arrangement,
     Blocks,
@@ -22,6 +24,7 @@ from nnxconv.state import (
     arrange,
     blocks_for,
     choose,
+    has_trained_scales,
     known_families,
     left_by_blocks,
     newly_stacked,
@@ -105,7 +108,7 @@ def convert_tree(
         kept_spelling=source.codec.spelling == codec.spelling,
         spellings=form.spellings,
         like=arrangements,
-        aux_axes=_aux_axes(state, source.codec.name, codec.name),
+        aux_axes=_aux_axes(state, source.codec.name, codec.name) | _scale_axes(state, options),
         blocks=blocks,
     )
     state, homeless = _without_homeless(state, source, arrangements)
@@ -171,6 +174,13 @@ def _aux_axes(state: TrainState, *layouts: str) -> dict[str, int]:
     """The layer axis of each collection, where a program of these layouts has one for all."""
     axes = [AUX_AXES[layout] for layout in layouts if layout in AUX_AXES]
     return {str(key[0]): axis for axis in axes for key in state.aux}
+
+
+def _scale_axes(state: TrainState, options: Options) -> dict[str, int]:
+    """The layer axis of scales, where they are trained as other parameters are."""
+    if not has_trained_scales(state):
+        return {}
+    return {SCALES: DEFAULT_AXIS if options.layer_axis is None else options.layer_axis}
 
 
 def _blocks(source: Understood, options: Options) -> Mapping[Key, Blocks]:

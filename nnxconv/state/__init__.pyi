@@ -10,6 +10,7 @@ from .in_blocks import told_by_marks as told_by_marks
 from .layer_groups import DEFAULT_AXIS as DEFAULT_AXIS
 from .layer_groups import DEFAULT_NAMES as DEFAULT_NAMES
 from .layer_groups import PARAMS as PARAMS
+from .layer_groups import SCALES as SCALES
 from .layer_groups import Apart as Apart
 from .layer_groups import Arrangement as Arrangement
 from .layer_groups import Blocks as Blocks
@@ -17,6 +18,7 @@ from .layer_groups import LayerGroup as LayerGroup
 from .layer_groups import Sections as Sections
 from .layer_groups import Spelling as Spelling
 from .layer_groups import Stacked as Stacked
+from .layer_groups import has_trained_scales as has_trained_scales
 from .layer_groups import joined as joined
 from .layer_groups import names_in as names_in
 from .layer_groups import newly_stacked as newly_stacked

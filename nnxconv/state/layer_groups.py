@@ -9,6 +9,7 @@ from typing import TypeAlias
 from nnxconv.state.families import Family
 from nnxconv.state.family_sources import known_families
 from nnxconv.state.optimizer import parameter_trees
+from nnxconv.state.quantised import scales_of
 from nnxconv.state.train_state import RNGS, TrainState, below, children, under
 from nnxconv.tree import Key, Leaf, Literal
 
@@ -114,6 +115,16 @@ def sections_of(state: TrainState) -> tuple[Sections, dict[Key, Leaf]]:
         if tree:
             sections[("aux", collection)] = tree
     return sections, rest
+
+
+def has_trained_scales(state: TrainState) -> bool:
+    """True where the optimizer has moments of the scales of quantised weights."""
+    scales = scales_of(state.params)
+    sections = sections_of(state)[0] if scales else {}
+    return any(
+        head[0] == "opt_state" and not scales.keys().isdisjoint(tree)
+        for head, tree in sections.items()
+    )
 
 
 def joined(state: TrainState, sections: Sections, rest: dict[Key, Leaf]) -> TrainState:

@@ -110,6 +110,20 @@ def test_scales_on_the_axis_of_the_parameters_are_taken_apart_and_come_back(tmp_
     assert stored(out) == stored(apart)
 
 
+def test_scales_with_moments_are_stacked_as_the_parameters_are(tmp_path):
+    every = quantised(3, (2, 4))
+    apart = {"decoder": {f"layers_{i}": layer for i, layer in enumerate(every)}}
+    whole = {"decoder": {"layers": stacked(every, scale_axis=1)}}
+    paths = []
+    for name, params in (("apart", {"params": apart}), ("whole", {"params": whole})):
+        adam = {"count": np.int32(2), "mu": params, "nu": params}
+        tree = {"step": np.int32(2), "params": params, "opt_state": [adam]}
+        paths.append(checkpoints.save_item(tmp_path / name, tree))
+    out = tmp_path / "out"
+    nnxconv.convert(str(paths[0]), str(out), to="linen", scan_layers=True)
+    assert stored(out) == stored(paths[1])
+
+
 @pytest.mark.sample(10)
 @pytest.mark.parametrize("stacks", [False, True])
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "int4"])
