@@ -21,6 +21,7 @@ def roles_of(modules: Sequence[ModuleFamily]) -> dict[ModuleFamily, str]:
         for end in range(1, len(path))
         if spelled(path[end]) in _EXPERTS and not path[end - 1].endswith("#")
     }
+    experts |= {path[:-1] for path in paths if path and spelled(path[-1]) == "router"}
     sides = {told for path in paths if (told := side(path))}
     found: dict[ModuleFamily, str] = {}
     for scope, some in scopes_in(modules).items():

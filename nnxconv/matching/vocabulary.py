@@ -11,7 +11,7 @@ the one after attention in Gemma 2, which has four.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -25,13 +25,15 @@ _WITHIN = {
     " encoder_decoder_attention multihead_attn src_attn xattn",
     "attention": "attn attention self_attn self_attention self mha multi_head_attention"
     " multi_head_dot_product_attention multi_head_self_attention multihead_attention"
-    " sa self_attention_block attention_block",
+    " sa self_attention_block attention_block causal_self_attention causal_attn"
+    " self_attention_layer masked_self_attention multi_headed_attention",
     "shared": "shared_expert shared_experts",
     "moe": "moe experts expert moe_block block_sparse_moe sparse_moe moe_layer",
     "mlp": "mlp ffn ff ffw feed_forward feedforward dense_relu_dense mlp_block ff_layer"
     " feed_forward_network mlp_blocks",
 }
 _WITHIN_OF = {name: within for within, names in _WITHIN.items() for name in names.split()}
+_NUMBERS = re.compile(r"\d+")
 _CAPITALS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WRAPPERS = ("linear", "einsum", "base_layer", "embedding", "layer")
 """Modules between a module's name and its weights that say nothing: `ffn_layer1.linear.w`."""
@@ -80,14 +82,14 @@ def _meanings(path: Path, level: Level, inside: str) -> list[tuple[int, str]]:
 
 
 def _known(names: Sequence[str], level: Level, inside: str) -> list[tuple[int, str]]:
-    """The meanings of the last two names, or else of the last one."""
+    """The meanings of the last three names, or else of fewer."""
     if level == "root":
         places = ("*",)
     else:
         others = {"": ("", "*"), "cross": ("attention",), "moe": ("moe", "mlp")}
         places = others.get(inside, (inside, "mlp") if inside == "shared" else (inside,))
     index = _index()
-    for size in (2, 1):
+    for size in (3, 2, 1):
         for place in places:
             found = index.get((level, place, ".".join(names[-size:])))
             if found:
@@ -105,15 +107,39 @@ def meanings_of(
       level: `block` for those of a layer, `root` for those outside.
       experts: the modules that have experts, whose `gate` is the router.
     """
-    meanings = {path: _meanings(path, level, _inside(path, experts)) for path in modules}
+    every = frozenset(modules)
+    meanings = {
+        path: _meanings(as_counted(path, every), level, _inside(path, experts)) for path in modules
+    }
     fit = _fit(meanings.values(), len(modules))
-    found = {}
+    found: dict[Path, str] = {}
     for path, known in meanings.items():
         best = max((fit[number] for number, _ in known), default=(0, 0))
         told = {role for number, role in known if fit[number] == best}
         if len(told) == 1 and best[0]:
             found[path] = told.pop()
-    return found
+    return _unequivocal(found)
+
+
+def as_counted(path: Path, modules: Collection[Path]) -> Path:
+    """A module's names with the number that it has among those that are counted from its own.
+
+    Haiku counts modules of one class, and leaves out the first one's number.
+
+    >>> as_counted(("mlp", "linear"), {("mlp", "linear"), ("mlp", "linear_1")})
+    ('mlp', 'linear_0')
+    """
+    if path and (*path[:-1], f"{path[-1]}_1") in modules:
+        return (*path[:-1], f"{path[-1]}_0")
+    return path
+
+
+def _unequivocal(found: Mapping[Path, str]) -> dict[Path, str]:
+    """Without the roles that several modules of one scope have, as two MLPs, if no experts."""
+    sharing: dict[str, set[str]] = defaultdict(set)
+    for path, role in found.items():
+        sharing[role].add(_NUMBERS.sub("#", ".".join(path)))
+    return {path: role for path, role in found.items() if len(sharing[role]) == 1}
 
 
 def _fit(meanings: Collection[list[tuple[int, str]]], count: int) -> dict[int, tuple[int, int]]:
@@ -124,7 +150,7 @@ def _fit(meanings: Collection[list[tuple[int, str]]], count: int) -> dict[int, t
         told[number].add(role)
     return {
         number: (
-            0 if PROJECTS[number].is_whole and explained[number] < count else explained[number],
+            0 if PROJECTS[number].is_whole and len(told[number]) < count else explained[number],
             -sum(role not in told[number] for role in _roles_in(number)),
         )
         for number in explained
