@@ -13,9 +13,9 @@ from nnxconv.matching.orientation import (
     slot_readings,
 )
 from nnxconv.matching.pairs import LeafPair, ModulePair
-from nnxconv.matching.readings import Kind
+from nnxconv.matching.readings import HEADS_FIRST, Kind, Orientation
 from nnxconv.matching.roles import roles_of
-from nnxconv.matching.vocabulary import is_norm
+from nnxconv.matching.vocabulary import disagree, is_norm
 from nnxconv.renaming import Divide, Merge, Step
 
 _WITH_HEADS = ("query", "key", "value", "out")
@@ -54,7 +54,7 @@ class Fitting:
     def fits(self, scope: Scopes, a: ModuleFamily, b: ModuleFamily, *, by_name: bool) -> bool:
         """True when two modules can be one another; names count for more than other arrays do."""
         role, other = self.role(a), self.role(b)
-        if role and other and role != other:
+        if disagree(role, other):
             return False
         if (MAIN in a.slots) != (MAIN in b.slots):
             return False
@@ -64,7 +64,7 @@ class Fitting:
             return False
         found = self.main_readings(a, b)
         known = self._votes.decided(scope, *self._kind(a, b))
-        return bool(found) and (by_name or known is None or known in found)
+        return bool(found) and (by_name or bool(as_known(found, known)))
 
     def shapes_tell(self, scope: Scopes, a: ModuleFamily, b: ModuleFamily) -> bool:
         """True when of two modules that fit no others the shapes say that they are the same.
@@ -76,7 +76,7 @@ class Fitting:
             return True
         known = self._votes.decided(scope, *self._kind(a, b))
         found = self.main_readings(a, b)
-        return any(not _cuts_axes(found[way]) for way in found if known in (None, way))
+        return any(not _cuts_axes(steps) for steps in as_known(found, known).values())
 
     def _kind(self, a: ModuleFamily, b: ModuleFamily) -> tuple[Kind, tuple[str, str]]:
         kind = kind_of(a, b, a.main, b.main, self.role_of_pair(a, b))
@@ -108,8 +108,17 @@ class Fitting:
         self, fitting: SlotReadings, scope: Scopes, kind: Kind, names: tuple[str, str]
     ) -> SlotReadings:
         """Of several readings the one for which others have voted."""
-        known = self._votes.decided(scope, kind, names)
-        return fitting if known is None or known not in fitting else {known: fitting[known]}
+        return as_known(fitting, self._votes.decided(scope, kind, names)) or fitting
+
+
+def as_known(found: SlotReadings, known: Orientation | None) -> SlotReadings:
+    """The readings that keep to a known orientation, whether heads come first or not."""
+    if known is None:
+        return found
+    for name in (known, HEADS_FIRST.get(known)):
+        if name in found:
+            return {name: found[name]}
+    return {}
 
 
 def scopes_of(a: ModuleFamily, b: ModuleFamily) -> Scopes:

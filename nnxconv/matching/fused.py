@@ -40,10 +40,15 @@ def ways_to_part(
     total = math.prod(whole)
     if total != sum(map(math.prod, parts)):
         return
-    for axis, size in enumerate(whole[:1] if is_stacked else whole):
+    if whole[:1] == (len(parts),):
+        found = list(_each(Unstack(0), [whole[1:]] * len(parts), parts, kind, roles))
+        if found or is_stacked:
+            yield from found
+            return
+    for axis, size in enumerate(whole):
         shares = [size * math.prod(part) // total for part in parts]
         is_cut = sum(shares) == size and min(shares) > 0
-        if is_cut and not is_stacked and _keeps_inputs(whole, axis, parts):
+        if is_cut and _keeps_inputs(whole, axis, parts):
             pieces = [(*whole[:axis], share, *whole[axis + 1 :]) for share in shares]
             sizes = None if len(set(shares)) == 1 else tuple(shares)
             yield from _each(Split(axis, sizes), pieces, parts, kind, roles)

@@ -191,12 +191,26 @@ def modules_of(leaves: Mapping[Key, Leaf]) -> list[ModuleFamily]:
         is_param = key[0] == "params"
         collection, bare = ("params", key[1:]) if is_param else (str(key[1]), key[2:])
         modules[scope, path].append(_Member(numbers, collection, bare, places[key].leaf))
-    known = {path: Scope(path, tuple(sorted(members))) for path, members in scopes.items()}
+    known = {
+        path: Scope(path, tuple(sorted(members | _within_others(path, scopes))))
+        for path, members in scopes.items()
+    }
     ranks = {path: {m: rank for rank, m in enumerate(s.members)} for path, s in known.items()}
     return [
         ModuleFamily(known[scope], path, _slots(members, ranks[scope], leaves))
         for (scope, path), members in modules.items()
     ]
+
+
+def _within_others(path: Path, scopes: Mapping[Path, Collection[Numbers]]) -> set[Numbers]:
+    """The members of a scope in which only others within it have modules."""
+    depth = sum(name.count("#") for name in path)
+    return {
+        member[:depth]
+        for inner, members in scopes.items()
+        if len(inner) > len(path) and inner[: len(path)] == path
+        for member in members
+    }
 
 
 def names_in(key: Key) -> Path:

@@ -17,19 +17,25 @@ def unnested(modules: Sequence[ModuleFamily], paired: Collection[Path]) -> list[
       paired: the scopes of this tree that have a counterpart in the other.
     """
     known = {module.scope.path: module.scope for module in modules}
+    known[()] = known.get((), Scope((), ((),)))
     found: list[ModuleFamily] = []
     for module in modules:
-        outer = _around(module.scope.path, paired, known)
+        outer = _around(module.scope, paired, known)
         found += [module] if outer is None else _members(module, known[outer])
     return found
 
 
-def _around(path: Path, paired: Collection[Path], known: Collection[Path]) -> Path | None:
-    """The innermost layer around a scope that has a counterpart, where itself has none."""
+def _around(scope: Scope, paired: Collection[Path], known: Collection[Path]) -> Path | None:
+    """The innermost layer around a scope that has a counterpart, where itself has none.
+
+    The whole tree is around a single layer, which need not be counted at all.
+    """
+    path = scope.path
     if path in paired:
         return None
     above = (path[:end] for end in range(len(path) - 1, 0, -1))
-    return next((outer for outer in above if outer in paired and outer in known), None)
+    found = next((outer for outer in above if outer in paired and outer in known), None)
+    return () if found is None and scope.count == 1 and path else found
 
 
 def _members(module: ModuleFamily, outer: Scope) -> Iterator[ModuleFamily]:

@@ -119,9 +119,17 @@ PROJECTS = (
         "token=token_embedder norm.final=encoder_norm norm.final=decoder_norm head=logits_dense",
     ),
     Project(
-        "transformers, models/t5/modeling_t5.py",
+        "transformers, models/t5/modeling_t5.py, a block of the encoder",
         "query=attention.q key=attention.k value=attention.v out=attention.o gate=mlp.wi_0"
-        " up=mlp.wi_1 up=mlp.wi down=mlp.wo",
+        " up=mlp.wi_1 up=mlp.wi down=mlp.wo norm.attention=layer.0.layer_norm"
+        " norm.mlp=layer.1.layer_norm",
+        "token=shared norm.final=final_layer_norm head=lm_head",
+    ),
+    Project(
+        "transformers, models/t5/modeling_t5.py, a block of the decoder",
+        "query=attention.q key=attention.k value=attention.v out=attention.o gate=mlp.wi_0"
+        " up=mlp.wi_1 up=mlp.wi down=mlp.wo norm.attention=layer.0.layer_norm"
+        " norm.cross=layer.1.layer_norm norm.mlp=layer.2.layer_norm",
         "token=shared norm.final=final_layer_norm head=lm_head",
     ),
     Project(
@@ -243,7 +251,8 @@ PROJECTS = (
         "openai/whisper, whisper/model.py",
         "query=attention.query key=attention.key value=attention.value out=attention.out"
         " norm.attention=attn_ln norm.cross=cross_attn_ln norm.mlp=mlp_ln up=mlp.0 down=mlp.2",
-        "token=token_embedding position=positional_embedding norm.final=ln_post norm.final=ln",
+        "token=token_embedding position=positional_embedding norm.final=ln_post norm.final=ln"
+        " norm.final=ln_final",
     ),
     Project(
         "transformers, models/whisper/modeling_whisper.py",

@@ -11,7 +11,7 @@ the one after attention in Gemma 2, which has four.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -33,7 +33,6 @@ _WITHIN = {
     " feed_forward_network mlp_blocks",
 }
 _WITHIN_OF = {name: within for within, names in _WITHIN.items() for name in names.split()}
-_NUMBERS = re.compile(r"\d+")
 _CAPITALS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WRAPPERS = ("linear", "einsum", "base_layer", "embedding", "layer")
 """Modules between a module's name and its weights that say nothing: `ffn_layer1.linear.w`."""
@@ -118,7 +117,7 @@ def meanings_of(
         told = {role for number, role in known if fit[number] == best}
         if len(told) == 1 and best[0]:
             found[path] = told.pop()
-    return _unequivocal(found)
+    return found
 
 
 def as_counted(path: Path, modules: Collection[Path]) -> Path:
@@ -132,14 +131,6 @@ def as_counted(path: Path, modules: Collection[Path]) -> Path:
     if path and (*path[:-1], f"{path[-1]}_1") in modules:
         return (*path[:-1], f"{path[-1]}_0")
     return path
-
-
-def _unequivocal(found: Mapping[Path, str]) -> dict[Path, str]:
-    """Without the roles that several modules of one scope have, as two MLPs, if no experts."""
-    sharing: dict[str, set[str]] = defaultdict(set)
-    for path, role in found.items():
-        sharing[role].add(_NUMBERS.sub("#", ".".join(path)))
-    return {path: role for path, role in found.items() if len(sharing[role]) == 1}
 
 
 def _fit(meanings: Collection[list[tuple[int, str]]], count: int) -> dict[int, tuple[int, int]]:
@@ -180,6 +171,24 @@ _SIDES = {
     "mid": "mid mid_block middle",
 }
 _SIDE_OF = {name: told for told, names in _SIDES.items() for name in names.split()}
+
+
+SIDES = frozenset(_SIDES)
+
+
+def disagree(role: str, other: str) -> bool:
+    """True for two roles that cannot be the same; a part of the model may be told by one only.
+
+    >>> disagree("text.token", "token"), disagree("text.token", "vision.token")
+    (False, True)
+    """
+    (side, _, rest), (other_side, _, other_rest) = role.partition("."), other.partition(".")
+    if not role or not other or role == other:
+        return False
+    return not (
+        (side in SIDES and other_side not in SIDES and rest == other)
+        or (other_side in SIDES and side not in SIDES and other_rest == role)
+    )
 
 
 @cache
