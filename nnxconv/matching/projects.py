@@ -311,8 +311,8 @@ PROJECTS = (
     Project(
         "jax-ml/jax-llm-examples, llama3/llama3_jax/model.py",
         "query=attention.q key=attention.k value=attention.v out=attention.o"
-        " norm.attention=attn_pre_gamma norm.mlp=attn_post_gamma norm.attention=attn_pre"
-        " norm.mlp=attn_post gate=mlp.w_gate up=mlp.w_up down=mlp.w_down",
+        " norm.attention=attn_pre_gamma norm.mlp=attn_post_gamma gate=mlp.w_gate up=mlp.w_up"
+        " down=mlp.w_down",
         "token=embedding norm.final=gamma_final head=lm_head",
     ),
     Project(

@@ -117,7 +117,17 @@ def meanings_of(
         told = {role for number, role in known if fit[number] == best}
         if len(told) == 1 and best[0]:
             found[path] = told.pop()
-    return found
+    counted = _of_many_norms(modules)
+    return {path: role for path, role in found.items() if path not in counted}
+
+
+def _of_many_norms(modules: Collection[Path]) -> set[Path]:
+    """Norms that are told by a number, of more than two: the second may come after attention."""
+    groups: dict[tuple[Path, str], set[Path]] = defaultdict(set)
+    for path in modules:
+        if path and is_norm(path[-1]) and (stem := path[-1].rstrip("0123456789")) != path[-1]:
+            groups[path[:-1], stem].add(path)
+    return {path for group in groups.values() if len(group) > 2 for path in group}
 
 
 def as_counted(path: Path, modules: Collection[Path]) -> Path:

@@ -10,6 +10,7 @@ from nnxconv.state import DEFAULT_NAMES, LayerGroup, TrainState, unstack
 from nnxconv.tree import Key, Source, View, pieces
 from tests.support.dialects import REAL, SPELLINGS, automatic, made_up, render
 from tests.support.model_families import FAMILIES, Maker, Model
+from tests.support.more_dialects import MORE
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def _side(
 ) -> Side:
     match kind:
         case "real":
-            kind = rng.choice(sorted(REAL[family]))
-            dialect = REAL[family][kind]
+            known = {**REAL[family], **MORE.get(family, {})}
+            kind = rng.choice(sorted(known))
+            dialect = known[kind]
         case "automatic":
             dialect = automatic(model, gate_first)
         case _:
