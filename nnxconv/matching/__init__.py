@@ -3,7 +3,7 @@
 ```
 modules      a tree as modules, in the layers in which they are repeated
 projects     what projects call theirs; vocabulary: what a name means; roles: of a whole tree's
-scopes       which layers are which
+scopes       which layers are which; nesting: of layers within layers
 readings     the steps that lead from one shape to another; fused: from one array to several
 orientation  whether arrays are turned, decided once for all of a kind
 fitting      which two modules can be one another; parting: which one is several
