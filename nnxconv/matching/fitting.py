@@ -133,5 +133,5 @@ def _cuts_axes(steps: Iterable[Sequence[Step]]) -> bool:
 
 def _is_no_norm(role: str, other: ModuleFamily) -> bool:
     """True when one is known to be no norm, and the other is called one."""
-    is_known = bool(role) and not role.startswith(("norm.", "scale."))
+    is_known = bool(role) and {"norm", "scale"}.isdisjoint(role.split("."))
     return is_known and bool(other.path) and is_norm(other.path[-1])
