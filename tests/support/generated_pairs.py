@@ -85,7 +85,8 @@ def _side(
     match kind:
         case "real":
             known = projects_of(family)
-            kind = rng.choice(sorted(known))
+            # torchvision's `layers` has no number: with few rules what is below it may be a stack
+            kind = rng.choice(sorted(known.keys() - {"torchvision"}))
             dialect = known[kind]
         case "automatic":
             dialect = automatic(model, gate_first)
