@@ -115,7 +115,7 @@ def as_known(found: SlotReadings, known: Orientation | None) -> SlotReadings:
     """The readings that keep to a known orientation, whether heads come first or not."""
     if known is None:
         return found
-    for name in (known, HEADS_FIRST.get(known)):
+    for name in (known, HEADS_FIRST.get(known, known)):
         if name in found:
             return {name: found[name]}
     return {}
