@@ -49,7 +49,7 @@ def test_what_is_certain_is_right_and_most_is_certain_where_names_are_known(bloc
         if pair.is_known:
             known += counts
     # 91 % in all; a hundred pairs may be hard ones, whose names tell little
-    assert known["certain"] >= 0.8 * known["leaves"]
+    assert known["certain"] >= 0.75 * known["leaves"]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
