@@ -3,10 +3,11 @@
 ```
 modules      a tree as modules, in the layers in which they are repeated
 projects     what projects call theirs; vocabulary: what a name means; roles: of a whole tree's
-scopes       which layers are which
+scopes       which layers are which; nesting: of layers within layers
 readings     the steps that lead from one shape to another; fused: from one array to several
 orientation  whether arrays are turned, decided once for all of a kind
-search       the pairs that are certain; pairs: as they are told
+fitting      which two modules can be one another; parting: which one is several
+search       the pairs that are certain; scope_search: in two scopes; pairs: as they are told
 fingerprints what an array holds, whatever the order of its elements
 values       what a search by values asks for and finds; valued: the search, in rounds
 rounds       pairs of leaves that hold the same; joins: of parts with the array that has them all

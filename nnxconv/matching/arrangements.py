@@ -95,6 +95,20 @@ def _joined(parts: Sequence[Shape], whole: Shape) -> Iterator[Steps]:
         moved = [tuple(part[axis] for axis in order) for part in parts]
         yield from ((*turn, *way) for way in _end_to_end(moved, whole))
         yield from ((*turn, *way) for way in _within_heads(moved, whole))
+    if len(whole) > rank + 1 and len(set(parts)) == 1:
+        yield from _as_pieces(parts[0], len(parts), whole)
+
+
+def _as_pieces(part: Shape, count: int, whole: Shape) -> Iterator[Steps]:
+    """Parts whose heads are taken apart and turned, and which then lie side by side in the whole.
+
+    >>> print(*next(_as_pieces((6, 5), 2, (2, 3, 5, 2))))
+    Divide(axis=0, into=(3, 2)) Transpose(order=(0, 2, 1)) Pile(axis=0)
+    """
+    for axis, size in enumerate(whole):
+        if size == count:
+            piece = (*whole[:axis], *whole[axis + 1 :])
+            yield from ((*way, Pile(axis)) for way in ways_to_one(part, piece))
 
 
 def _end_to_end(parts: Sequence[Shape], whole: Shape) -> Iterator[Steps]:

@@ -21,21 +21,45 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 
 
 def ways_to_part(
-    whole: Shape, parts: Sequence[Shape], kind: Kind, roles: Sequence[str]
+    whole: Shape,
+    parts: Sequence[Shape],
+    kind: Kind,
+    roles: Sequence[str],
+    *,
+    is_stacked: bool = False,
 ) -> Iterator[tuple[Orientation, tuple[Step, ...]]]:
-    """The steps that may make arrays of the shapes `parts`, in their order, of one."""
+    """The steps that may make arrays of the shapes `parts`, in their order, of one.
+
+    Args:
+      whole: the shape of the one.
+      parts: theirs.
+      kind: what they are.
+      roles: what each of them is, where this is known.
+      is_stacked: they lie one after the other on a first axis of its own, as experts do.
+    """
     total = math.prod(whole)
     if total != sum(map(math.prod, parts)):
         return
+    if whole[:1] == (len(parts),):
+        found = list(_each(Unstack(0), [whole[1:]] * len(parts), parts, kind, roles))
+        if found or is_stacked:
+            yield from found
+            return
     for axis, size in enumerate(whole):
         shares = [size * math.prod(part) // total for part in parts]
-        if sum(shares) == size and min(shares) > 0:
+        is_cut = sum(shares) == size and min(shares) > 0
+        if is_cut and _keeps_inputs(whole, axis, parts):
             pieces = [(*whole[:axis], share, *whole[axis + 1 :]) for share in shares]
             sizes = None if len(set(shares)) == 1 else tuple(shares)
             yield from _each(Split(axis, sizes), pieces, parts, kind, roles)
         if size == len(parts):
             pieces = [(*whole[:axis], *whole[axis + 1 :])] * size
             yield from _each(Unstack(axis), pieces, parts, kind, roles)
+
+
+def _keeps_inputs(whole: Shape, axis: int, parts: Sequence[Shape]) -> bool:
+    """True unless the other axis of a matrix is none of a part's: what is fused are the outputs."""
+    return len(whole) != 2 or all(whole[1 - axis] in part for part in parts)
 
 
 def _each(

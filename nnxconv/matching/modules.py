@@ -198,12 +198,23 @@ def modules_of(leaves: Mapping[Key, Leaf]) -> list[ModuleFamily]:
         is_param = key[0] == "params"
         collection, bare = ("params", key[1:]) if is_param else (str(key[1]), key[2:])
         modules[scope, path].append(_Member(numbers, collection, bare, place.leaf))
+    _include_inner(scopes)
     known = {path: Scope(path, tuple(sorted(members))) for path, members in scopes.items()}
     ranks = {path: {m: rank for rank, m in enumerate(s.members)} for path, s in known.items()}
     return [
         ModuleFamily(known[scope], path, _slots(members, ranks[scope], leaves))
         for (scope, path), members in modules.items()
     ]
+
+
+def _include_inner(scopes: Mapping[Path, set[Numbers]]) -> None:
+    """Adds to scopes the members in which only others within them have modules."""
+    for inner, members in scopes.items():
+        for end in range(len(inner)):
+            outer = inner[:end]
+            if outer in scopes:
+                depth = sum(name.count("#") for name in outer)
+                scopes[outer].update({member[:depth] for member in members})
 
 
 def names_in(key: Key) -> Path:

@@ -22,6 +22,8 @@ SlotReadings: TypeAlias = Mapping[Orientation, tuple[tuple[Step, ...], ...]]
 
 _KEPT_ALIKE = frozenset(("kernel", "w", "embedding"))
 """Names under which arrays are kept in one way: inputs first, or one row for each token."""
+_ALSO_CALLED = {"w": "kernel", "": "kernel"}
+"""Names of arrays that are kept as those of another name in the same tree are."""
 _OUTPUTS_FIRST = ("c_attn", "c_fc", "c_proj", "q_attn")
 """Modules of transformers' FlaxConv1D, whose `kernel` has its outputs first."""
 _TABLES = ("embedding", "embeddings", "emb_var")
@@ -80,6 +82,7 @@ class Votes:
 
     def add(self, scope: Scopes, kind: Kind, names: tuple[str, str], which: Orientation) -> None:
         """Counts a pair that can be read in one way only."""
+        names = _kept_as(names)
         self._of_scope[scope, kind, names].add(which)
         if all(scope):
             self._of_layers[kind, names].add(which)
@@ -92,7 +95,13 @@ class Votes:
         """
         if kind == "vector":
             return SAME
-        found = self._of_scope.get((scope, kind, names)) or self._of_layers.get((kind, names))
+        kept = _kept_as(names)
+        found = self._of_scope.get((scope, kind, kept)) or self._of_layers.get((kind, kept))
         if found:
             return next(iter(found)) if len(found) == 1 else None
-        return SAME if names[0] == names[1] and names[0] in self.kept_alike else None
+        return SAME if kept[0] == kept[1] and {*names, *kept} <= self.kept_alike else None
+
+
+def _kept_as(names: tuple[str, str]) -> tuple[str, str]:
+    """The names of two arrays, each by the one under which most of its kind are kept."""
+    return _ALSO_CALLED.get(names[0], names[0]), _ALSO_CALLED.get(names[1], names[1])

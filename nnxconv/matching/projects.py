@@ -119,9 +119,17 @@ PROJECTS = (
         "token=token_embedder norm.final=encoder_norm norm.final=decoder_norm head=logits_dense",
     ),
     Project(
-        "transformers, models/t5/modeling_t5.py",
+        "transformers, models/t5/modeling_t5.py, a block of the encoder",
         "query=attention.q key=attention.k value=attention.v out=attention.o gate=mlp.wi_0"
-        " up=mlp.wi_1 up=mlp.wi down=mlp.wo",
+        " up=mlp.wi_1 up=mlp.wi down=mlp.wo norm.attention=layer.0.layer_norm"
+        " norm.mlp=layer.1.layer_norm",
+        "token=shared norm.final=final_layer_norm head=lm_head",
+    ),
+    Project(
+        "transformers, models/t5/modeling_t5.py, a block of the decoder",
+        "query=attention.q key=attention.k value=attention.v out=attention.o gate=mlp.wi_0"
+        " up=mlp.wi_1 up=mlp.wi down=mlp.wo norm.attention=layer.0.layer_norm"
+        " norm.cross=layer.1.layer_norm norm.mlp=layer.2.layer_norm",
         "token=shared norm.final=final_layer_norm head=lm_head",
     ),
     Project(
@@ -238,5 +246,133 @@ PROJECTS = (
         " norm.final=norm_f norm.final=final_layernorm norm.final=norm head=head head=lm_head"
         " head=output_head head=unembed class=class_token class=cls patch=patch_embedding"
         " patch=patch_embed",
+    ),
+    Project(
+        "openai/whisper, whisper/model.py",
+        "query=attention.query key=attention.key value=attention.value out=attention.out"
+        " norm.attention=attn_ln norm.cross=cross_attn_ln norm.mlp=mlp_ln up=mlp.0 down=mlp.2",
+        "token=token_embedding position=positional_embedding norm.final=ln_post norm.final=ln"
+        " norm.final=ln_final",
+    ),
+    Project(
+        "transformers, models/whisper/modeling_whisper.py",
+        "query=attention.q_proj key=attention.k_proj value=attention.v_proj out=attention.out_proj"
+        " up=fc1 down=fc2 norm.attention=self_attn_layer_norm norm.cross=encoder_attn_layer_norm"
+        " norm.mlp=final_layer_norm",
+        "token=embed_tokens position=embed_positions norm.final=layer_norm",
+    ),
+    Project(
+        "pytorch/vision, torchvision/models/vision_transformer.py",
+        "qkv=attention.in_proj out=attention.out_proj up=mlp.0 down=mlp.3 up=mlp.linear_1"
+        " down=mlp.linear_2 norm.attention=ln_1 norm.mlp=ln_2",
+        "class=class_token position=pos_embedding patch=conv_proj norm.final=ln head=heads.head",
+    ),
+    Project(
+        "keras-team/keras-hub, layers/modeling/transformer_encoder.py and transformer_decoder.py",
+        "query=attention.query key=attention.key value=attention.value"
+        " out=attention.attention_output query=attention.query_dense key=attention.key_dense"
+        " value=attention.value_dense out=attention.output_dense"
+        " norm.attention=self_attention_layer_norm norm.mlp=feedforward_layer_norm"
+        " up=feedforward_intermediate_dense down=feedforward_output_dense",
+        "token=token_embedding position=position_embedding type=segment_embedding"
+        " norm.embedding=embeddings_layer_norm pooler=pooled_dense norm.final=layer_norm",
+    ),
+    Project(
+        "keras-team/keras-hub, models/llama/llama_decoder.py",
+        "query=attention.query key=attention.key value=attention.value"
+        " out=attention.attention_output norm.attention=self_attention_layernorm"
+        " norm.mlp=feedforward_layernorm gate=feedforward_gate_dense"
+        " up=feedforward_intermediate_dense down=feedforward_output_dense",
+        "token=token_embedding norm.final=sequence_output_layernorm head=token_embedding.reverse",
+    ),
+    Project(
+        "google-deepmind/dm-haiku, haiku/_src/attention.py and examples/transformer/model.py",
+        "query=attention.query key=attention.key value=attention.value out=attention.linear"
+        " norm.attention=layer_norm_0 norm.mlp=layer_norm_1 up=mlp.linear_0 down=mlp.linear_1"
+        " norm.attention=ln_1 norm.mlp=ln_2 up=linear_0 down=linear_1",
+        "norm.final=layer_norm norm.final=ln_f",
+        is_whole=True,
+    ),
+    Project(
+        "google/flax, names of flax.linen.compact in a block of attention and two dense layers",
+        "query=attention.query key=attention.key value=attention.value out=attention.out"
+        " norm.attention=layer_norm_0 norm.mlp=layer_norm_1 up=dense_0 down=dense_1"
+        " up=mlp.dense_0 down=mlp.dense_1",
+        is_whole=True,
+    ),
+    Project(
+        "google-deepmind/nanodo, nanodo/model.py",
+        "query=attention.query key=attention.key value=attention.value"
+        " out=attention.attn_out_proj norm.attention=layer_norm_0 norm.mlp=layer_norm_1"
+        " up=mlp.dense_0 down=mlp.dense_1",
+        "token=embed position=pos_embed norm.final=out_ln",
+        is_whole=True,
+    ),
+    Project(
+        "jax-ml/jax-llm-examples, llama3/llama3_jax/model.py",
+        "query=attention.q key=attention.k value=attention.v out=attention.o"
+        " norm.attention=attn_pre_gamma norm.mlp=attn_post_gamma gate=mlp.w_gate up=mlp.w_up"
+        " down=mlp.w_down",
+        "token=embedding norm.final=gamma_final head=lm_head",
+    ),
+    Project(
+        "AI-Hypercomputer/maxtext, layers/gpt3.py",
+        "query=attention.query key=attention.key value=attention.value out=attention.out"
+        " qkv=attention.qkv_proj norm.attention=pre_self_attention_norm"
+        " norm.mlp=mlp.mlp_layer_norm up=mlp.wi down=mlp.wo",
+        "token=token_embedder position=position_embedder norm.final=decoder_norm",
+    ),
+    Project(
+        "google/flaxformer and google-research/bert's descendants in Flax",
+        "query=attention.query key=attention.key value=attention.value out=attention.out"
+        " norm.attention=self_attention_layer_norm norm.mlp=output_layer_norm"
+        " up=mlp.intermediate down=mlp.output",
+        "token=embedder.word position=embedder.position type=embedder.type"
+        " norm.embedding=embedder.layer_norm pooler=pooler",
+    ),
+    Project(
+        "jax-ml/jax-ai-stack, a small GPT in NNX",
+        "query=attention.query key=attention.key value=attention.value out=attention.out"
+        " norm.attention=layer_norm1 norm.mlp=layer_norm2 up=linear1 down=linear2",
+        "token=token_emb position=pos_emb",
+    ),
+    Project(
+        "mosaicml/llm-foundry, models/mpt/modeling_mpt.py",
+        "qkv=attention.wqkv out=attention.out_proj norm.attention=norm_1 norm.mlp=norm_2"
+        " up=mlp.up_proj down=mlp.down_proj",
+        "token=wte norm.final=norm_f",
+    ),
+    Project(
+        "Equinox's and NNX' examples of an MLP-Mixer",
+        "norm.tokens=norm1 norm.channels=norm2 tokens.up=patch_mixer.layers.0"
+        " tokens.down=patch_mixer.layers.1 channels.up=hidden_mixer.layers.0"
+        " channels.down=hidden_mixer.layers.1 tokens.up=token_mlp.linear1"
+        " tokens.down=token_mlp.linear2 channels.up=channel_mlp.linear1"
+        " channels.down=channel_mlp.linear2 tokens.up=token_mlp.fc1 tokens.down=token_mlp.fc2"
+        " channels.up=channel_mlp.fc1 channels.down=channel_mlp.fc2",
+        "patch=conv_in norm.final=norm head=conv_out",
+        is_whole=True,
+    ),
+    Project(
+        "google/tunix, models/llama3/model.py and qwen3/model.py",
+        "query=attention.q_proj key=attention.k_proj value=attention.v_proj out=attention.o_proj"
+        " norm.query=attention.q_norm norm.key=attention.k_norm router=moe.router"
+        " gate=moe.gate_proj up=moe.up_proj down=moe.down_proj gate=mlp.gate_proj up=mlp.up_proj"
+        " down=mlp.down_proj norm.attention=input_layernorm norm.mlp=post_attention_layernorm",
+        "token=embedder norm.final=final_norm head=lm_head",
+    ),
+    Project(
+        "names of Equinox' and NNX' examples",
+        "query=attention.query_proj key=attention.key_proj value=attention.value_proj"
+        " out=attention.output_proj query=attention.query key=attention.key value=attention.value"
+        " out=attention.out query=attention.wq key=attention.wk value=attention.wv"
+        " out=attention.wo query=attention.w_q key=attention.w_k value=attention.w_v"
+        " out=attention.w_o norm.attention=attn_norm norm.mlp=mlp_norm norm.mlp=ffn_norm"
+        " norm.attention=ln1 norm.mlp=ln2 norm.attention=ln_1 norm.mlp=ln_2 norm.attention=norm1"
+        " norm.mlp=norm2 gate=mlp.w_gate up=mlp.w_up down=mlp.w_down up=mlp.fc1 down=mlp.fc2"
+        " up=mlp.layers.0 down=mlp.layers.1 down=mlp.layers.2 down=mlp.layers.3 up=mlp.in_linear"
+        " down=mlp.out_linear",
+        "token=embed.tok position=embed.pos token=embedding norm.final=final_norm norm.final=norm"
+        " head=lm_head position=position_embeddings patch=patch_embeddings",
     ),
 )

@@ -26,6 +26,8 @@ Kind: TypeAlias = Literal["vector", "dense", "conv", "table", "experts"]
 Orientation: TypeAlias = str
 Readings: TypeAlias = Mapping[Orientation, tuple[Step, ...]]
 SAME, TURNED = "same", "turned"
+HEADS_FIRST = {SAME: "heads first", TURNED: "heads first, turned"}
+"""The orientation of arrays with an axis of heads before the others, by that of arrays without."""
 
 
 @lru_cache(maxsize=65536)
@@ -59,7 +61,23 @@ def readings(old: Shape, new: Shape, kind: Kind, role: str = "") -> Readings:
             found = {SAME: resized(old, new), TURNED: _turned(old, new, _inputs(role))}
             if role.endswith(_WITH_HEADS):
                 found |= _heads_first(old, new)
-    return {name: steps for name, steps in found.items() if steps is not None}
+    effects: dict[Shape, Orientation] = {}
+    for name, steps in found.items():
+        if steps is not None:
+            effects.setdefault(_effect(old, steps), name)
+    return {name: steps for name in effects.values() if (steps := found[name]) is not None}
+
+
+def _effect(old: Shape, steps: tuple[Step, ...]) -> Shape:
+    """The axes that are longer than 1, in the order in which they lie after the steps."""
+    order = tuple(range(len(old)))
+    if steps and isinstance(steps[0], Transpose):
+        order = steps[0].order
+    else:
+        for step in steps:
+            if isinstance(step, Transpose):
+                return (*order, *step.order)
+    return tuple(axis for axis in order if old[axis] != 1)
 
 
 _WITH_HEADS = ("query", "key", "value")
@@ -117,7 +135,7 @@ def _turned(old: Shape, new: Shape, in_axes: int | None) -> tuple[Step, ...] | N
 def _heads_first(old: Shape, new: Shape) -> dict[Orientation, tuple[Step, ...] | None]:
     """(heads, inputs, size) of (inputs, heads, size), or of these two merged, and back."""
     found: dict[Orientation, tuple[Step, ...] | None] = {}
-    for name, order in (("heads first", (1, 0, 2)), ("heads first, turned", (0, 2, 1))):
+    for name, order in ((HEADS_FIRST[SAME], (1, 0, 2)), (HEADS_FIRST[TURNED], (0, 2, 1))):
         there = _moved_and_resized(old, new, order)
         back = _moved_and_resized(new, old, order)
         found[name] = there if there is not None else undone(back)

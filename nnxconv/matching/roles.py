@@ -21,6 +21,7 @@ def roles_of(modules: Sequence[ModuleFamily]) -> dict[ModuleFamily, str]:
         for end in range(1, len(path))
         if spelled(path[end]) in _EXPERTS and not path[end - 1].endswith("#")
     }
+    experts |= {path[:-1] for path in paths if path and spelled(path[-1]) == "router"}
     sides = {told for path in paths if (told := side(path))}
     found: dict[ModuleFamily, str] = {}
     for scope, some in scopes_in(modules).items():
@@ -29,7 +30,16 @@ def roles_of(modules: Sequence[ModuleFamily]) -> dict[ModuleFamily, str]:
         for path, role in known.items():
             told = side(path) if len(sides) > 1 and not scope else ""
             found[by_path[path]] = f"{told}.{role}" if told else role
+    found = _unequivocal(found)
     return _without_odd_gates(found)
+
+
+def _unequivocal(found: Mapping[ModuleFamily, str]) -> dict[ModuleFamily, str]:
+    """Without the roles that several modules of one scope have, as two MLPs, if no experts."""
+    sharing: dict[tuple[Path, str], set[Path]] = defaultdict(set)
+    for module, role in found.items():
+        sharing[module.scope.path, role].add(module.skeleton)
+    return {m: role for m, role in found.items() if len(sharing[m.scope.path, role]) == 1}
 
 
 def _without_odd_gates(found: Mapping[ModuleFamily, str]) -> dict[ModuleFamily, str]:

@@ -25,7 +25,8 @@ _WITHIN = {
     " encoder_decoder_attention multihead_attn src_attn xattn",
     "attention": "attn attention self_attn self_attention self mha multi_head_attention"
     " multi_head_dot_product_attention multi_head_self_attention multihead_attention"
-    " sa self_attention_block attention_block",
+    " sa self_attention_block attention_block causal_self_attention causal_attn"
+    " self_attention_layer masked_self_attention multi_headed_attention",
     "shared": "shared_expert shared_experts",
     "moe": "moe experts expert moe_block block_sparse_moe sparse_moe moe_layer",
     "mlp": "mlp ffn ff ffw feed_forward feedforward dense_relu_dense mlp_block ff_layer"
@@ -80,14 +81,14 @@ def _meanings(path: Path, level: Level, inside: str) -> list[tuple[int, str]]:
 
 
 def _known(names: Sequence[str], level: Level, inside: str) -> list[tuple[int, str]]:
-    """The meanings of the last two names, or else of the last one."""
+    """The meanings of the last three names, or else of fewer."""
     if level == "root":
         places = ("*",)
     else:
         others = {"": ("", "*"), "cross": ("attention",), "moe": ("moe", "mlp")}
         places = others.get(inside, (inside, "mlp") if inside == "shared" else (inside,))
     index = _index()
-    for size in (2, 1):
+    for size in (3, 2, 1):
         for place in places:
             found = index.get((level, place, ".".join(names[-size:])))
             if found:
@@ -105,15 +106,41 @@ def meanings_of(
       level: `block` for those of a layer, `root` for those outside.
       experts: the modules that have experts, whose `gate` is the router.
     """
-    meanings = {path: _meanings(path, level, _inside(path, experts)) for path in modules}
+    every = frozenset(modules)
+    meanings = {
+        path: _meanings(as_counted(path, every), level, _inside(path, experts)) for path in modules
+    }
     fit = _fit(meanings.values(), len(modules))
-    found = {}
+    found: dict[Path, str] = {}
     for path, known in meanings.items():
         best = max((fit[number] for number, _ in known), default=(0, 0))
         told = {role for number, role in known if fit[number] == best}
         if len(told) == 1 and best[0]:
             found[path] = told.pop()
-    return found
+    counted = _of_many_norms(modules)
+    return {path: role for path, role in found.items() if path not in counted}
+
+
+def _of_many_norms(modules: Collection[Path]) -> set[Path]:
+    """Norms that are told by a number, of more than two: the second may come after attention."""
+    groups: dict[tuple[Path, str], set[Path]] = defaultdict(set)
+    for path in modules:
+        if path and is_norm(path[-1]) and (stem := path[-1].rstrip("0123456789")) != path[-1]:
+            groups[path[:-1], stem].add(path)
+    return {path for group in groups.values() if len(group) > 2 for path in group}
+
+
+def as_counted(path: Path, modules: Collection[Path]) -> Path:
+    """A module's names with the number that it has among those that are counted from its own.
+
+    Haiku counts modules of one class, and leaves out the first one's number.
+
+    >>> as_counted(("mlp", "linear"), {("mlp", "linear"), ("mlp", "linear_1")})
+    ('mlp', 'linear_0')
+    """
+    if path and (*path[:-1], f"{path[-1]}_1") in modules:
+        return (*path[:-1], f"{path[-1]}_0")
+    return path
 
 
 def _fit(meanings: Collection[list[tuple[int, str]]], count: int) -> dict[int, tuple[int, int]]:
@@ -124,7 +151,7 @@ def _fit(meanings: Collection[list[tuple[int, str]]], count: int) -> dict[int, t
         told[number].add(role)
     return {
         number: (
-            0 if PROJECTS[number].is_whole and explained[number] < count else explained[number],
+            0 if PROJECTS[number].is_whole and len(told[number]) < count else explained[number],
             -sum(role not in told[number] for role in _roles_in(number)),
         )
         for number in explained
@@ -154,6 +181,24 @@ _SIDES = {
     "mid": "mid mid_block middle",
 }
 _SIDE_OF = {name: told for told, names in _SIDES.items() for name in names.split()}
+
+
+SIDES = frozenset(_SIDES)
+
+
+def disagree(role: str, other: str) -> bool:
+    """True for two roles that cannot be the same; a part of the model may be told by one only.
+
+    >>> disagree("text.token", "token"), disagree("text.token", "vision.token")
+    (False, True)
+    """
+    (side, _, rest), (other_side, _, other_rest) = role.partition("."), other.partition(".")
+    if not role or not other or role == other:
+        return False
+    return not (
+        (side in SIDES and other_side not in SIDES and rest == other)
+        or (other_side in SIDES and side not in SIDES and other_rest == role)
+    )
 
 
 @cache

@@ -36,6 +36,7 @@ from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Understood
 from nnxconv.renaming.apply import fits
 from nnxconv.renaming.checkpoints import renamed
+from nnxconv.renaming.hugging_face_defaults import with_defaults
 from nnxconv.renaming.numbers import Add, DivideBy, Times
 from nnxconv.renaming.pattern import Pattern, parse
 from nnxconv.renaming.rule import Rules
@@ -173,9 +174,12 @@ def _filled_in(
     environment.tests["found_below"] = lambda root: any(n.startswith(f"{root}.") for n in arrays)
     texts = config.get("text_config")
     texts = texts if isinstance(texts, dict) else {}
-    whole = {**config, **texts, "model_type": config.get("model_type")}
+    whole = with_defaults({**config, **texts, "model_type": config.get("model_type")})
+    is_bare = any(name.startswith("embed_tokens.") for name in arrays)
+    if is_bare:
+        whole["tie_word_embeddings"] = True
     try:
-        return environment.from_string(template).render(
+        text = environment.from_string(template).render(
             config=_Config(whole),
             size=size,
             sqrt=sqrt,
@@ -184,7 +188,11 @@ def _filled_in(
         )
     except (jinja2.TemplateError, *_NOT_FILLED_IN) as error:
         raise _untold(name, error) from error
+    return text.replace(f'"{_ROOT}', '"').replace(f", {_ROOT}", ", ") if is_bare else text
 
+
+_ROOT = "model."
+"""What names begin with, but those of a model that was saved without the output layer around it."""
 
 _NOT_FILLED_IN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, MemoryError)
 """What templates raise where a configuration has values that no model has."""

@@ -10,7 +10,12 @@ from nnxconv.renaming.states import rename
 def reread(understood: Understood, layer_axis: int | None) -> Understood:
     """The same checkpoint, renamed as it was, unclear stacks read with the layers on that axis."""
     found = with_layers(understood, layer_axis)
-    return found if found.rules is None else with_new_names(found, found.rules, layer_axis)[0]
+    if found.rules is not None:
+        found, _ = with_new_names(found, found.rules, layer_axis)
+    params = {
+        k: leaf for k, leaf in found.state.params.items() if ("params", *k) not in found.aside
+    }
+    return replace(found, state=replace(found.state, params=params))
 
 
 def with_new_names(

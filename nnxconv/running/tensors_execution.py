@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ from nnxconv.storage.zarr import RAW, damaged
 from nnxconv.tree import Key, Region, Source, dtype_of
 
 COPIES_AT_ONCE = 4
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def execute_tensors(
@@ -81,11 +83,27 @@ def execute_tensors(
             write_files({place.directory / name: source.read_bytes()})
         if len(shards) > 1:
             write_files({place.directory / INDEX: index_text(shards)})
+        if not file and target.may_replace:
+            _keep_others(Path(os.fspath(target.path)), folder)
         refuse_changed(items.values())
         check()
         with to_the_end():
             place.commit()
     return moved
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Keeps what stands beside the safetensors that are replaced, such as a README.
+
+    A file is not copied but has both names until the old folder goes, where the disk can do that.
+    """
+    for file in old.iterdir() if old.is_dir() else ():
+        if file.name.endswith(_WEIGHTS) or file.is_dir() or (new / file.name).exists():
+            continue
+        try:
+            (new / file.name).hardlink_to(file)
+        except OSError:
+            shutil.copy2(file, new / file.name, follow_symlinks=False)
 
 
 async def _fill(

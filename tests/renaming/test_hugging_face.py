@@ -133,6 +133,59 @@ def test_what_maxtext_does_not_have_is_left_out_by_name(tmp_path):
     assert f"left out  1 array of params.lm_head ({why})" in shown
 
 
+def test_what_maxtext_does_not_have_is_no_difference_where_no_block_is_full(tmp_path):
+    few = Sizes(16, 2, 1, 8, 10, 30, 2, 2)
+    arrays = arrays_of("gemma3_text", few)
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
+    folder = save_folder(tmp_path / "hf", "gemma3_text", few, arrays)
+    nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext", scan_layers=True)
+    for pair in ((folder, tmp_path / "out"), (tmp_path / "out", folder)):
+        assert nnxconv.compare(*map(str, pair), compare_values=True, atol=0, rtol=0).is_match
+
+
+DEFAULTS = {
+    "llama": Sizes(64, 32, 32, 2, 10, 30, 2, 2),
+    "mistral": Sizes(64, 32, 8, 2, 10, 30, 2, 2),
+    "mixtral": Sizes(64, 32, 8, 2, 10, 30, 1, 8),
+    "qwen2": Sizes(64, 32, 32, 2, 10, 30, 2, 2),
+    "qwen3": Sizes(16, 32, 32, 128, 10, 30, 1, 2),
+    "qwen3_moe": Sizes(64, 32, 4, 2, 3, 30, 1, 128),
+    "gemma2": Sizes(16, 8, 4, 256, 10, 30, 2, 2),
+    "gemma3_text": Sizes(16, 8, 4, 256, 10, 30, 2, 2),
+    "gpt_oss": Sizes(16, 64, 8, 64, 3, 30, 2, 128),
+    "olmo3": Sizes(64, 32, 32, 2, 10, 30, 4, 2),
+}
+"""Sizes of which heads, their size and experts are those that transformers' classes have."""
+LEFT_OUT = ("num_attention_heads", "num_key_value_heads", "head_dim", "num_experts")
+LEFT_OUT += ("num_local_experts", "tie_word_embeddings")
+"""What a writer of `config.json` may leave out where it is as the class has it."""
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_what_a_configuration_leaves_out_is_as_the_class_has_it(kind, tmp_path):
+    sizes = DEFAULTS[kind]
+    arrays = arrays_of(kind, sizes)
+    folder = save_folder(tmp_path / "hf", kind, sizes, arrays)
+    told = {k: v for k, v in config_of(kind, sizes).items() if k not in LEFT_OUT}
+    (folder / "config.json").write_text(json.dumps(told))
+    nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext")
+    check_equal(parameters(tmp_path / "out"), maxtext_of(kind, sizes, arrays))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_model_without_the_output_layer_around_it_is_converted_and_comes_back(kind, tmp_path):
+    """As `LlamaModel` saves itself, beside `LlamaForCausalLM`."""
+    arrays = arrays_of(kind, OTHER)
+    wanted = maxtext_of(kind, OTHER, arrays)
+    wanted.pop("decoder/logits_dense/kernel", None)
+    bare = {k.removeprefix("model."): v for k, v in arrays.items() if k != "lm_head.weight"}
+    folder = save_folder(tmp_path / "hf", kind, OTHER, bare)
+    nnxconv.convert(str(folder), str(tmp_path / "out"), to="maxtext")
+    check_equal(parameters(tmp_path / "out"), wanted)
+    nnxconv.convert(str(tmp_path / "out"), str(tmp_path / "back"), to="hf", config=str(folder))
+    assert tensors(tmp_path / "back").keys() == bare.keys()
+
+
 def test_what_a_family_does_not_know_is_an_error_that_names_it(tmp_path):
     arrays = arrays_of("llama", OTHER)
     arrays["model.layers.0.self_attn.q_norm.weight"] = np.ones(8, np.float32)

@@ -364,6 +364,24 @@ def test_a_target_is_replaced_only_when_it_is_one_of_ours_and_that_is_asked_for(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a", "b", name])
 
 
+def test_what_stands_beside_replaced_safetensors_is_kept(tmp_path):
+    """A README of the user's; weights in other shards, with their index, go."""
+    first = folder(tmp_path / "a", {"model.safetensors": ONE})
+    out = folder(tmp_path / "out", dict(zip(shards(), (ONE, TWO), strict=True)))
+    weight_map = dict(zip("ab", shards(), strict=True))
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name in ("README.md", ".gitattributes"):
+        (out / name).write_text("mine")
+    nnxconv.convert(str(first), str(out), to="safetensors", overwrite=True)
+    assert {file.name for file in out.iterdir()} == {
+        "model.safetensors",
+        "README.md",
+        ".gitattributes",
+    }
+    assert (out / "README.md").read_text() == "mine"
+    assert values(out).keys() == {"a"}
+
+
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     source = folder(tmp_path / "a", {"model.safetensors": ONE})
     (tmp_path / "home").mkdir()

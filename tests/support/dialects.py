@@ -49,7 +49,6 @@ class Dialect:
       leaves: what arrays are called.
       layout: `heads` (kernels as in the model), `flat` (heads merged), `torch` (flat, outputs
         first), `einsum` (heads before inputs).
-      experts: `stacked`, or the name of an expert, with `{e}`.
       outputs_first: kernels of layers are kept with outputs first, whatever the layout.
       inputs_first: those that a `torch` layout keeps with their inputs first.
     """
@@ -63,7 +62,6 @@ class Dialect:
     outputs_first: bool = False
     stats: str = ""
     bare: tuple[str, ...] = ()
-    experts: str = "stacked"
     bare_experts: bool = False
 
 
@@ -71,11 +69,10 @@ def render(model: Model, dialect: Dialect, prefix: str = "") -> tuple[Leaves, se
     """The model's arrays by their paths in a dialect; and which of them are in `batch_stats`."""
     found: Leaves = {}
     stats: set[tuple[str, ...]] = set()
-    for (head, *numbers, name), module in _fused(model, dialect).items():
-        if name not in dialect.names:
-            raise KeyError(name)
+    for (head, *numbers, name), module in _experts_apart(_fused(model, dialect), dialect).items():
+        name, _, expert = str(name).partition(" of expert ")
         around = dialect.layers[head].format(i=numbers[0]) + "." if numbers else ""
-        path = tuple((prefix + around + dialect.names[name]).split("."))
+        path = tuple((prefix + around + dialect.names[name].format(e=expert)).split("."))
         for leaf, array in module.arrays.items():
             shown = laid_out(array, module.kind, leaf, name, dialect, is_layer=bool(numbers))
             told = dialect.leaves.get(leaf, leaf)
@@ -104,6 +101,18 @@ def _fused(model: Model, dialect: Dialect) -> Model:
             found[(*key[:-1], fused.name)] = Module(
                 "dense" if fused.how == "end" else "array", arrays
             )
+    return found
+
+
+def _experts_apart(model: Model, dialect: Dialect) -> Model:
+    """The model with its experts as modules of their own, where their names have their number."""
+    found: Model = {}
+    for (*around, name), module in model.items():
+        if "{e}" not in dialect.names[str(name)]:
+            found[(*around, name)] = module
+            continue
+        for e, kernel in enumerate(module.arrays["kernel"]):
+            found[(*around, f"{name} of expert {e}")] = Module("dense", {"kernel": kernel})
     return found
 
 

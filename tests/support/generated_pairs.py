@@ -8,8 +8,9 @@ import numpy as np
 
 from nnxconv.state import DEFAULT_NAMES, LayerGroup, TrainState, unstack
 from nnxconv.tree import Key, Source, View, pieces
-from tests.support.dialects import REAL, SPELLINGS, automatic, made_up, render
+from tests.support.dialects import REAL, SPELLINGS, Dialect, automatic, made_up, render
 from tests.support.model_families import FAMILIES, Maker, Model
+from tests.support.more_dialects import MORE
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,43 @@ def generated_pair(seed: int) -> GeneratedPair:
     return GeneratedPair(family, *sides, set(kinds) <= {"real", "made up"})
 
 
+def projects_of(family: str) -> dict[str, Dialect]:
+    """The projects whose names for a family's modules are known."""
+    return {**REAL[family], **MORE.get(family, {})}
+
+
+def pair_of(family: str, source: str, template: str, seed: int) -> GeneratedPair:
+    """A model as two projects keep it, its leaves shuffled."""
+    rng = random.Random(seed)
+    model = FAMILIES[family](Maker(rng))
+    known = projects_of(family)
+    sides = [_rendered(model, known[name], rng, "", "nested", name) for name in (source, template)]
+    return GeneratedPair(family, *sides, is_known=True)
+
+
 def _side(
     family: str, model: Model, rng: random.Random, kind: str, gate_first: bool, side: str
 ) -> Side:
     match kind:
         case "real":
-            kind = rng.choice(sorted(REAL[family]))
-            dialect = REAL[family][kind]
+            known = projects_of(family)
+            # torchvision's `layers` has no number: with few rules what is below it may be a stack
+            kind = rng.choice(sorted(known.keys() - {"torchvision"}))
+            dialect = known[kind]
         case "automatic":
             dialect = automatic(model, gate_first)
         case _:
             oddness = rng.choice([0.1, 0.5, 1]) if kind == "odd" else 0
             dialect = made_up(model, rng, oddness, side)
-    leaves, stats = render(model, dialect, rng.choice(["", "", "", "net.", "module."]))
+    prefix = rng.choice(["", "", "", "net.", "module."])
     spelling = rng.choice(["nested"] * 4 + ["layers"] * 2 + sorted(SPELLINGS))
+    return _rendered(model, dialect, rng, prefix, spelling, kind)
+
+
+def _rendered(
+    model: Model, dialect: Dialect, rng: random.Random, prefix: str, spelling: str, kind: str
+) -> Side:
+    leaves, stats = render(model, dialect, prefix)
     order = list(leaves)
     rng.shuffle(order)
     values: dict[Key, np.ndarray] = {}

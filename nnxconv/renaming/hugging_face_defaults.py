@@ -1,0 +1,34 @@
+"""What a model of transformers has where its `config.json` leaves an entry out.
+
+Older writers of transformers, and people, leave out what is as the class has it. Sources: the
+defaults in transformers models/*/configuration_*.py; Llama, Olmo 3 and Qwen 2 have as many heads of
+keys as of queries then, and the head size of Llama, Mistral, Mixtral, Qwen 2 and Olmo 3 follows
+from the width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_HEADS = "num_attention_heads"
+_KV_HEADS = "num_key_value_heads"
+_EXPERTS = "num_local_experts"
+_DEFAULTS: Mapping[str, Mapping[str, int]] = {
+    "llama": {_HEADS: 32},
+    "mistral": {_HEADS: 32, _KV_HEADS: 8},
+    "mixtral": {_HEADS: 32, _KV_HEADS: 8, _EXPERTS: 8},
+    "qwen2": {_HEADS: 32},
+    "qwen3": {_HEADS: 32, "head_dim": 128},
+    "qwen3_moe": {_HEADS: 32, _KV_HEADS: 4, _EXPERTS: 128},
+    "gemma2": {_HEADS: 8, _KV_HEADS: 4, "head_dim": 256},
+    "gpt_oss": {_HEADS: 64, _KV_HEADS: 8, "head_dim": 64, _EXPERTS: 128},
+    "olmo3": {_HEADS: 32},
+}
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with what its class has for entries that are not there.
+
+    >>> with_defaults({"model_type": "mistral", "num_attention_heads": 16})["num_key_value_heads"]
+    8
+    """
+    return {**_DEFAULTS.get(str(config.get("model_type")), {}), **config}
