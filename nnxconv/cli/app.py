@@ -36,8 +36,8 @@ def nnxconv() -> None:
     Works on Orbax checkpoints, on CPU only, with bounded memory. Options may be spelled with
     underscores or dashes.
 
-    Exit codes: 0 done, 1 different (compare) or undecided (match), 2 not done (the message says
-    why), 70 a defect of nnxconv, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 1 different (compare, checksum --check) or undecided (match), 2 not done
+    (the message says why), 70 a defect of nnxconv, 130 interrupted, 143 terminated.
     """
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.carrying_out import Way
 from nnxconv.commands.computing import Read, opened, write_computed
 from nnxconv.commands.options import documented
-from nnxconv.commands.result import Result, Way
+from nnxconv.commands.result import Result
 from nnxconv.comparing import agree_on_layers, line_up
 from nnxconv.errors import BadInput, Mismatch
 from nnxconv.layouts import FLOATS, is_rng_state

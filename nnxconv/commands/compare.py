@@ -27,7 +27,7 @@ from nnxconv.comparing import (
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Survey
 from nnxconv.renaming import (
-    Family,
+    HuggingFaceFamily,
     Rules,
     asked_rules,
     follow,
@@ -196,7 +196,7 @@ def _lined_up(
     rules: Rules | None,
     selection: Selection,
     dequantize: bool,
-    families: tuple[Family | None, Family | None],
+    families: tuple[HuggingFaceFamily | None, HuggingFaceFamily | None],
 ) -> _Both:
     """The leaves of both sides: state by state, or as they are stored where there is none."""
     both = _Both((a.layout, b.layout))

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from nnxconv.commands.carrying_out import Way, carry_out
 from nnxconv.commands.opening import Opened, open_checkpoint
-from nnxconv.commands.result import Result, Way, carry_out, places_of
+from nnxconv.commands.places import places_of
+from nnxconv.commands.result import Result
 from nnxconv.layouts import (
     ITEMS,
     Located,

@@ -6,10 +6,12 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.carrying_out import Way, carry_out
 from nnxconv.commands.hugging_face import Crossing, crossing
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
-from nnxconv.commands.result import Places, Result, Way, carry_out, places_of
+from nnxconv.commands.places import Places, places_of
+from nnxconv.commands.result import Result
 from nnxconv.layouts import (
     ITEMS,
     Conversion,
@@ -28,13 +30,7 @@ from nnxconv.layouts import (
     unchanged,
 )
 from nnxconv.planning import Transfer
-from nnxconv.renaming import (
-    Rules,
-    asked_rules,
-    follow,
-    renamed,
-    renamed_tree,
-)
+from nnxconv.renaming import Rules, asked_rules, follow, renamed, renamed_tree
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import Family, asked_family, refuse_left_apart, refuse_left_stacked
 
@@ -94,12 +90,15 @@ def convert(
 
     started = time.monotonic()
     share_one_heap()
-    how = (direction, to, from_, scan_layers, layer_axis, tuple(layer_group), tuple(without))
-    what = (strict, params_only, dtype, at, tuple(drop), params_from, replica, dequantize)
-    described = asked_family(family, read_text)
-    options = Options(*how, *what, described)  # in the order of its fields
-    way = Way(max_memory, overwrite, dry_run, verify, transfer, resume, shard_size, watch)
-    way = replace(way, compression=compression)
+    options = Options(direction=direction, to=to, from_=from_, scan_layers=scan_layers)
+    options = replace(options, layer_axis=layer_axis, layer_group=tuple(layer_group))
+    options = replace(options, family=asked_family(family, read_text), without=tuple(without))
+    options = replace(options, strict=strict, params_only=params_only, dtype=dtype, at=at)
+    options = replace(options, drop=tuple(drop), params_from=params_from, replica=replica)
+    options = replace(options, dequantize=dequantize)
+    way = Way(max_memory=max_memory, overwrite=overwrite, dry_run=dry_run, verify=verify)
+    way = replace(way, transfer=transfer, resume=resume, shard_size=shard_size)
+    way = replace(way, compression=compression, watch=watch)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         opened = open_checkpoint(
             source_path, step, options, allow_uncommitted=allow_uncommitted, is_read=True

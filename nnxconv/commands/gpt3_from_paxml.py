@@ -6,8 +6,10 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.carrying_out import Way, carry_out
 from nnxconv.commands.options import documented
-from nnxconv.commands.result import Places, Result, Way, carry_out
+from nnxconv.commands.places import Places
+from nnxconv.commands.result import Result
 from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.layouts import (
     CODECS,
@@ -117,7 +119,8 @@ def _understood(
     """The checkpoint as MaxText's Linen runs have it, and its step.
 
     Raises:
-      NotACheckpoint: its sizes are not those of a GPT-3, or of the `model`.
+      NotACheckpoint: its sizes are not those of a GPT-3.
+      BadInput: they are not those of the `model`, or there is none of this name.
     """
     where = str(found.item.path)
     sizes = paxml.read_sizes({name: leaf.shape for name, leaf in leaves.items()}, layers, where)

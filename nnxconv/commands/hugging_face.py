@@ -1,7 +1,7 @@
 """Which family of Hugging Face a conversion or comparison is about, and what it has to know."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnxconv.commands.adapters import (
@@ -18,7 +18,7 @@ from nnxconv.layouts import TENSORS, Conversion, Options, Understood, convert_tr
 from nnxconv.renaming import (
     LINEN,
     MAXTEXT,
-    Family,
+    HuggingFaceFamily,
     Rules,
     adapter_family,
     asked_rules,
@@ -50,9 +50,9 @@ class Crossing:
       files: small files that go into the target, by name.
     """
 
-    family: Family
-    is_back: bool
-    files: Mapping[str, Any]
+    family: HuggingFaceFamily
+    is_back: bool = False
+    files: Mapping[str, Any] = field(default_factory=dict)
 
     def source(self, source: Understood, options: Options) -> Understood:
         """The source under the target's names."""
@@ -102,19 +102,19 @@ def crossing(
         return replace(options, to=TENSORS), _back(config, family, opened)
     layout = options.to or ""
     if is_peft(opened) and (family or rename is None) and layout in FORMS:
-        return options, Crossing(_adapters(opened, family, layout, config), False, {})
+        return options, Crossing(_adapters(opened, family, layout, config))
     if config is not None:
         raise BadInput("`--config` is for `--to hf`, and for adapters of PEFT")
     target = None if rename is not None else TARGETS.get(layout)
     if opened.location.container != TENSORS or not (family or target):
         return options, None
     found = family_of(opened, family, target or MAXTEXT)
-    return options, None if found is None else Crossing(found, False, {})
+    return options, None if found is None else Crossing(found)
 
 
 def asked_names(
     rename: str | Rules | None, rename_back: str | Rules | None, opened: Opened
-) -> Rules | Family | None:
+) -> Rules | HuggingFaceFamily | None:
     """The rules that are asked for, or the family whose name is given.
 
     Raises:
@@ -127,18 +127,20 @@ def asked_names(
     return asked_rules(rename, rename_back, read_text)
 
 
-def under_names(source: Understood, names: Rules | Family, options: Options) -> Understood:
+def under_names(
+    source: Understood, names: Rules | HuggingFaceFamily, options: Options
+) -> Understood:
     """A checkpoint under the names that rules or a family give it.
 
     Raises:
       RuleError: they do not fit.
     """
-    if isinstance(names, Family):
+    if isinstance(names, HuggingFaceFamily):
         return from_hugging_face(source, names, options)
     return renamed(source, names, options)
 
 
-def family_of(opened: Opened, name: str = "", target: str = MAXTEXT) -> Family | None:
+def family_of(opened: Opened, name: str = "", target: str = MAXTEXT) -> HuggingFaceFamily | None:
     """The family of an opened folder, or the one of this name; None without `config.json`.
 
     `target` says whose names it leads to, where no family is named.
@@ -157,7 +159,7 @@ def family_of(opened: Opened, name: str = "", target: str = MAXTEXT) -> Family |
     return family_for(read_json(file), _arrays(opened), name=name, target=target)
 
 
-def one_sided(a: Opened, b: Opened) -> tuple[Family | None, Family | None]:
+def one_sided(a: Opened, b: Opened) -> tuple[HuggingFaceFamily | None, HuggingFaceFamily | None]:
     """The families of two sides of which one has the names of transformers, the other a target's.
 
     Two folders of Hugging Face are compared under their own names.
@@ -185,7 +187,7 @@ def _arrays(opened: Opened) -> dict[str, View]:
     return {leaf.name: leaf for leaf in opened.item.tree.values() if isinstance(leaf, Source)}
 
 
-def _adapters(opened: Opened, asked: str, layout: str, config: str | None) -> Family:
+def _adapters(opened: Opened, asked: str, layout: str, config: str | None) -> HuggingFaceFamily:
     """The family of the model that adapters of PEFT belong to, for them.
 
     Raises:
@@ -246,7 +248,7 @@ def _back(config: str, asked: str, opened: Opened) -> Crossing:
         form = form_of(adapters)
         target = TUNIX if form == "apart" else MAXTEXT
         family = adapter_family(family_for(told, arrays, name=asked, target=target), form)
-        return Crossing(family, True, configuration(opened, home))
+        return Crossing(family, is_back=True, files=configuration(opened, home))
     target = _target_in(opened) or MAXTEXT
     family = replace(family_for(told, arrays, name=asked, target=target), dtypes=dtypes)
-    return Crossing(family, True, small_files(folder))
+    return Crossing(family, is_back=True, files=small_files(folder))

@@ -41,12 +41,7 @@ def inspect(
       DamagedCheckpoint: its metadata cannot be read.
     """
     from nnxconv.storage.files import read_text
-    from nnxconv.storage.orbax import (
-        locate,
-        open_item,
-        read_shardings,
-        writing_processes,
-    )
+    from nnxconv.storage.orbax import locate, open_item, read_shardings, writing_processes
 
     location = locate(path, step, allow_uncommitted=allow_uncommitted)
     item = open_item(location)
@@ -56,19 +51,19 @@ def inspect(
     understood = main_state(survey)
     state = None if understood is None else understood.state
     return Inspection(
-        item,
-        survey,
-        understood,
-        None if state is None or state.step is None else _step_of(item, state.step),
-        sizes_of(survey.tree if state is None else state.leaves()),
-        [] if state is None else chain_of(state),
-        dtypes_of(survey.tree),
-        chunks_of(item.formats),
-        compressors_of(item.formats),
-        [] if location.joined else writing_processes(location.folder),
-        {} if location.joined else read_shardings(location.folder),
-        {**location.custom_metadata, **item.custom_metadata},
-        location.choice,
+        item=item,
+        survey=survey,
+        understood=understood,
+        step=None if state is None or state.step is None else _step_of(item, state.step),
+        parts=sizes_of(survey.tree if state is None else state.leaves()),
+        chain=[] if state is None else chain_of(state),
+        dtypes=dtypes_of(survey.tree),
+        chunks=chunks_of(item.formats),
+        compressors=compressors_of(item.formats),
+        processes=[] if location.joined else writing_processes(location.folder),
+        shardings={} if location.joined else read_shardings(location.folder),
+        custom_metadata={**location.custom_metadata, **item.custom_metadata},
+        choice=location.choice,
     )
 
 

@@ -7,15 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nnxconv.layouts import Survey, Understood
-from nnxconv.state import (
-    Amount,
-    Role,
-    TrainState,
-    Tree,
-    children,
-    ledger_of,
-    parameter_trees,
-)
+from nnxconv.state import Amount, Role, TrainState, Tree, children, ledger_of, parameter_trees
 from nnxconv.storage.zarr import ArrayFormat, compressor
 from nnxconv.tree import Key, Literal, dtype_of, size_bytes
 

@@ -32,7 +32,7 @@ from nnxconv.loading import (
     with_parameters_of,
 )
 from nnxconv.planning import Wanted
-from nnxconv.renaming import Family, Rules, towards
+from nnxconv.renaming import HuggingFaceFamily, Rules, towards
 from nnxconv.running import Watcher, fetch, ignore, share_one_heap
 from nnxconv.state import Tree
 from nnxconv.storage.orbax import refuse_changed
@@ -157,7 +157,7 @@ def _loaded(
 
 
 def _fitted(
-    like: Any, template: Template, there: Survey, rules: Rules | Family | None, way: _Way
+    like: Any, template: Template, there: Survey, rules: Rules | HuggingFaceFamily | None, way: _Way
 ) -> tuple[dict[Key, View], tuple[str, ...], Loaded]:
     """The views of a checkpoint's state by key of `like`, and what is kept or left out."""
     found = one_state(there, "`load`", "at=").understood
@@ -183,7 +183,11 @@ def _fitted(
 
 
 def _sides(
-    like: Any, tree: Tree, found: Understood, rules: Rules | Family | None, options: Options
+    like: Any,
+    tree: Tree,
+    found: Understood,
+    rules: Rules | HuggingFaceFamily | None,
+    options: Options,
 ) -> tuple[Understood, Understood, Mapping[Key, Key]]:
     """The checkpoint under the names of `like`, and `like`, with the keys that its leaves have."""
     if rules is not None:

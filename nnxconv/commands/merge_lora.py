@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.carrying_out import Way
 from nnxconv.commands.computing import Read, opened, write_computed
 from nnxconv.commands.options import documented
-from nnxconv.commands.result import Result, Way
+from nnxconv.commands.result import Result
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options
 from nnxconv.running import Watcher, ignore, share_one_heap

@@ -15,7 +15,7 @@ from nnxconv.commands.options import documented
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options, Survey, one_state
 from nnxconv.planning import Wanted
-from nnxconv.renaming import Family, Rules, renamed_tree
+from nnxconv.renaming import HuggingFaceFamily, Rules, renamed_tree
 from nnxconv.running import fetch
 from nnxconv.tree import (
     Key,
@@ -81,7 +81,7 @@ def open(  # noqa: A001
     return Checkpoint(str(item.path), survey.layout, arrays)
 
 
-def _renamed(survey: Survey, rules: Rules | Family, options: Options) -> Survey:
+def _renamed(survey: Survey, rules: Rules | HuggingFaceFamily, options: Options) -> Survey:
     """The checkpoint under the names that rules give its state, or its keys where it has none."""
     if not survey.states and isinstance(rules, Rules):
         return replace(survey, tree=renamed_tree(survey.tree, rules))

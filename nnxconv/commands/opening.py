@@ -45,14 +45,14 @@ def open_checkpoint(
 def meaning(location: "Location", item: "Item", options: Options) -> Chosen:
     """What an opened checkpoint's names mean, or those of the part that the options name."""
     how = SurveyOptions(
-        item.custom_metadata,
-        _claim(location.custom_metadata.get("scan_layers")),
-        options.from_ or (TENSORS if location.container == "safetensors" else None),
-        options.layer_axis,
-        options.layer_group,
-        options.family,
-        str(item.path),
-        tuple(folder.path.name for folder in location.joined),
+        custom_metadata=item.custom_metadata,
+        is_scanned=_claim(location.custom_metadata.get("scan_layers")),
+        layout=options.from_ or (TENSORS if location.container == "safetensors" else None),
+        layer_axis=options.layer_axis,
+        layer_group=options.layer_group,
+        family=options.family,
+        where=str(item.path),
+        items=tuple(folder.path.name for folder in location.joined),
     )
     return choose_part(
         item.tree,

@@ -13,9 +13,10 @@ from typing import Literal as OneOf
 import numpy as np
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.carrying_out import Way
 from nnxconv.commands.computing import opened, write_computed
 from nnxconv.commands.options import documented
-from nnxconv.commands.result import Result, Way
+from nnxconv.commands.result import Result
 from nnxconv.errors import BadInput
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import LOGITS, attention_modules, clip, logits_of, refuse_infinite

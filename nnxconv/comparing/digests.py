@@ -6,10 +6,10 @@ import numpy as np
 import xxhash
 
 from nnxconv.comparing.checksums import LeafDigest
-from nnxconv.comparing.pairing import Pair, join_layers
-from nnxconv.comparing.rows import read_rows
+from nnxconv.comparing.rows import Joined, joined_layers, read_rows
 from nnxconv.layouts import Survey
 from nnxconv.running import Watcher, ignore
+from nnxconv.state import arrays_of
 from nnxconv.storage import run
 from nnxconv.storage.orbax import Item
 from nnxconv.tree import Key, Literal, View, dtype_of, notation, spell
@@ -32,10 +32,9 @@ def digest_leaves(
         for key, leaf in leaves.items()
         if isinstance(leaf, Literal)
     }
-    views = [(k, leaf, leaf) for k, leaf in leaves.items() if not isinstance(leaf, Literal)]
-    joined = join_layers(views, survey.groups())
-    hashes = run(_digest(joined, item, max_memory, watch))
-    for key, view, _ in views:
+    views = arrays_of(leaves)
+    hashes = run(_digest(joined_layers(views, survey.groups()), item, max_memory, watch))
+    for key, view in views.items():
         is_integer = _is_integer_scalar(view)
         dtype = INTEGER if is_integer else dtype_of(view)
         digests[spell(key)] = LeafDigest(dtype, view.shape, hashes[key])
@@ -43,10 +42,10 @@ def digest_leaves(
 
 
 async def _digest(
-    joined: Sequence[Pair], item: Item, max_memory: int, watch: Watcher
+    joined: Sequence[Joined], item: Item, max_memory: int, watch: Watcher
 ) -> dict[Key, str]:
     """Feeds each leaf's hash with its rows, in their order."""
-    hashers = {key: xxhash.xxh3_128() for pair in joined for key in pair.keys}
+    hashers = {key: xxhash.xxh3_128() for one in joined for key in one.keys}
     async for window in read_rows(joined, item, max_memory, watch):
         for rows, values in window:
             whole = values.astype(np.int64) if _is_integer_scalar(rows.view) else values

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nnxconv.comparing.pairing import Pair, join_layers
-from nnxconv.comparing.rows import Rows, read_rows
+from nnxconv.comparing.rows import Joined, Rows, joined_layers, read_rows
 from nnxconv.matching import Fingerprint, fingerprint
 from nnxconv.running import Watcher, ignore
 from nnxconv.state import LayerGroup
@@ -29,12 +28,11 @@ def fingerprint_leaves(
       DamagedCheckpoint: an array cannot be read.
       PlanError: one row of a stack of layers does not fit in `max_memory`.
     """
-    joined = join_layers([(key, view, view) for key, view in leaves.items()], groups)
-    return run(_fingerprints(joined, item, max_memory, dtype, watch))
+    return run(_fingerprints(joined_layers(leaves, groups), item, max_memory, dtype, watch))
 
 
 async def _fingerprints(
-    joined: Sequence[Pair], item: Item, max_memory: int, dtype: str | None, watch: Watcher
+    joined: Sequence[Joined], item: Item, max_memory: int, dtype: str | None, watch: Watcher
 ) -> dict[Key, Fingerprint]:
     found: dict[Key, Fingerprint] = {}
     async for window in read_rows(joined, item, max_memory, watch):

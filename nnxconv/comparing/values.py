@@ -1,4 +1,4 @@
-"""Compare two canonical states: keys, then shapes and types, then values piece by piece."""
+"""The values of leaves that are compared, block by block: both sides read, and measured."""
 
 import asyncio
 import math
@@ -41,7 +41,7 @@ from nnxconv.tree import (
 )
 
 BLOCK_BYTES = 16 * 2**20
-WORKING_COPIES = 6
+BLOCK_COPIES = 6
 """How many times a block is in memory at once: both sides encoded, decoded and in C order."""
 
 CHECKS_AT_ONCE = 8
@@ -106,7 +106,7 @@ def compare_values(
       PlanError: one block does not fit in `max_memory`.
     """
     total = sum(size_bytes(pair.a) + size_bytes(pair.b) for pair in pairs)
-    check_memory(min(max_memory, WORKING_COPIES * total))
+    check_memory(min(max_memory, BLOCK_COPIES * total))
     return run(compare_pairs(pairs, items, tolerance, max_memory, team, watch))
 
 
@@ -128,15 +128,16 @@ class _Block:
     a: tuple[Piece, ...]
     b: tuple[Piece, ...]
     region: Region
+    is_last: bool
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one side of the block in memory."""
+        """Bytes of the wider side of the block in memory."""
         computed = [view for view in (self.pair.a, self.pair.b) if is_computed(view)]
         if computed:
             return max(region_cost(view, self.region) for view in computed)
         size = math.prod(part.stop - part.start for part in self.region)
-        return size * max(item_bytes(dtype_of(view)) for view in (self.pair.a, self.pair.b))
+        return size * _item_bytes(self.pair)
 
 
 class _Comparison:
@@ -153,7 +154,7 @@ class _Comparison:
         self._reader = Reader(items)
         self._encoded = EncodedChunks(items)
         self._tolerance = tolerance
-        self._window_bytes = max_memory // WORKING_COPIES
+        self._window_bytes = max_memory // BLOCK_COPIES
         self._max_memory = max_memory
         self._team = team
         self._watch = team.watching(watch)
@@ -163,18 +164,25 @@ class _Comparison:
     async def run(self) -> Values:
         for pair in self._pairs:
             self._found.statistics |= {key: Difference() for key in pair.keys}
-        total_bytes = sum(size_bytes(pair.a) for pair in self._pairs)
-        if self._team.count > 1:
-            total_bytes = sum(block.block_bytes for block in self._mine())
-        leaves = len(self._found.statistics) if self._team.number == 0 else 0
-        done_bytes = 0
+        leaves, total_bytes = self._work()
+        done = done_bytes = 0
         for window in in_windows(self._mine(), self._window_bytes):
             unequal = await asyncio.to_thread(self._without_equal, window)
             await together(self._compare(block) for block in unequal)
+            done += sum(len(block.pair.keys) for block in window if block.is_last)
             done_bytes += sum(block.block_bytes for block in window)
-            self._watch(Event(leaves, leaves, done_bytes, total_bytes))
+            self._watch(Event(done, leaves, done_bytes, total_bytes))
             self._team.check()
         return self._of_all()
+
+    def _work(self) -> tuple[int, int]:
+        """How many leaves this process finishes, and the bytes of its blocks."""
+        whole = [(len(pair.keys), _side_bytes(pair)) for pair in self._pairs]
+        if self._team.count > 1 or any(nbytes is None for _, nbytes in whole):
+            blocks = list(self._mine())
+            leaves = sum(len(block.pair.keys) for block in blocks if block.is_last)
+            return leaves, sum(block.block_bytes for block in blocks)
+        return sum(leaves for leaves, _ in whole), sum(nbytes or 0 for _, nbytes in whole)
 
     def _mine(self) -> Iterator[_Block]:
         """The blocks that this process compares."""
@@ -200,11 +208,13 @@ class _Comparison:
     def _blocks(self) -> Iterator[_Block]:
         for pair in self._pairs:
             a, b = _pieces(pair.a), _pieces(pair.b)
-            shape = _block_shape(pair.a, a, b)
-            block_bytes = math.prod(shape) * item_bytes(dtype_of(pair.a))
-            check_fits(pair.keys[0], pair.a, block_bytes, WORKING_COPIES, self._max_memory)
+            item = _item_bytes(pair)
+            shape = _block_shape(pair.a.shape, item, a, b)
+            block_bytes = math.prod(shape) * item
+            check_fits(pair.keys[0], pair.a, block_bytes, BLOCK_COPIES, self._max_memory)
             for region in regions(pair.a.shape, shape):
-                yield _Block(pair, a, b, region)
+                is_last = all(p.stop == n for p, n in zip(region, pair.a.shape, strict=True))
+                yield _Block(pair, a, b, region, is_last)
 
     async def _compare(self, block: _Block) -> None:
         sides = ((block.pair.a, block.a), (block.pair.b, block.b))
@@ -260,7 +270,19 @@ def _pieces(view: View) -> tuple[Piece, ...]:
     return () if is_computed(view) else tuple(pieces(view))
 
 
-def _block_shape(view: View, a: Sequence[Piece], b: Sequence[Piece]) -> Shape:
+def _item_bytes(pair: Pair) -> int:
+    """Bytes of an element of the wider side."""
+    return max(item_bytes(dtype_of(view)) for view in (pair.a, pair.b))
+
+
+def _side_bytes(pair: Pair) -> int | None:
+    """Bytes of the wider side; None where one is computed: its blocks cost what they read."""
+    if is_computed(pair.a) or is_computed(pair.b):
+        return None
+    return max(size_bytes(pair.a), size_bytes(pair.b))
+
+
+def _block_shape(whole: Shape, item: int, a: Sequence[Piece], b: Sequence[Piece]) -> Shape:
     """A block that is whole chunks of both sides where it can be, and several where they are small.
 
     The side that is one stored array leads, because its chunks may span all layers.
@@ -268,14 +290,13 @@ def _block_shape(view: View, a: Sequence[Piece], b: Sequence[Piece]) -> Shape:
     a, b = a or b, b or a  # what is computed takes after the other side
     lead, other = (a, b) if len(a) == 1 or len(b) > 1 else (b, a)
     first, second = lead[0].image_of_chunks(), other[0].image_of_chunks()
-    item = item_bytes(dtype_of(view))
-    block = [min(size, _common(x, y)) for x, y, size in zip(first, second, view.shape, strict=True)]
+    block = [min(size, _common(x, y)) for x, y, size in zip(first, second, whole, strict=True)]
     if math.prod(block) * item > BLOCK_BYTES:
-        block = [min(x, size) for x, size in zip(first, view.shape, strict=True)]
+        block = [min(x, size) for x, size in zip(first, whole, strict=True)]
     for axis in reversed(range(len(block))):
         room = BLOCK_BYTES // max(1, math.prod(block) * item)
-        if room > 1 and block[axis] < view.shape[axis]:
-            block[axis] = min(view.shape[axis], block[axis] * room)
+        if room > 1 and block[axis] < whole[axis]:
+            block[axis] = min(whole[axis], block[axis] * room)
     return tuple(max(1, size) for size in block)
 
 

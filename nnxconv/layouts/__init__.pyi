@@ -4,10 +4,7 @@ from .accounting import account as account
 from .choosing import Chosen as Chosen
 from .choosing import choose_part as choose_part
 from .conforming import unlike as unlike
-from .conversion import FLOATS as FLOATS
 from .conversion import Conversion as Conversion
-from .conversion import Direction as Direction
-from .conversion import Options as Options
 from .conversion import convert_tree as convert_tree
 from .copies import convert_copies as convert_copies
 from .form import Decoded as Decoded
@@ -32,12 +29,15 @@ from .located import Survey as Survey
 from .located import copy_leaves as copy_leaves
 from .names import TUNIX_ITEMS as TUNIX_ITEMS
 from .names import layouts as layouts
+from .options import Direction as Direction
+from .options import Options as Options
 from .parts import ADAPTER as ADAPTER
 from .parts import is_rng_state as is_rng_state
 from .parts import refuse_misfits as refuse_misfits
 from .parts import within as within
 from .recognition import CODECS as CODECS
 from .recognition import ITEMS as ITEMS
+from .reducing import FLOATS as FLOATS
 from .restore_lines import restoring as restoring
 from .restore_lines import restoring_converted as restoring_converted
 from .surveying import SurveyOptions as SurveyOptions

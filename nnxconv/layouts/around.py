@@ -3,9 +3,9 @@
 from collections.abc import Collection
 
 from nnxconv.errors import CannotHold
-from nnxconv.layouts.conversion import Options
 from nnxconv.layouts.leaving_out import is_excluded
 from nnxconv.layouts.located import Survey
+from nnxconv.layouts.options import Options
 from nnxconv.layouts.placement import at_key
 from nnxconv.state import Tree, is_stored
 from nnxconv.tree import Key, Leaf, counted, in_order, notation, spell

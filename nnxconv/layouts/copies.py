@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
-from nnxconv.layouts.conversion import Conversion, Options, convert_tree
+from nnxconv.layouts.conversion import Conversion, convert_tree
 from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.names import ALONE
+from nnxconv.layouts.options import Options
 from nnxconv.layouts.understanding import Understood
 
 _LAYOUTS = {

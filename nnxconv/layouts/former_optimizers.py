@@ -42,29 +42,20 @@ class Rearranged:
 
     def undone(self, survey: Survey, tree: Tree) -> Survey:
         """A survey of this tree as one of the tree as it is."""
-        roles: dict[Key, Role] = {self.real[key]: role for key, role in survey.roles.items()}
-        return replace(
-            survey,
-            tree=tree,
-            states=tuple(map(self._undone, survey.states)),
-            copies=tuple(map(self._undone, survey.copies)),
-            around={self.real[key]: leaf for key, leaf in survey.around.items()},
-            roles=roles | dict.fromkeys(self.counts, "step"),
-        )
+        undone = survey.undone(tree, self.real, self._placement)
+        counts: dict[Key, Role] = dict.fromkeys(self.counts, "step")
+        return replace(undone, roles={**undone.roles, **counts})
 
-    def _undone(self, one: Located) -> Located:
-        stored = {key: self.real[old] for key, old in one.stored.items()}
-        return replace(one, placement=self._moved(one.placement, stored), stored=stored)
-
-    def _moved(self, placement: Placement, stored: Mapping[Key, Key]) -> Placement:
+    def _placement(self, one: Located) -> Placement:
         """The parameters as one subtree, and each array of the optimizer by itself."""
+        placement = one.placement
         moves = {self.levels.get(old, old): new for old, new in placement.moves}
         for level, real in self.levels.items():
             target = placement.inward(level)
             if target is not None:
                 moves[real] = target
         found = Placement(tuple(moves.items()), placement.apart)
-        apart = {real: key for key, real in stored.items() if found.inward(real) != key}
+        apart = {real: key for key, real in one.stored.items() if found.inward(real) != key}
         return replace(found, moves=tuple((moves | apart).items()))
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from nnxconv.errors import BadInput, CannotHold
 from nnxconv.layouts.around import stays_around
-from nnxconv.layouts.conversion import Conversion, Options
+from nnxconv.layouts.conversion import Conversion
 from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.names import ALONE
+from nnxconv.layouts.options import Options
 from nnxconv.layouts.parts import bare
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.surveying import STATES

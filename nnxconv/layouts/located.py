@@ -1,6 +1,6 @@
 """A tree with its meaning: its states and their copies, where they stand, and all roles."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -101,6 +101,30 @@ class Survey:
         for copy in self.copies:
             found |= copy_leaves(copy)
         return found | under(OTHER, self.around)
+
+    def undone(
+        self, tree: Tree, real: Mapping[Key, Key], placement: Callable[[Located], Placement]
+    ) -> "Survey":
+        """The same of the tree as it is, where this one's keys are only thought.
+
+        Args:
+          tree: as it is.
+          real: for each key in thought, the key in it.
+          placement: where in it a state stands, whose `stored` keys are real.
+        """
+
+        def undone(one: Located) -> Located:
+            one = replace(one, stored={key: real[old] for key, old in one.stored.items()})
+            return replace(one, placement=placement(one))
+
+        return replace(
+            self,
+            tree=tree,
+            states=tuple(map(undone, self.states)),
+            copies=tuple(map(undone, self.copies)),
+            around={real[key]: leaf for key, leaf in self.around.items()},
+            roles={real[key]: role for key, role in self.roles.items()},
+        )
 
     def groups(self) -> list[LayerGroup]:
         """The layer groups of all states, by the keys that their leaves have."""

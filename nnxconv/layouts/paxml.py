@@ -283,6 +283,8 @@ def check_model(model: str, sizes: Mapping[str, int], where: str) -> None:
     Raises:
       BadInput: the name is not known, or some sizes differ.
     """
+    if model not in MODELS:
+        raise BadInput(f"no model is called `{model}`", hint=f"known are: {', '.join(MODELS)}")
     differing = [
         f"{MEANING[letter]}: {size:,} in {model}, {sizes[letter]:,} here"
         for letter, size in MODELS[model].items()

@@ -8,7 +8,7 @@ They are read as if they stood under `params`, and stay where they are.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nnxconv.layouts.finding import Found
 from nnxconv.layouts.kinds import holds
@@ -37,21 +37,10 @@ class Spread:
 
     def undone(self, survey: Survey, tree: Tree) -> Survey:
         """A survey of this tree as one of the tree as it is."""
-        return replace(
-            survey,
-            tree=tree,
-            states=tuple(map(self._undone, survey.states)),
-            copies=tuple(map(self._undone, survey.copies)),
-            around={self.real[key]: leaf for key, leaf in survey.around.items()},
-            roles={self.real[key]: role for key, role in survey.roles.items()},
-        )
+        return survey.undone(tree, self.real, self._placement)
 
-    def _undone(self, one: Located) -> Located:
-        stored = {key: self.real[old] for key, old in one.stored.items()}
-        return replace(one, placement=self._moved(one.placement), stored=stored)
-
-    def _moved(self, placement: Placement) -> Placement:
-        moves = dict(placement.moves)
+    def _placement(self, one: Located) -> Placement:
+        placement, moves = one.placement, dict(one.placement.moves)
         for home, names in self.homes.items():
             level = (*home, LEVEL)
             target = placement.inward(level)

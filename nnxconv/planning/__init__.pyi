@@ -13,7 +13,7 @@ from .plan import held_bytes as held_bytes
 from .plan import make_plan as make_plan
 from .plan import window_bytes as window_bytes
 from .plan import written as written
-from .reads import WORKING_COPIES as WORKING_COPIES
+from .reads import READ_COPIES as READ_COPIES
 from .reads import Block as Block
 from .reads import Wanted as Wanted
 from .reads import extents as extents

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from nnxconv.planning.blocks import block_shape, check_fits
 from nnxconv.tree import Key, Piece, Region, Shape, Source, View, dtype_of, item_bytes, pieces
 
-WORKING_COPIES = 3
+READ_COPIES = 3
 """How many times a block is in memory at once: encoded, decoded, converted."""
 
 
@@ -81,7 +81,7 @@ class ReadGroup:
         """Refuses chunks that do not fit in `max_memory`."""
         for source, uses in self.uses.items():
             block = math.prod(block_shape(source, merge_bytes)) * _widest(source, uses)
-            check_fits(self.first.key, self.first.view, block, WORKING_COPIES, max_memory)
+            check_fits(self.first.key, self.first.view, block, READ_COPIES, max_memory)
 
     def blocks(self, merge_bytes: int) -> Iterator[Block]:
         """The blocks of all its stored arrays: whole chunks, several where they are small."""

@@ -7,7 +7,7 @@ from .checkpoints import renamed as renamed
 from .checkpoints import towards as towards
 from .hugging_face import LINEN as LINEN
 from .hugging_face import MAXTEXT as MAXTEXT
-from .hugging_face import Family as Family
+from .hugging_face import HuggingFaceFamily as HuggingFaceFamily
 from .hugging_face import family_for as family_for
 from .hugging_face import from_hugging_face as from_hugging_face
 from .hugging_face import out_of_remainder as out_of_remainder

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, TypeAlias
 
-from nnxconv.renaming.hugging_face import Family
+from nnxconv.renaming.hugging_face import HuggingFaceFamily
 from nnxconv.renaming.numbers import DivideBy, Times
 from nnxconv.renaming.orders import Halves, Pairs, Permute
 from nnxconv.renaming.pattern import Pattern, parse
@@ -36,7 +36,7 @@ _WEIGHT = ".weight"
 _DIGITS = re.compile(r"\d+")
 
 
-def adapter_family(family: Family, form: Form) -> Family:
+def adapter_family(family: HuggingFaceFamily, form: Form) -> HuggingFaceFamily:
     """The rules of a family for adapters of its weights, each of which may be there or not."""
     rules = tuple(new for rule in family.rules for new in _adapted(rule, form))
     return replace(family, rules=Rules(rules, family.rules.name), left_out=(), dtypes={})

@@ -55,7 +55,7 @@ LINEN = "linen"
 
 
 @dataclass(frozen=True)
-class Family:
+class HuggingFaceFamily:
     """A family's rules, for one model of it.
 
     Attributes:
@@ -123,7 +123,7 @@ def family_for(
     *,
     name: str = "",
     target: str = MAXTEXT,
-) -> Family:
+) -> HuggingFaceFamily:
     """The family of a model.
 
     Args:
@@ -142,7 +142,7 @@ def family_for(
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _untold(name, error) from error
     told = document.get("left_out", {})
-    return Family(
+    return HuggingFaceFamily(
         name,
         parse_rules(text, name),
         tuple((parse(pattern), str(why)) for pattern, why in told.items()),
@@ -203,7 +203,9 @@ class _Config(dict[str, Any]):
         raise AttributeError(name)
 
 
-def from_hugging_face(source: Understood, family: Family, options: Options) -> Understood:
+def from_hugging_face(
+    source: Understood, family: HuggingFaceFamily, options: Options
+) -> Understood:
     """The checkpoint under the target's names; what its model does not have is set aside.
 
     Raises:
@@ -233,7 +235,7 @@ def from_hugging_face(source: Understood, family: Family, options: Options) -> U
     return replace(new, aside={**source.aside, **gone})
 
 
-def to_hugging_face(source: Understood, family: Family, options: Options) -> Understood:
+def to_hugging_face(source: Understood, family: HuggingFaceFamily, options: Options) -> Understood:
     """The checkpoint under the names of transformers.
 
     Raises:
@@ -267,7 +269,9 @@ def out_of_remainder(source: Understood, options: Options) -> Understood:
     return renamed(source, _OUT_OF_REMAINDER, options)
 
 
-def rounding(family: Family, source: Understood, options: Options, *, is_back: bool) -> str:
+def rounding(
+    family: HuggingFaceFamily, source: Understood, options: Options, *, is_back: bool
+) -> str:
     """What is said of a conversion that computes with arrays; empty where it does not round."""
     steps = [step for rule in family.rules for step in rule.steps]
     if all(_is_exact(step) for step in steps):
@@ -288,7 +292,7 @@ def _is_exact(step: Step) -> bool:
     return not isinstance(step, Add)
 
 
-def _typed(key: Key, leaf: Any, family: Family) -> Any:
+def _typed(key: Key, leaf: Any, family: HuggingFaceFamily) -> Any:
     """A parameter in the type that it has in the folder whose configuration is taken."""
     dtype = family.dtypes.get(".".join(map(str, key)), family.dtypes.get(""))
     if isinstance(leaf, Literal) or dtype is None or dtype_of(leaf) == dtype:
@@ -296,7 +300,7 @@ def _typed(key: Key, leaf: Any, family: Family) -> Any:
     return cast(leaf, dtype)
 
 
-def _roots(family: Family) -> set[str]:
+def _roots(family: HuggingFaceFamily) -> set[str]:
     """The first names of transformers' keys."""
     return {
         str(part.fill({}))

@@ -3,8 +3,8 @@ from .checksum import check_text as check_text
 from .comparison import check_report_files as check_report_files
 from .comparison import comparison_json as comparison_json
 from .comparison import write_reports as write_reports
-from .conversion import conversion_json as conversion_json
 from .conversion import conversion_text as conversion_text
+from .conversion_as_json import conversion_json as conversion_json
 from .inspection import inspection_json as inspection_json
 from .inspection import inspection_text as inspection_text
 from .matching import proposal_json as proposal_json

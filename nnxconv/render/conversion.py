@@ -1,24 +1,16 @@
-"""The result of `convert`, for people and for programs."""
+"""The result of `convert`, for people."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from nnxconv.commands.result import Result
 from nnxconv.layouts import Conversion, restoring_converted
-from nnxconv.state import Apart, Arrangement, Blocks, LayerGroup, Tree, parameter_trees, scales_of
+from nnxconv.render.wording import arranged, describe, moments_of
+from nnxconv.state import LayerGroup, Tree, scales_of
 from nnxconv.storage.transfer import Moved
 from nnxconv.tree import (
-    Cast,
-    Concat,
-    Formula,
     Key,
     Literal,
-    Part,
-    Scaled,
-    Slot,
-    Source,
-    Stack,
     View,
     counted,
     dtype_of,
@@ -27,95 +19,7 @@ from nnxconv.tree import (
     notation,
     size_bytes,
     spell,
-    told_arithmetic,
 )
-from nnxconv.tree import Moved as MovedView
-
-
-def conversion_json(result: Result) -> dict[str, Any]:
-    """Everything about a conversion as JSON values."""
-    plan, account = result.plan, result.account
-    left_out = account.left_out or {}
-    return {
-        **_meaning_json(result),
-        "dry_run": result.is_dry_run,
-        "states": [
-            {
-                "at": spell(part.located.at),
-                "from": part.conversion.source.layout,
-                "to": part.conversion.layout,
-                "copy_of": None if part.located.copy_of is None else spell(part.located.copy_of),
-            }
-            for part in result.whole.parts
-        ],
-        "leaves": account.total,
-        "converted": len(account.converted),
-        "kept": [spell(key) for key in account.kept],
-        "left_out": [spell(key) for key in left_out],
-        "reasons": {spell(key): reason for key, reason in left_out.items()},
-        "beside": list(result.extra_files),
-        "arrays": len(plan.arrays),
-        "renamed": len(plan.renamed),
-        "rewritten": len(plan.rewritten),
-        "moved": None if result.moved is None else _moved_json(result.moved),
-        "bytes": plan.total_bytes,
-        "predicted_peak_bytes": result.predicted_peak_bytes,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "compression": _compression_json(result),
-        "verified": result.is_verified,
-        "processes": result.processes,
-        "seconds": round(result.seconds, 3),
-        "plan": [
-            {"to": spell(a.key), "array": notation(a.view), "how": a.how, "why": a.why}
-            | {"from": describe(a.view)}
-            for a in plan.arrays
-        ],
-    }
-
-
-def _meaning_json(result: Result) -> dict[str, Any]:
-    """What the source and its first state are; of a tree without a state, its container alone."""
-    conversion = result.whole.conversion
-    source = None if conversion is None else conversion.source
-    return {
-        "source": {
-            "path": result.source_path,
-            "layout": None if source is None else source.layout,
-            "evidence": [] if source is None else list(source.evidence),
-            "decided": [] if source is None else list(source.notes),
-        },
-        "rename": [] if source is None else list(source.renamed),
-        "target": {
-            "path": result.target_path,
-            "layout": None if conversion is None else conversion.layout,
-            "restore": restoring_converted(result.whole, result.target_path) or None,
-        },
-        "layers": []
-        if conversion is None
-        else [_layers_json(conversion, group) for group in conversion.source.groups],
-        "moments": [] if conversion is None else _moments(conversion),
-        "taken_from_like": []
-        if conversion is None
-        else [spell(("aux", *key)) for key in conversion.taken],
-        "assumed": [] if conversion is None else list(conversion.assumed),
-    }
-
-
-def _compression_json(result: Result) -> dict[str, Any] | None:
-    """What new chunks were asked to have, and how many arrays keep what they had."""
-    if result.compression is None:
-        return None
-    return {"new": result.compression, "kept": len(result.plan.renamed)}
-
-
-def _moved_json(moved: Moved) -> dict[str, Any]:
-    return {
-        "copied_files": moved.copied_files,
-        "linked_files": moved.linked_files,
-        "copied_chunks": moved.copied_chunks,
-        "bytes": moved.nbytes,
-        "notes": moved.notes,
-    }
 
 
 def conversion_text(result: Result) -> str:
@@ -214,7 +118,7 @@ def _state_rows(conversion: Conversion) -> Iterator[tuple[str, str]]:
         yield "renamed", text
     for group in conversion.source.groups:
         yield "layers", _layers_text(conversion, group)
-    moments = _moments(conversion)
+    moments = moments_of(conversion)
     if moments:
         yield "moments", f"{', '.join(moments)}: arranged as the parameters"
     step = _step(conversion)
@@ -300,31 +204,6 @@ def _layers_text(conversion: Conversion, group: LayerGroup) -> str:
     return f"{spell(group.key)}: {count}, {change}"
 
 
-def arranged(arrangement: Arrangement | None) -> str:
-    """How a layer group is arranged, in words."""
-    if arrangement is None:
-        return "stacked"
-    if isinstance(arrangement, Apart):
-        return "apart as name_0" if arrangement.spelling == "suffix" else "apart as name/0"
-    blocks = f" in blocks of {arrangement.period}" if isinstance(arrangement, Blocks) else ""
-    return f"stacked on axis {arrangement.axis}{blocks}"
-
-
-def _layers_json(conversion: Conversion, group: LayerGroup) -> dict[str, Any]:
-    return {
-        "group": spell(group.key),
-        "count": len(group.indices) or None,
-        "before": arranged(group.arrangement),
-        "after": arranged(conversion.arrangements[group.key]),
-    }
-
-
-def _moments(conversion: Conversion) -> list[str]:
-    state = conversion.state
-    trees = parameter_trees(state.opt_state or {}, state.params)
-    return [spell(("opt_state", *prefix)) for prefix in trees]
-
-
 def _step(conversion: Conversion) -> str:
     """Where the step was and is, when it has moved or changed its type."""
 
@@ -364,34 +243,3 @@ def _plan_rows(result: Result) -> Iterator[str]:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         yield "  ".join([*cells, row[3]])
-
-
-def describe(view: View) -> str:
-    """How a view is made, in words.
-
-    >>> describe(Slot(Source("w", (16, 3), "float32", (16, 3)), 1, 2))
-    'w, slot 2 of axis 1'
-    """
-    match view:
-        case Source(name=name):
-            return name
-        case Slot(of, axis, index):
-            return f"{describe(of)}, slot {index} of axis {axis}"
-        case Part(of, axis, start, stop):
-            return f"{describe(of)}, {start} to {stop} of axis {axis}"
-        case MovedView(of, source, target):
-            return f"{describe(of)}, axis {source} moved to {target}"
-        case Scaled(of, _):
-            return f"{describe(of)}, {told_arithmetic(view).rpartition(', ')[2]}"
-        case Cast(of, dtype):
-            return f"{describe(of)}, as {dtype}"
-        case Stack(items, axis):
-            first, last = describe(items[0]), describe(items[-1])
-            return f"{first} to {last}, stacked on axis {axis}"
-        case Formula(operation, operands):
-            return f"{describe(operands[0])}, {operation}"
-        case Concat(items, axis):
-            if len(items) > 4:
-                ends = describe(items[0]), describe(items[-1])
-                return f"{ends[0]} to {ends[1]}, end to end on axis {axis}"
-            return f"{' and '.join(map(describe, items))}, end to end on axis {axis}"

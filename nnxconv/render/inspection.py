@@ -6,7 +6,7 @@ from typing import Any
 
 from nnxconv.commands.inspection import ChainElement, Inspection
 from nnxconv.layouts import RECORD, Located, restoring
-from nnxconv.render.conversion import arranged
+from nnxconv.render.wording import arranged
 from nnxconv.storage.orbax import array_name
 from nnxconv.tree import (
     Key,

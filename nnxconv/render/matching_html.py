@@ -39,7 +39,9 @@ def check_page(file: str) -> None:
 
 def write_page(proposal: Proposal, file: str) -> None:
     """Writes the page of a proposal."""
-    Path(file).write_text(proposal_html(proposal), encoding="utf-8")
+    from nnxconv.storage.files import write_text
+
+    write_text(file, proposal_html(proposal))
 
 
 def proposal_html(proposal: Proposal) -> str:

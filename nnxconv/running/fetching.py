@@ -10,7 +10,7 @@ import numpy as np
 
 from nnxconv.planning import (
     MERGED_BYTES,
-    WORKING_COPIES,
+    READ_COPIES,
     Block,
     Wanted,
     extents,
@@ -43,15 +43,15 @@ def fetch(
       DamagedCheckpoint: a stored array cannot be read.
       BadInput: an integer does not fit in the type that it is wanted in.
     """
-    merge_bytes = min(MERGED_BYTES, max_memory // WORKING_COPIES)
+    merge_bytes = min(MERGED_BYTES, max_memory // READ_COPIES)
     groups = read_groups(wanted)
     for group in groups:
         group.check(merge_bytes, max_memory)
     reader = Reader(items)
     total_bytes = sum(one.nbytes for one in wanted)
-    check_memory(total_bytes + min(max_memory, WORKING_COPIES * total_bytes))
+    check_memory(total_bytes + min(max_memory, READ_COPIES * total_bytes))
     done, done_bytes = 0, 0
-    window_bytes = max(max_memory // WORKING_COPIES // 2, 1)
+    window_bytes = max(max_memory // READ_COPIES // 2, 1)
     for batch in in_windows(groups, window_bytes):
         places = [place for group in batch for place in group.places]
         arrays = {place: _empty(wanted[place]) for place in places}

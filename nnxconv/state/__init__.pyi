@@ -1,8 +1,8 @@
 from .arranging import arrange as arrange
 from .arranging import choose as choose
 from .families import Family as Family
-from .families import asked_family as asked_family
-from .families import known_families as known_families
+from .family_sources import asked_family as asked_family
+from .family_sources import known_families as known_families
 from .following import refuse_unfollowed as refuse_unfollowed
 from .in_blocks import blocks_for as blocks_for
 from .in_blocks import told_by_marks as told_by_marks

@@ -1,7 +1,7 @@
 """Families of models whose layers are stacked in blocks: descriptions, not code.
 
-`families.toml` has those that come with nnxconv, and says what a description holds; `--family FILE`
-and entry points of the group `nnxconv.families` (a text of that form each) add others.
+`families.toml` has those that come with nnxconv, and says what a description holds; who else may
+describe one is in `family_sources.py`.
 
 ```
 layers/local_layers  (.., blocks, 3, ..)     layers_0, layers_1, layers_2, layers_4, ...
@@ -9,24 +9,12 @@ layers/global_layer  (.., blocks, ..)        layers_3, layers_7, ...
 ```
 """
 
-import re
-import tomllib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import metadata, resources
-from pathlib import Path
-from typing import Any
 
-from nnxconv.errors import BadInput
 from nnxconv.tree import is_digits
 
-GROUP = "nnxconv.families"
-"""The entry points by which other packages announce families."""
-
 _LAYERS = "{layers}"
-_TEXTS = ("models", "stack", "apart", "remainder", "mark", "mark_of")
-_NUMBERS = ("period", "prefix")
 
 
 @dataclass(frozen=True)
@@ -133,153 +121,6 @@ class Family:
             return len(fixed) + within if left == {opened.name} else None
         numbers = opened.numbers(left)
         return len(fixed) + len(left) if numbers == list(range(len(left))) else None
-
-
-# --- descriptions as TOML -------------------------------------------------------------------------
-
-Read = Callable[[str], str | None]
-"""Gives the text of a file; None when it is not there."""
-
-
-def _read_local(name: str) -> str | None:
-    path = Path(name)
-    return path.read_text() if path.is_file() else None
-
-
-def parse_families(text: str, where: str) -> dict[str, Family]:
-    """The families that a TOML document describes, one in each table.
-
-    Raises:
-      BadInput: it is no TOML, or no description; all faults are listed.
-    """
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BadInput(f"this describes no family of models: {error}", where=where) from error
-    problems: list[str] = []
-    found: dict[str, Family] = {}
-    for name, table in document.items():
-        try:
-            found[name] = _family(name, table)
-        except BadInput as error:
-            problems.append(f"{name}: {error.message}")
-    if problems or not found:
-        details = problems or ["there is no table in it"]
-        raise BadInput("this describes no family of models", where=where, details=details)
-    return found
-
-
-def _family(name: str, table: Any) -> Family:
-    if not isinstance(table, dict):
-        raise BadInput("this is no table")
-    unknown = sorted(table.keys() - {*_TEXTS, *_NUMBERS, "members"})
-    if unknown:
-        raise BadInput(f"`{unknown[0]}` is not known")
-    texts = {key: table[key] for key in _TEXTS if key in table}
-    numbers = {key: table[key] for key in _NUMBERS if key in table}
-    members = table.get("members")
-    wrong = [key for key, value in texts.items() if not isinstance(value, str) or not value]
-    wrong += [key for key, value in numbers.items() if type(value) is not int or value < 0]
-    if wrong:
-        raise BadInput(f"`{wrong[0]}` is {table[wrong[0]]!r}")
-    if "stack" not in texts or not isinstance(members, list) or not members:
-        raise BadInput("it has no `stack`, or no list of `members`")
-    return _checked(name, texts, numbers, tuple(map(_member, members)))
-
-
-def _checked(
-    name: str,
-    texts: Mapping[str, str],
-    numbers: Mapping[str, int],
-    members: tuple[Member, ...],
-) -> Family:
-    if sum(member.is_open for member in members) > 1:
-        raise BadInput("more than one member has the `{i}`")
-    *above, last = texts.get("remainder", "").split(".")
-    rest = _member(last) if last else None
-    if rest is not None and not rest.is_open:
-        raise BadInput("`remainder` has no `{i}`")
-    period = numbers.get("period")
-    if period is not None and period < max(1, sum(not member.is_open for member in members)):
-        raise BadInput(f"`period` is {period}, with {len(members)} members")
-    rest_of = {k: v for k, v in texts.items() if k not in ("stack", "remainder")}
-    prefix = numbers.get("prefix", 0)
-    return Family(
-        *(name, texts["stack"], members),
-        remainder=tuple(above),
-        rest=rest,
-        period=period,
-        prefix=prefix,
-        **rest_of,
-    )
-
-
-_PLACE = re.compile(r"(?P<name>[^\[\]]+?)(?P<open>\[\{i\}\]|\{i\})?")
-
-
-def _member(text: object) -> Member:
-    found = _PLACE.fullmatch(text) if isinstance(text, str) else None
-    if found is None or "{i}" in found["name"]:
-        raise BadInput(f"{text!r} is no member: `layers_{{i}}`, `local_layers[{{i}}]` or a name")
-    return Member(found["name"], found["open"] == "{i}", found["open"] == "[{i}]")
-
-
-# --- where descriptions come from -----------------------------------------------------------------
-
-
-@cache
-def known_families() -> Mapping[str, Family]:
-    """The families that come with nnxconv, and those that other packages announce, by name.
-
-    Raises:
-      BadInput: a package's description cannot be loaded, or has a name that is taken.
-    """
-    text = resources.files("nnxconv.state").joinpath("families.toml").read_text()
-    found = parse_families(text, "families.toml")
-    for point in dict.fromkeys(metadata.entry_points(group=GROUP)):
-        added = _announced(point)
-        taken = sorted(added.keys() & found.keys())
-        if taken:
-            raise BadInput(f"the family `{taken[0]}` is described twice", where=point.value)
-        found |= added
-    return found
-
-
-def _announced(point: metadata.EntryPoint) -> dict[str, Family]:
-    try:
-        text = point.load()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise BadInput(
-            f"the families of `{point.name}` cannot be loaded",
-            where=point.value,
-            details=[reason],
-        ) from error
-    return parse_families(str(text), point.value)
-
-
-def asked_family(name: "str | Family | None", read: Read = _read_local) -> Family | None:
-    """The family that a file describes, or the known one of this name.
-
-    Raises:
-      BadInput: there is none, or the file describes more than one.
-    """
-    if name is None or isinstance(name, Family):
-        return name
-    text = read(name)
-    if text is None and name in known_families():
-        return known_families()[name]
-    if text is None:
-        known = ", ".join(known_families())
-        raise BadInput(
-            f"`{name}` is no file that describes a family of models, and no family that is known",
-            hint=f"known are: {known}",
-        )
-    found = list(parse_families(text, name).values())
-    if len(found) > 1:
-        told = ", ".join(family.name for family in found)
-        raise BadInput("this describes more than one family of models", where=name, details=[told])
-    return found[0]
 
 
 def for_names(families: Iterable[Family], names: Iterable[str]) -> Iterator[tuple[Family, str]]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 from typing import TypeAlias
 
-from nnxconv.state.families import Family, known_families
+from nnxconv.state.families import Family
+from nnxconv.state.family_sources import known_families
 from nnxconv.state.optimizer import parameter_trees
 from nnxconv.state.train_state import RNGS, TrainState, below, children, under
 from nnxconv.tree import Key, Leaf

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnxconv.state.families import Family, known_families
+from nnxconv.state.families import Family
+from nnxconv.state.family_sources import known_families
 from nnxconv.state.layer_groups import (
     DEFAULT_NAMES,
     PARAMS,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnxconv
-from nnxconv.layouts.conversion import FLOATS
 from nnxconv.layouts.recognition import CODECS
+from nnxconv.layouts.reducing import FLOATS
 from nnxconv.state.arranging import arrange
 from nnxconv.state.layer_groups import Apart, Stacked
 from nnxconv.state.train_state import TrainState

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import nnxconv
+from nnxconv.errors import BadInput
 from tests.support import checkpoints, gpt3, pax
 from tests.support.checkpoints import restore
 from tests.support.command import check_golden, run, session
@@ -469,6 +470,14 @@ def test_the_model_s_name_only_checks(model, tmp_path):
     leaves = pax.leaves(pax.SIZES_52K)
     item = convert(pax.write(tmp_path / "in", leaves), tmp_path / "out", model=model)
     check(restore(item), expected(leaves))
+
+
+def test_a_model_that_nobody_knows_is_refused(tmp_path):
+    source = pax.write(tmp_path / "in", pax.leaves(pax.SIZES_52K))
+    with pytest.raises(BadInput) as refused:
+        convert(source, tmp_path / "out", model="gpt4")
+    assert refused.value.message == "no model is called `gpt4`"
+    assert refused.value.hint == "known are: gpt3-175b, gpt3-52k"
 
 
 # What other programs wrote

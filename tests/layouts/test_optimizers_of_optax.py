@@ -15,7 +15,8 @@ import optax.contrib
 import pytest
 
 from nnxconv.errors import LayerError
-from nnxconv.layouts.conversion import Options, convert_tree
+from nnxconv.layouts.conversion import convert_tree
+from nnxconv.layouts.options import Options
 from nnxconv.layouts.understanding import understand
 from nnxconv.loading.template import template_of
 from nnxconv.tree import Leaf, notation

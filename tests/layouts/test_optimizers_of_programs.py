@@ -2,7 +2,8 @@
 
 import pytest
 
-from nnxconv.layouts.conversion import Options, convert_tree
+from nnxconv.layouts.conversion import convert_tree
+from nnxconv.layouts.options import Options
 from nnxconv.layouts.understanding import understand
 from nnxconv.tree.views import NOTHING
 from tests.support.disk import on_disk, there_and_back

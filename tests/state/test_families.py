@@ -10,7 +10,8 @@ import pytest
 
 import nnxconv
 from nnxconv.errors import BadInput, LayerError, NnxconvError
-from nnxconv.state import families
+from nnxconv.state import family_sources
+from nnxconv.state.family_toml import parse_families
 from tests.support import checkpoints
 from tests.support.command import run
 
@@ -247,16 +248,16 @@ def test_a_file_describes_a_family(tmp_path):
 
 def test_a_package_announces_families(monkeypatch, tmp_path):
     _, blocks = our_model(tmp_path)
-    point = metadata.EntryPoint("ours", "json:__name__", families.GROUP)
+    point = metadata.EntryPoint("ours", "json:__name__", family_sources.GROUP)
     monkeypatch.setattr(metadata.EntryPoint, "load", lambda self: OURS)
     monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
-    families.known_families.cache_clear()
+    family_sources.known_families.cache_clear()
     try:
-        assert "ours" in families.known_families()
+        assert "ours" in family_sources.known_families()
         shown = run("inspect", blocks).stdout
     finally:
         monkeypatch.undo()
-        families.known_families.cache_clear()
+        family_sources.known_families.cache_clear()
     assert "decoder.layers: 8 layers, stacked on axis 1 in blocks of 3\n" in shown
 
 
@@ -280,7 +281,7 @@ FAULTS = {
 @pytest.mark.parametrize("text", FAULTS)
 def test_a_faulty_description_is_refused(text):
     with pytest.raises(BadInput) as refused:
-        families.parse_families(text, "ours.toml")
+        parse_families(text, "ours.toml")
     assert str(refused.value.message) == "this describes no family of models"
     assert refused.value.details == (FAULTS[text],)
 

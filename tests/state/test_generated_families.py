@@ -8,7 +8,7 @@ import pytest
 
 from nnxconv.errors import LayerError
 from nnxconv.state.arranging import arrange
-from nnxconv.state.families import parse_families
+from nnxconv.state.family_toml import parse_families
 from nnxconv.state.layer_groups import Apart, Blocks
 from nnxconv.state.train_state import TrainState
 from nnxconv.state.unstacking import unstack

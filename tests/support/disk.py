@@ -2,8 +2,9 @@
 
 import json
 
-from nnxconv.layouts.conversion import Options, convert_tree
+from nnxconv.layouts.conversion import convert_tree
 from nnxconv.layouts.joining import alone, nothing_lost
+from nnxconv.layouts.options import Options
 from nnxconv.layouts.understanding import RECORD, understand
 from nnxconv.tree.views import Literal
 from tests.support import states

@@ -110,7 +110,7 @@ def _item(
     kinds = {
         key: leaf.kind if isinstance(leaf, Literal) else "np.ndarray" for key, leaf in tree.items()
     }
-    return Item(path, tree, formats, False, False, value_types=kinds, seen=seen)
+    return Item(path, tree, formats, use_ocdbt=False, use_zarr3=False, value_types=kinds, seen=seen)
 
 
 def _source(store: str, name: str, one: ArrayFormat) -> Source:

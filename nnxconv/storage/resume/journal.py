@@ -63,7 +63,7 @@ def _digest(text: str) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-class Folder(Protocol):
+class JournalFolder(Protocol):
     """Where the journal of one item is kept, and the item so far: on a disk, or in a bucket."""
 
     @property
@@ -130,7 +130,7 @@ class Commit:
 class Journal:
     """The journal of one item, and the directory that the item is written to."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: JournalFolder) -> None:
         self._folder = folder
         self._units: dict[str, Unit] = {}
         self._known: set[str] = set()

@@ -22,7 +22,7 @@ from nnxconv.storage import UNFINISHED, last_resort
 from nnxconv.storage.files import stamps_below
 from nnxconv.storage.gcs import LeaseLost, is_remote
 from nnxconv.storage.resume.in_bucket import BucketResumeStore
-from nnxconv.storage.resume.journal import Folder, Journal
+from nnxconv.storage.resume.journal import Journal, JournalFolder
 from nnxconv.storage.resume.on_disk import DiskResumeStore
 
 FORMAT = 2
@@ -138,7 +138,7 @@ class ResumeStore(Protocol):
         """Removes what a killed run left at the target itself, before this one writes there."""
         ...
 
-    def folder(self, number: int) -> Folder:
+    def folder(self, number: int) -> JournalFolder:
         """Where an item is kept."""
         ...
 
