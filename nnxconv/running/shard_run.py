@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -15,7 +15,6 @@ from nnxconv.planning import (
     Plan,
     Scatter,
     TargetArray,
-    are_whole_chunks,
     written,
 )
 from nnxconv.running.cluster import total
@@ -30,10 +29,10 @@ from nnxconv.tree import Key, Region, dtype_of, is_computed, item_bytes, spell
 
 
 class PutsBlocks(Protocol):
-    """What writes blocks of whole chunks as soon as their values are there."""
+    """What writes blocks as soon as their values are there."""
 
-    def puts(self, key: Key) -> bool:
-        """True for an array whose blocks it writes so."""
+    def puts(self, key: Key, region: Region) -> bool:
+        """True for a region of an array that it writes so."""
         ...
 
     def put(self, key: Key, region: Region, values: np.ndarray) -> None:
@@ -127,16 +126,16 @@ class ShardRun:
         window by window.
         """
         with kept_blocks() if self._plan.keeps_blocks else nullcontext():
-            put = {array.key for array in self._plan.rewritten if putting.puts(array.key)}
-            if put:
-                await self._put_all(put, putting)
+            arrays = self._plan.rewritten
+            if any(putting.puts(array.key, _whole(array)) for array in arrays):
+                await self._put_all(putting)
             if committing is not None:
-                await self._commit_all(put, committing)
+                await self._commit_all(committing, lambda job: not _is_put(job, putting))
 
-    async def _put_all(self, put: Set[Key], writer: PutsBlocks) -> None:
+    async def _put_all(self, writer: PutsBlocks) -> None:
         """As many blocks at once as there are processors, and one that waits for a disk."""
         most = len(os.sched_getaffinity(0)) + 1
-        windows = self._plan.windows(self._shard.jobs, is_wanted=lambda job: _is_put(job, put))
+        windows = self._plan.windows(self._shard.jobs, is_wanted=lambda job: _is_put(job, writer))
         async with Flight(most, self._plan.flight_bytes) as flight:
             for window in windows:
                 for job in window:
@@ -150,9 +149,9 @@ class ShardRun:
         for array, _, values in made:
             self._count(array, values.size)
 
-    async def _commit_all(self, put: Set[Key], writer: CommitsBlocks) -> None:
+    async def _commit_all(self, writer: CommitsBlocks, is_left: Callable[[Job], bool]) -> None:
         under_way = writer.windows_under_way
-        windows = self._plan.windows(self._shard.jobs, under_way, lambda job: not _is_put(job, put))
+        windows = self._plan.windows(self._shard.jobs, under_way, is_left)
         for number, window in enumerate(windows):
             unit = f"blocks {number}"
             if writer.is_done(unit):
@@ -204,12 +203,12 @@ class ShardRun:
         self._watch(Event(done, len(counted), self._done_bytes, self._shard.total_bytes))
 
 
-def _is_put(job: Job, put: Set[Key]) -> bool:
-    """True for a block that consists of whole chunks of arrays that are put."""
-    return all(
-        array.key in put and are_whole_chunks(region, array.chunks, array.view.shape)
-        for array, region in written(job)
-    )
+def _is_put(job: Job, writer: PutsBlocks) -> bool:
+    return all(writer.puts(array.key, region) for array, region in written(job))
+
+
+def _whole(array: TargetArray) -> Region:
+    return tuple(slice(0, size) for size in array.view.shape)
 
 
 def _put_values(made: Made, writer: PutsBlocks) -> None:

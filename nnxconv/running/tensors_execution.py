@@ -168,9 +168,9 @@ class TensorsWriter:
         """The open file of an array."""
         return self._files[tensor.file].fileno()
 
-    def puts(self, key: Key) -> bool:
+    def puts(self, key: Key, region: Region) -> bool:
         """Each region of each array is written where it belongs."""
-        del key
+        del key, region
         return True
 
     def put(self, key: Key, region: Region, values: np.ndarray) -> None:

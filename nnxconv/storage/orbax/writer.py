@@ -13,6 +13,7 @@ import tensorstore as ts
 from etils import epath
 
 from nnxconv.errors import BadInput
+from nnxconv.planning import are_whole_chunks
 from nnxconv.state import Tree, below
 from nnxconv.storage.files import read_if_there, remove_files, write_files
 from nnxconv.storage.gcs import is_remote
@@ -47,7 +48,7 @@ from nnxconv.storage.zarr import (
     parse_format,
     target_metadata,
 )
-from nnxconv.tree import Key, Leaf, Literal, Region, Source
+from nnxconv.tree import Key, Leaf, Literal, Region, Shape, Source
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Writer:
         self.context = new_context()
         self._kept: KeptValues | None = None
         self._data_files: DataFiles | None = None
-        self._codecs: dict[Key, ChunkCodec | None] = {}
+        self._codecs: dict[Key, tuple[Shape, ChunkCodec | None]] = {}
         self._spill = None
         if not is_remote(directory):
             self._spill = FileWriter(self._database, use_ocdbt, self.context, journal)
@@ -107,15 +108,19 @@ class Writer:
         elif self._use_ocdbt and nbytes <= MOST_KEPT_BYTES:
             self._kept = KeptValues(self.context)
 
-    def puts(self, key: Key) -> bool:
-        """True for an array whose chunks are written as soon as their values are there."""
-        return self._data_files is not None and self._codec(key) is not None
+    def puts(self, key: Key, region: Region) -> bool:
+        """True for a region that is written as soon as its values are there: of whole chunks."""
+        if self._data_files is None:
+            return False
+        shape, codec = self._encoded(key)
+        return codec is not None and are_whole_chunks(region, codec.shape, shape)
 
-    def _codec(self, key: Key) -> ChunkCodec | None:
+    def _encoded(self, key: Key) -> tuple[Shape, ChunkCodec | None]:
+        """The shape of an array, and how its chunks are encoded here."""
         if key not in self._codecs:
             array = self._arrays[key]
             stored = parse_format(array.zarr_format, dict(array.metadata))
-            self._codecs[key] = codec_of(stored)
+            self._codecs[key] = stored.shape, codec_of(stored)
         return self._codecs[key]
 
     def put(self, key: Key, region: Region, values: np.ndarray) -> None:
@@ -124,7 +129,7 @@ class Writer:
         Raises:
           OSError: it, or one before, could not be written.
         """
-        array, codec, files = self._arrays[key], self._codec(key), self._data_files
+        array, (_, codec), files = self._arrays[key], self._encoded(key), self._data_files
         assert codec is not None and files is not None
         for index in itertools.product(
             *(
