@@ -1,7 +1,7 @@
 """Run several pieces of work at once to their end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -51,33 +51,34 @@ class Flight:
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
         self._most_bytes = most_bytes
-        self._held: dict[asyncio.Task[None], int] = {}
+        self._held: dict[asyncio.Task[tuple[None, BaseException | None]], int] = {}
 
     async def begin(self, nbytes: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Begins with work on so many bytes, when there is room for it."""
         while self._held and (
             len(self._held) >= self._most or sum(self._held.values()) + nbytes > self._most_bytes
         ):
-            await asyncio.wait(self._held, return_when=asyncio.FIRST_COMPLETED)
-            await self._land([task for task in self._held if task.done()])
-        self._held[asyncio.create_task(work())] = nbytes
+            done, _ = await asyncio.wait(self._held, return_when=asyncio.FIRST_COMPLETED)
+            if any(task.result()[1] is not None for task in done):
+                await self._land()
+            for task in done:
+                del self._held[task]
+        self._held[asyncio.create_task(_settled(work()))] = nbytes
 
     async def __aenter__(self) -> "Flight":
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        await asyncio.gather(*self._held, return_exceptions=True)
         if error is None:
-            await self._land(list(self._held))
+            await self._land()
+        else:
+            await asyncio.gather(*self._held)
 
-    async def _land(self, done: Sequence["asyncio.Task[None]"]) -> None:
-        if any(task.exception() is not None for task in done):
-            await asyncio.gather(*self._held, return_exceptions=True)
-            done = list(self._held)
-        for task in done:
-            del self._held[task]
-        for task in done:
-            task.result()
+    async def _land(self) -> None:
+        """Waits for all; raises the error of the one that was begun first, of those that failed."""
+        for _, error in await asyncio.gather(*self._held):
+            if error is not None:
+                raise error
 
 
 async def _settled(work: Awaitable[T]) -> tuple[T, BaseException | None]:
