@@ -37,7 +37,7 @@ class DataFiles:
         self._use_ocdbt = use_ocdbt
         self._open: list[_DataFile] = []
         self._pool = ThreadPoolExecutor(_SYNCED_AT_ONCE)
-        self._syncs: deque[Future[None]] = deque()
+        self._syncs: deque[tuple[_DataFile, Future[None]]] = deque()
         self._changing = threading.Lock()
         self._written: list[tuple[str, str, int, int, bytes]] = []
 
@@ -68,9 +68,9 @@ class DataFiles:
                 self._open.append(file)
                 return
             first = self._syncs.popleft() if len(self._syncs) >= _WAITING else None
-            self._syncs.append(self._pool.submit(_sync, file.stream))
+            self._syncs.append((file, self._pool.submit(_sync, file.stream)))
         if first is not None:
-            first.result()
+            first[1].result()
 
     def settle(self) -> None:
         """Waits until all is on disk.
@@ -79,18 +79,17 @@ class DataFiles:
           OSError: some could not be written.
         """
         with self._changing:
-            self._syncs.extend(self._pool.submit(_sync, file.stream) for file in self._open)
+            self._syncs.extend((f, self._pool.submit(_sync, f.stream)) for f in self._open)
             self._open.clear()
+        for _, sync in self._syncs:
+            sync.result()
         self._pool.shutdown()
-        while self._syncs:
-            self._syncs.popleft().result()
 
     def abandon(self) -> None:
         """Closes what is open: it will be removed."""
         self._pool.shutdown(cancel_futures=True)
-        for file in self._open:
+        for file in (*self._open, *(file for file, _ in self._syncs)):
             file.stream.close()
-        self._open.clear()
 
     def take_into(self, columns: Columns) -> None:
         """Adds where the values of a database are to those of others."""

@@ -182,15 +182,15 @@ class Writer:
         """At its end all that was committed within is on disk; after an error, nothing moves."""
         try:
             yield
+            await self._settled()
+            if self._data_files is not None:
+                await asyncio.to_thread(self._data_files.settle)
         except BaseException:
             if self._data_files is not None:
                 self._data_files.abandon()
             with suppress(OSError):
                 await self._settled()
             raise
-        await self._settled()
-        if self._data_files is not None:
-            await asyncio.to_thread(self._data_files.settle)
 
     @asynccontextmanager
     async def commit(self, unit: str, *, is_large: bool = False) -> AsyncIterator[ts.Transaction]:
