@@ -16,6 +16,7 @@ from nnxconv.commands.inspection import (
 from nnxconv.commands.opening import meaning
 from nnxconv.commands.options import documented
 from nnxconv.layouts import Options
+from nnxconv.running import without_collecting
 from nnxconv.state import Family, asked_family
 from nnxconv.tree import Source, View
 
@@ -43,28 +44,29 @@ def inspect(
     from nnxconv.storage.files import read_text
     from nnxconv.storage.orbax import locate, open_item, read_shardings, writing_processes
 
-    location = locate(path, step, allow_uncommitted=allow_uncommitted)
-    item = open_item(location)
-    described = asked_family(family, read_text)
-    how = Options(at=at, layer_group=tuple(layer_group), family=described)
-    survey = meaning(location, item, how).survey
-    understood = main_state(survey)
-    state = None if understood is None else understood.state
-    return Inspection(
-        item=item,
-        survey=survey,
-        understood=understood,
-        step=None if state is None or state.step is None else _step_of(item, state.step),
-        parts=sizes_of(survey.tree if state is None else state.leaves()),
-        chain=[] if state is None else chain_of(state),
-        dtypes=dtypes_of(survey.tree),
-        chunks=chunks_of(item.formats),
-        compressors=compressors_of(item.formats),
-        processes=[] if location.joined else writing_processes(location.folder),
-        shardings={} if location.joined else read_shardings(location.folder),
-        custom_metadata={**location.custom_metadata, **item.custom_metadata},
-        choice=location.choice,
-    )
+    with without_collecting():
+        location = locate(path, step, allow_uncommitted=allow_uncommitted)
+        item = open_item(location)
+        described = asked_family(family, read_text)
+        how = Options(at=at, layer_group=tuple(layer_group), family=described)
+        survey = meaning(location, item, how).survey
+        understood = main_state(survey)
+        state = None if understood is None else understood.state
+        return Inspection(
+            item=item,
+            survey=survey,
+            understood=understood,
+            step=None if state is None or state.step is None else _step_of(item, state.step),
+            parts=sizes_of(survey.tree if state is None else state.leaves()),
+            chain=[] if state is None else chain_of(state),
+            dtypes=dtypes_of(survey.tree),
+            chunks=chunks_of(item.formats),
+            compressors=compressors_of(item.formats),
+            processes=[] if location.joined else writing_processes(location.folder),
+            shardings={} if location.joined else read_shardings(location.folder),
+            custom_metadata={**location.custom_metadata, **item.custom_metadata},
+            choice=location.choice,
+        )
 
 
 def _step_of(item: "Item", step: View) -> int | tuple[int, ...]:

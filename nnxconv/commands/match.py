@@ -100,7 +100,7 @@ def write_rules(found: Proposal, output: str) -> None:
 def _opened(opened: Opened, names: Sequence[str], option: str) -> _Side:
     """A checkpoint with its layers apart; `option` chooses where there are several states."""
     understood = one_state(opened.survey, "`match`", option).understood
-    read = reread(with_layer_names(understood, names), None)
+    read = reread(with_layer_names(understood, names), None) if names else understood
     return _Side(str(opened.item.path), read.state, read.groups, opened)
 
 

@@ -51,6 +51,12 @@ class Found:
     places: tuple[Place, ...]
     roles: Mapping[Key, Role]
 
+    def keys(self) -> Iterator[Key]:
+        """Where everything stands that has been found."""
+        yield from (top.key for top in self.tops)
+        for place in self.places:
+            yield from place.keys()
+
 
 def find(tree: Tree, items: Collection[str] = ()) -> Found:
     """The states of a tree, and the role of every leaf in it.

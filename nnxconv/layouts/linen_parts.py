@@ -59,7 +59,11 @@ def _has_modules_beside(tree: Tree) -> bool:
 
 def weights(tree: Tree) -> dict[Key, Leaf]:
     """The weights by module path, whichever their level."""
-    return below(tree, (*PARAMS, LEVEL) if has_level(tree) else PARAMS)
+    return _weights(tree, is_leveled=has_level(tree))
+
+
+def _weights(tree: Tree, *, is_leveled: bool) -> dict[Key, Leaf]:
+    return below(tree, (*PARAMS, LEVEL) if is_leveled else PARAMS)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Variables:
 def read_variables(tree: Tree, own_roots: Sequence[str]) -> Variables:
     """The parameters, and the collections beside them and at the root."""
     leveled = has_level(tree)
-    stored_params = weights(tree)
+    stored_params = _weights(tree, is_leveled=leveled)
     boxed = boxed_names(stored_params)
     inner = [str(child) for child in children(tree, PARAMS) if leveled and child != LEVEL]
     outer = [str(root) for root in children(tree) if root not in own_roots]
@@ -223,6 +227,8 @@ def boxed_names(params: Tree) -> tuple[str, ...]:
 
 def unboxed(tree: Tree, names: Collection[str]) -> dict[Key, Leaf]:
     """The tree without the last key `value` of boxed parameters."""
+    if not names:
+        return dict(tree)
     return {
         key[:-1] if key[-1:] == (BOX,) and key[-2:-1] and key[-2] in names else key: leaf
         for key, leaf in tree.items()
@@ -231,4 +237,6 @@ def unboxed(tree: Tree, names: Collection[str]) -> dict[Key, Leaf]:
 
 def boxed(tree: Tree, names: Collection[str]) -> dict[Key, Leaf]:
     """The tree with a last key `value` under the parameters of these names."""
+    if not names:
+        return dict(tree)
     return {(*key, BOX) if key[-1] in names else key: leaf for key, leaf in tree.items()}

@@ -49,7 +49,7 @@ def recognise(tree: Tree) -> Reading:
 
 
 def _has_params(tree: Tree) -> bool:
-    return bool(parts.variables(tree)) and ("params",) not in tree
+    return ("params",) not in tree and any(key[:1] == parts.PARAMS for key in tree)
 
 
 def decode(tree: Tree, record: Record) -> Decoded:

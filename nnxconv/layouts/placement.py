@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from nnxconv.layouts.form import claim, key_of, mapping, pairs
@@ -30,22 +31,27 @@ class Placement:
         """True where the whole tree is in the layout."""
         return self.moves == (((), ()),) and not self.apart
 
+    @property
+    def stands(self) -> tuple[Key, ...]:
+        """The prefixes in the tree."""
+        return (*(old for old, _ in self.moves), *(old for _, old in self.apart))
+
     def inward(self, key: Key) -> Key | None:
         """A key of the tree as the layout has it; None for what stands elsewhere."""
-        return _moved(key, self._into)
+        return self._into.moved(key)
 
     def outward(self, key: Key) -> Key:
         """A key of the layout as the tree has it."""
-        moved = _moved(key, self._back)
+        moved = self._back.moved(key)
         return key if moved is None else moved
 
-    @property
-    def _into(self) -> Mapping[Key, Key]:
-        return dict(self.moves) | {old: self.shared for _, old in self.apart}
+    @cached_property
+    def _into(self) -> "_Moves":
+        return _Moves(dict(self.moves) | {old: self.shared for _, old in self.apart})
 
-    @property
-    def _back(self) -> Mapping[Key, Key]:
-        return {new: old for old, new in self.moves}
+    @cached_property
+    def _back(self) -> "_Moves":
+        return _Moves({new: old for old, new in self.moves})
 
     @property
     def shared(self) -> Key:
@@ -54,10 +60,12 @@ class Placement:
 
     def gathered(self, keys: Iterable[Key]) -> dict[Key, Key] | None:
         """These keys of the tree by those of the layout; None where that cannot be undone."""
-        into = self._into
+        if self.is_plain:
+            own = list(keys)
+            return dict(zip(own, own, strict=True))
         found: dict[Key, Key] = {}
         for key in keys:
-            inner = _moved(key, into)
+            inner = self.inward(key)
             if inner is None or inner in found:
                 return None
             if not self.apart and self.outward(inner) != key:
@@ -67,7 +75,6 @@ class Placement:
 
     def spread(self, keys: Iterable[Key], collections: Mapping[Key, str]) -> dict[Key, Key]:
         """For each key of the layout, the key in the tree; `collections` has those of variables."""
-        back = self._back
         homes = dict(self.apart)
         found: dict[Key, Key] = {}
         for key in keys:
@@ -75,8 +82,7 @@ class Placement:
             if home is not None and key[:1] == self.shared:
                 found[key] = (*home, *key[1:])
             else:
-                moved = _moved(key, back)
-                found[key] = key if moved is None else moved
+                found[key] = self.outward(key)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -108,10 +114,17 @@ def at_key(key: Key) -> Placement:
     return Placement(((key, ()),))
 
 
-def _moved(key: Key, moves: Mapping[Key, Key]) -> Key | None:
-    """The key under another prefix: that of the longest one that it has."""
-    for size in range(len(key), -1, -1):
-        new = moves.get(key[:size])
-        if new is not None:
-            return (*new, *key[size:])
-    return None
+class _Moves:
+    """Prefixes, and what stands in their place; the longest that a key has decides."""
+
+    def __init__(self, moves: Mapping[Key, Key]) -> None:
+        self._moves = moves
+        self._sizes = sorted({len(old) for old in moves}, reverse=True)
+
+    def moved(self, key: Key) -> Key | None:
+        """The key under another prefix; None for one that begins with none of them."""
+        for size in self._sizes:
+            new = self._moves.get(key[:size])
+            if new is not None:
+                return new + key[size:]
+        return None

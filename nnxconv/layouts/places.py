@@ -1,6 +1,6 @@
 """Where a training state stands in a tree of any kind."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nnxconv.tree import Key
@@ -31,3 +31,10 @@ class Place:
     rngs: tuple[Key, ...] = ()
     copies: tuple[Key, ...] = ()
     rest: tuple[Key, ...] = ()
+
+    def keys(self) -> Iterator[Key]:
+        """Where all of it stands."""
+        yield from (self.at, self.params, *self.optimizers, *self.parts, *self.parts.values())
+        yield from (*self.variables, *self.rngs, *self.copies, *self.rest)
+        if self.step is not None:
+            yield self.step

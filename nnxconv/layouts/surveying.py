@@ -6,15 +6,16 @@ from typing import Any
 
 from nnxconv.errors import BadInput, NnxconvError, UnknownLayout
 from nnxconv.layouts.finding import Found, find
-from nnxconv.layouts.form import key_of, mapping
-from nnxconv.layouts.former_optimizers import rearranged
+from nnxconv.layouts.folding import Folded, folded
+from nnxconv.layouts.form import Codec, Reading, key_of, mapping
+from nnxconv.layouts.former_optimizers import Rearranged, rearranged
 from nnxconv.layouts.gathering import parts_of, placements
 from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.names import announced
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.recognition import CODECS
-from nnxconv.layouts.spread import spread_parameters
+from nnxconv.layouts.spread import Spread, spread_parameters
 from nnxconv.layouts.understanding import RECORD, TENSORS, Understood, no_record, understand
 from nnxconv.state import Family, Role, Tree, children
 from nnxconv.tree import Key, spell
@@ -36,7 +37,12 @@ class SurveyOptions:
     where: str = ""
     items: tuple[str, ...] = ()
 
-    def of(self, tree: Tree, record: Mapping[str, Any] | None = None) -> Understood:
+    def of(
+        self,
+        tree: Tree,
+        record: Mapping[str, Any] | None = None,
+        known: tuple[Codec, Reading] | None = None,
+    ) -> Understood:
         """A tree with its meaning; `record` takes the place of what the metadata say."""
         custom = self.custom_metadata if record is None else {RECORD: record}
         return understand(
@@ -48,6 +54,7 @@ class SurveyOptions:
             layer_group=self.layer_group,
             family=self.family,
             where=self.where,
+            known=known,
         )
 
 
@@ -164,18 +171,71 @@ def _owner(key: Key, entries: Sequence[_Entry], kept: set[Key]) -> int | None:
 
 def _as_found(tree: Tree, how: SurveyOptions) -> Survey:
     """The states that the tree's structure shows."""
-    found = find(tree, how.items)
-    former = rearranged(tree, found)
-    if former is not None:
-        told = _told(find(former.tree, how.items), former.tree, how)
+    return _as_folded(tree, how) or _read(find(tree, how.items), tree, how)
+
+
+def _as_folded(tree: Tree, how: SurveyOptions) -> Survey | None:
+    """The states of a tree whose repeated layers mean what a few of them mean; None without such.
+
+    Other packages are shown whole trees, and what has a problem is looked at as a whole.
+    """
+    is_told = how.layout is not None or RECORD in how.custom_metadata
+    short = None if is_told or announced() else folded(tree)
+    if short is None:
+        return None
+    found = find(short.tree, how.items)
+    if short.is_repeated(found.keys()) or _thoughts(found, short.tree):
+        return None
+    try:
+        return _unfolded(_told(found, short.tree, how), short, tree, how)
+    except NnxconvError:
+        return None
+
+
+def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Survey | None:
+    """What a tree is, some of whose layers are this; None where more than roles depends on them."""
+    found = (*few.states, *few.copies)
+    homes = (key for one in found for key in one.placement.stands)
+    if few.problem is not None or not few.states or short.is_repeated(homes):
+        return None
+    whole: list[Located] = []
+    for one in found:
+        mine = frozenset(one.stored.values())
+        own = [key for key, like in zip(tree, short.like, strict=True) if like in mine]
+        stored = one.placement.gathered(own)
+        if stored is None:
+            return None
+        gathered = dict(zip(stored, map(tree.__getitem__, stored.values()), strict=True))
+        read = one.understood
+        known = read.codec, Reading(read.evidence, others=read.others)
+        whole.append(replace(one, understood=how.of(gathered, {}, known), stored=stored))
+    states = whole[: len(few.states)]
+    if len(states) > 1:
+        order = {key: number for number, key in enumerate(tree)}
+        states.sort(key=lambda one: min(order[k] for k in one.stored.values()))
+    around = [key for key, like in zip(tree, short.like, strict=True) if like in few.around]
+    return Survey(
+        tree,
+        states=tuple(states),
+        copies=tuple(whole[len(few.states) :]),
+        around={key: tree[key] for key in around},
+        roles={key: few.roles[like] for key, like in zip(tree, short.like, strict=True)},
+    )
+
+
+def _read(found: Found, tree: Tree, how: SurveyOptions) -> Survey:
+    """What a tree is in which these states have been found."""
+    for thought in _thoughts(found, tree):
+        told = _told(find(thought.tree, how.items), thought.tree, how)
         if told.states:
-            return former.undone(told, tree)
-    spread = spread_parameters(tree, found)
-    if spread is not None:
-        told = _told(find(spread.tree, how.items), spread.tree, how)
-        if told.states:
-            return spread.undone(told, tree)
+            return thought.undone(told, tree)
     return _told(found, tree, how)
+
+
+def _thoughts(found: Found, tree: Tree) -> list[Rearranged | Spread]:
+    """The tree with a state in another place, where that is how it is to be read."""
+    thoughts = (rearranged(tree, found), spread_parameters(tree, found))
+    return [thought for thought in thoughts if thought is not None]
 
 
 def _told(found: Found, tree: Tree, how: SurveyOptions) -> Survey:

@@ -77,15 +77,16 @@ def understand(
     layer_group: Sequence[str] = (),
     family: Family | None = None,
     where: str = "",
+    known: tuple[Codec, Reading] | None = None,
 ) -> Understood:
-    """Recognises a tree's layout and brings it to the canonical state.
+    """Recognises a tree's layout, unless it is `known`, and brings it to the canonical state.
 
     Raises:
       UnknownLayout: no layout fits, or several do.
       BadInput: the tree is not of the stated layout, or has no group of a stated name.
     """
     record = _record(custom_metadata, where)
-    codec, reading = _layout_of(tree, layout, record, where)
+    codec, reading = known or _layout_of(tree, layout, record, where)
     decoded = codec.decode(tree, record)
     refuse_unknown(layer_group, decoded.state)
     understood = Understood(
@@ -122,7 +123,8 @@ def no_record(error: Exception, where: str) -> DamagedCheckpoint:
 
 def refuse_unknown(layer_group: Iterable[str], *states: TrainState) -> None:
     """Raises BadInput for names of layers that none of the states has."""
-    unknown = set(layer_group).difference(*map(names_in, states))
+    asked = set(layer_group)
+    unknown = asked.difference(*map(names_in, states)) if asked else asked
     if unknown:
         alike = [str(one) for state in states for one in alike_series(state)]
         raise BadInput(

@@ -16,9 +16,10 @@ paths.
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 from nnxconv.tree import Key, Leaf, Literal, Shape, dtype_of, in_order, notation, short_dtype
@@ -183,14 +184,20 @@ def modules_of(leaves: Mapping[Key, Leaf]) -> list[ModuleFamily]:
     """The modules of a canonical tree, in order; keys are `params...` or `aux.<collection>...`."""
     places = {key: _place(key[1 + (key[0] != "params") :]) for key in leaves}
     repeated = _repeated({(place.names, place.numbers) for place in places.values()})
+    inner = {n: _inner_of(n, repeated) for n in {place.names for place in places.values()}}
     scopes: dict[Path, set[Numbers]] = defaultdict(set)
     modules: dict[tuple[Path, Path], list[_Member]] = defaultdict(list)
     for key in in_order(leaves):
-        scope, numbers, path = _within(places[key], repeated)
+        place = places[key]
+        size = inner[place.names]
+        if size is None:
+            scope, numbers, path = _within(place, repeated)
+        else:
+            scope, numbers, path = place.names[:size], place.numbers, place.names[size:]
         scopes[scope].add(numbers)
         is_param = key[0] == "params"
         collection, bare = ("params", key[1:]) if is_param else (str(key[1]), key[2:])
-        modules[scope, path].append(_Member(numbers, collection, bare, places[key].leaf))
+        modules[scope, path].append(_Member(numbers, collection, bare, place.leaf))
     known = {path: Scope(path, tuple(sorted(members))) for path, members in scopes.items()}
     ranks = {path: {m: rank for rank, m in enumerate(s.members)} for path, s in known.items()}
     return [
@@ -205,8 +212,13 @@ def names_in(key: Key) -> Path:
     >>> names_in(("net/~/linear_1", "w")), names_in(("layers.0.mlp", "w"))
     (('net', 'linear_1', 'w'), ('layers', '0', 'mlp', 'w'))
     """
-    names = (name for part in key for name in _SEPARATOR.split(str(part)))
-    return tuple(name for name in names if name not in ("", "~"))
+    return tuple(chain.from_iterable(map(_names_in, key)))
+
+
+@lru_cache(maxsize=2**16)
+def _names_in(part: str | int) -> Path:
+    """The names in one part of a key."""
+    return tuple(name for name in _SEPARATOR.split(str(part)) if name not in ("", "~"))
 
 
 def with_layers_alike(paths: Sequence[Path]) -> Path:
@@ -224,16 +236,26 @@ def with_layers_alike(paths: Sequence[Path]) -> Path:
 
 
 def _place(key: Key) -> _Place:
-    names = list(names_in(key))
-    *above, last = names or [""]
+    *above, last = names_in(key) or ("",)
+    own, leaf = _own(last)
+    found = [_numbered(name) for name in (*above, *own)]
+    numbers = tuple(chain.from_iterable(numbers for _, numbers in found))
+    return _Place(tuple(name for name, _ in found), numbers, leaf)
+
+
+@lru_cache(maxsize=2**16)
+def _own(last: str) -> tuple[Path, str]:
+    """The last name of a key as the last of its module's names, and the leaf's own."""
     if last.lower() in _SLOT_OF:
-        names, leaf = above, last
-    elif joined := _JOINED.fullmatch(last):
-        names, leaf = [*above, joined[1]], joined[2]
-    else:
-        leaf = ""
-    numbers = tuple(int(text) for name in names for text in NUMBER.findall(name))
-    return _Place(tuple(NUMBER.sub("#", name) for name in names), numbers, leaf)
+        return (), last
+    joined = _JOINED.fullmatch(last)
+    return ((last,), "") if joined is None else ((joined[1],), joined[2])
+
+
+@lru_cache(maxsize=2**16)
+def _numbered(name: str) -> tuple[str, Numbers]:
+    """A name with `#` for its numbers, and those."""
+    return NUMBER.sub("#", name), tuple(map(int, NUMBER.findall(name)))
 
 
 def _repeated(modules: Collection[tuple[Path, Numbers]]) -> set[Path]:
@@ -241,14 +263,20 @@ def _repeated(modules: Collection[tuple[Path, Numbers]]) -> set[Path]:
     found: dict[Path, dict[Numbers, set[tuple[Path, Numbers]]]] = defaultdict(
         lambda: defaultdict(set)
     )
+    ends = {names: tuple(_scope_ends(names)) for names, _ in modules}
     for names, numbers in modules:
-        count = 0
-        for place, name in enumerate(names, 1):
-            count += name.count("#")
-            if name.endswith("#") and not _NO_SCOPE.fullmatch(name):
-                rest = (names[place:], numbers[count:])
-                found[names[:place]][numbers[:count]].add(rest)
+        for path, rest, count in ends[names]:
+            found[path][numbers[:count]].add((rest, numbers[count:]))
     return {names for names, members in found.items() if _is_repeated(names[-1], members)}
+
+
+def _scope_ends(names: Path) -> Iterator[tuple[Path, Path, int]]:
+    """The names up to each that a member of a scope may have, what follows, the numbers so far."""
+    count = 0
+    for place, name in enumerate(names, 1):
+        count += name.count("#")
+        if name.endswith("#") and not _NO_SCOPE.fullmatch(name):
+            yield names[:place], names[place:], count
 
 
 def _is_repeated(name: str, members: Mapping[Numbers, Collection[tuple[Path, Numbers]]]) -> bool:
@@ -261,6 +289,13 @@ def _is_repeated(name: str, members: Mapping[Numbers, Collection[tuple[Path, Num
     content = [{names for names, _ in inside} for inside in members.values()]
     every = set[Path]().union(*content)
     return sum(map(len, content)) >= _SAME_CONTENT * len(every) * len(content)
+
+
+def _inner_of(names: Path, repeated: Collection[Path]) -> int | None:
+    """How many of the names stand for a scope; None where some numbers are none of its members'."""
+    ends = [at for at in range(1, len(names) + 1) if names[:at] in repeated]
+    is_open = sum(name.count("#") for name in names) == len(ends)
+    return max(ends, default=0) if is_open else None
 
 
 def _within(place: _Place, repeated: Collection[Path]) -> tuple[Path, Numbers, Path]:

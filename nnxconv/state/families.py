@@ -97,11 +97,14 @@ class Family:
             first += count
         return found
 
+    def names(self) -> set[str]:
+        """The names in it, or what they begin with."""
+        names = {self.stack, *(m.name for m in self.members), *self.remainder}
+        return names | ({self.rest.name} if self.rest else set())
+
     def words(self) -> set[str]:
         """The names in it that no layers apart have."""
-        names = {self.stack, *(m.name for m in self.members), *self.remainder}
-        names |= {self.rest.name} if self.rest else set()
-        return names - {self.apart, f"{self.apart}_"}
+        return self.names() - {self.apart, f"{self.apart}_"}
 
     def period_of(self, kids: Collection[str | int], within: int) -> int | None:
         """How many layers a block has whose members have these names; None where it is none.

@@ -73,19 +73,20 @@ def find_blocks(
 
     A family's stack is left alone where `names` has it, or a stack within, as layers of its own.
     """
-    kids: dict[Key, dict[str | int, None]] = {}
-    for path in params:
-        for size in range(1, len(path)):
-            kids.setdefault(path[:size], {})[path[size]] = None
+    kids = _kids(params)
+    called = [(family, name, family.called(name)) for family, name in for_names(families, names)]
+    stacks: dict[str | int, list[Key]] = {concrete.stack: [] for _, _, concrete in called}
+    for path in kids:
+        if path[-1] in stacks:
+            stacks[path[-1]].append(path)
     found: dict[Key, Stack] = {}
     with_rest: set[Key] = set()
-    for family, name in for_names(families, names):
-        concrete = family.called(name)
+    for family, name, concrete in called:
         own = {concrete.stack, *(m.name for m in concrete.members if m.is_stack)}
         if own & (set(names) - {name, *DEFAULT_NAMES}):
             continue
-        for path in kids:
-            if path[-1] != concrete.stack or concrete.period_of(kids[path], 1) is None:
+        for path in stacks[concrete.stack]:
+            if concrete.period_of(kids[path], 1) is None:
                 continue
             key = (*path[:-1], name)
             rest = _rest(kids, path[:-1], concrete)
@@ -99,6 +100,18 @@ def find_blocks(
             found[path] = Stack(key, path, family, *spelled)
             with_rest |= {path} if rest else set()
     yield from found.values()
+
+
+def _kids(paths: Iterable[Key]) -> dict[Key, dict[str | int, None]]:
+    """The names below each path that others begin with."""
+    kids: dict[Key, dict[str | int, None]] = {}
+    for path in paths:
+        size = len(path) - 1
+        while size > 0 and path[:size] not in kids:
+            size -= 1
+        for known in range(max(size, 1), len(path)):
+            kids.setdefault(path[:known], {})[path[known]] = None
+    return kids
 
 
 def _rest(kids: Mapping[Key, Mapping[str | int, None]], parent: Key, family: Family) -> bool | None:

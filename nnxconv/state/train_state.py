@@ -66,10 +66,6 @@ def under(prefix: Key, tree: Tree) -> dict[Key, Leaf]:
 def children(tree: Tree, prefix: Key = ()) -> list[str | int]:
     """The distinct names directly under `prefix`, in order of appearance."""
     if not prefix:
-        return list(dict.fromkeys(key[0] for key in tree if key))
+        return list({key[0]: None for key in tree if key})
     size = len(prefix)
-    found: dict[str | int, None] = {}
-    for key in tree:
-        if len(key) > size and key[:size] == prefix:
-            found[key[size]] = None
-    return list(found)
+    return list({key[size]: None for key in tree if key[:size] == prefix and len(key) > size})

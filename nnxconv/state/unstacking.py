@@ -1,10 +1,12 @@
 """Find the layer groups of a state, and take its stacks apart."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
-from nnxconv.state.families import Family
+from nnxconv.state.families import Family, for_names
 from nnxconv.state.family_sources import known_families
 from nnxconv.state.layer_groups import (
     DEFAULT_NAMES,
@@ -17,7 +19,7 @@ from nnxconv.state.layer_groups import (
 )
 from nnxconv.state.stacks import Stack, find_blocks, take_apart
 from nnxconv.state.train_state import TrainState
-from nnxconv.tree import Key, Leaf, is_digits
+from nnxconv.tree import Key, is_digits
 
 
 def unstack(
@@ -43,40 +45,68 @@ def unstack(
     sections, rest = sections_of(state)
     groups: list[LayerGroup] = []
     settled: set[Key] = set()
-    while found := _find(sections[PARAMS], names, settled, families):
+    paths = _telling(sections[PARAMS], names, families)
+    while found := _find(paths, names, settled, families):
         stacks_first = [group for group in found if group.stack is not None] or found
         for group in stacks_first:
             settled.add(group.key)
             if group.kind is not None:
                 arrangement = Apart(group.kind)
                 sections = {h: _number(t, group.key, group.kind) for h, t in sections.items()}
+                paths = _number(paths, group.key, group.kind)
                 groups.append(LayerGroup(group.key, group.indices, arrangement))
             elif group.stack is not None and is_scanned is not False:
                 axis = (known_axes or {}).get(group.stack.key, layer_axis)
                 taken = take_apart(sections, group.stack, axis, aux_axis)
                 if taken is not None:
                     sections, layer_group = taken
+                    paths = _telling(sections[PARAMS], names, families)
                     groups.append(layer_group)
     return joined(state, sections, rest), groups
 
 
-def _number(tree: dict[Key, Leaf], key: Key, spelling: Spelling) -> dict[Key, Leaf]:
+def _telling(
+    paths: Iterable[Key], names: Sequence[str], families: Sequence[Family]
+) -> dict[Key, None]:
+    """The paths, each down to what stands below the last name that layers may have.
+
+    Of all that stands below one layer, such as `layers_3`, one name is told.
+    """
+    concrete = (family.called(name) for family, name in for_names(families, names))
+    begin = (*names, *{word for family in concrete for word in family.names()})
+    parts = set(chain.from_iterable(paths))
+    telling = {part for part in parts if isinstance(part, str) and part.startswith(begin)}
+    layers = _numbered(telling, names).keys() - set(begin)
+    found: dict[Key, Key] = {}
+    for path in paths:
+        if not telling.isdisjoint(path):
+            back = path[::-1]
+            size = len(path) - min(map(back.index, telling.intersection(path)))
+            is_layer = path[size - 1] in layers
+            found.setdefault(path[: size if is_layer else size + 1], path[: size + 1])
+    return dict.fromkeys(found.values())
+
+
+_Value = TypeVar("_Value")
+
+
+def _number(tree: Mapping[Key, _Value], key: Key, spelling: Spelling) -> dict[Key, _Value]:
     """The tree with an int for every layer of a group that is apart."""
-    place = len(key) - 1
-    return {_numbered(path, key, place, spelling): leaf for path, leaf in tree.items()}
-
-
-def _numbered(path: Key, key: Key, place: int, spelling: Spelling) -> Key:
-    if path[:place] != key[:place] or len(path) <= place + 1:
-        return path
-    if spelling == "index":
-        if path[place] == key[place] and is_digits(path[place + 1]):
-            return (*key, int(path[place + 1]), *path[place + 2 :])
-        return path
-    base, _, digits = str(path[place]).rpartition("_")
-    if base == key[place] and is_digits(digits):
-        return (*key, int(digits), *path[place + 1 :])
-    return path
+    last = len(key)
+    above, place = (key, last) if spelling == "index" else (key[:-1], last - 1)
+    numbered: dict[str | int, Key] = {}
+    for part in {path[place] for path in tree if len(path) > last}:
+        base, _, digits = str(part).rpartition("_")
+        if spelling == "index" and is_digits(part):
+            numbered[part] = (*key, int(part))
+        elif spelling == "suffix" and base == key[-1] and is_digits(digits):
+            numbered[part] = (*key, int(digits))
+    return {
+        new + path[place + 1 :]
+        if len(path) > last and path[:place] == above and (new := numbered.get(path[place]))
+        else path: leaf
+        for path, leaf in tree.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -90,19 +120,17 @@ class _Found:
 
 
 def _find(
-    paths: Iterable[Key], names: Sequence[str], settled: set[Key], families: Sequence[Family]
+    paths: Collection[Key], names: Sequence[str], settled: set[Key], families: Sequence[Family]
 ) -> list[_Found]:
     """The outermost groups among the paths that are not settled yet."""
-    paths = list(paths)
     suffixed: dict[Key, set[int]] = defaultdict(set)
     inside: dict[Key, set[str | int]] = defaultdict(set)
+    numbered = _numbered(set(chain.from_iterable(paths)), names)
     for path in paths:
         for place, name in enumerate(path[:-1]):
-            if not isinstance(name, str):
-                continue
-            base, _, digits = name.rpartition("_")
-            if base in names and is_digits(digits):
-                suffixed[(*path[:place], base)].add(int(digits))
+            if name in numbered:
+                base, number = numbered[name]
+                suffixed[(*path[:place], base)].add(number)
             if name in names:
                 inside[path[: place + 1]].add(path[place + 1])
     blocks = [one for one in find_blocks(paths, names, families) if one.path not in settled]
@@ -122,6 +150,16 @@ def _find(
             found.append(_Found(key, stack=Stack(key, key)))
     heads = {head for group in found for head in _heads(group)}
     return [g for g in found if not any(g.key[:size] in heads for size in range(len(g.key)))]
+
+
+def _numbered(parts: Iterable[str | int], names: Sequence[str]) -> dict[str | int, tuple[str, int]]:
+    """The names that are a layer's: the group's own name, and the number."""
+    found: dict[str | int, tuple[str, int]] = {}
+    for part in parts:
+        base, _, digits = part.rpartition("_") if isinstance(part, str) else ("", "", "")
+        if base in names and is_digits(digits):
+            found[part] = base, int(digits)
+    return found
 
 
 def _heads(group: _Found) -> Iterator[Key]:

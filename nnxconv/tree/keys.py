@@ -11,6 +11,7 @@ A key is a tuple of names (mapping keys) and ints (sequence or layer indices):
 import json
 import re
 from collections.abc import Iterable
+from itertools import chain
 from typing import TypeAlias
 
 Key: TypeAlias = tuple[str | int, ...]
@@ -38,7 +39,10 @@ def sort_key(key: Key) -> tuple[tuple[bool, int, str], ...]:
 
 def in_order(keys: Iterable[Key]) -> list[Key]:
     """The keys in the order in which they are shown."""
-    return sorted(keys, key=sort_key)
+    keys = list(keys)
+    parts = sorted(set(chain.from_iterable(keys)), key=lambda part: sort_key((part,)))
+    rank = {part: place for place, part in enumerate(parts)}.__getitem__
+    return sorted(keys, key=lambda key: tuple(map(rank, key)))
 
 
 def is_digits(part: str | int) -> bool:

@@ -67,8 +67,9 @@ class Values(Mapping[str, Value]):
 
     def place(self, key: str) -> int | None:
         """Where a key stands among all; None where it does not."""
-        place = bisect_left(self.names, key)
-        return place if place < len(self.names) and self.names[place] == key else None
+        names = self.names
+        place = bisect_left(names, key)
+        return place if place < len(names) and names[place] == key else None
 
     def below(self, folder: str) -> range:
         """The places of the keys that begin with a name and a slash."""
@@ -81,6 +82,11 @@ class Values(Mapping[str, Value]):
         if number < 0:
             return Value("", 0, nbytes, self.inline[place])
         return Value(self.data_files[number], int(self.offsets[place]), nbytes)
+
+    def inline_at(self, key: str) -> bytes | None:
+        """The value of a key, where a node has it; None where it stands in a file, or nowhere."""
+        place = self.place(key)
+        return None if place is None else self.inline.get(place)
 
     def used_files(self) -> set[str]:
         """The files that hold values."""

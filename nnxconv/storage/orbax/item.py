@@ -21,7 +21,7 @@ from nnxconv.storage.files import (
     read_json,
 )
 from nnxconv.storage.gcs import first_sentence
-from nnxconv.storage.ocdbt import MANIFEST, Contents, read_contents
+from nnxconv.storage.ocdbt import MANIFEST, Contents, Values, read_contents
 from nnxconv.storage.orbax.stability import Seen, look_at
 from nnxconv.storage.orbax.tree_metadata import tree_entries
 from nnxconv.storage.zarr import (
@@ -137,9 +137,10 @@ def orbax_item(folder: Folder, is_read: bool, small: SmallFiles) -> Item:
     impls = _prng_impls(folder, small)
     strings = read_json(path / STRINGS, read=small.read) if _has_strings(entries) else {}
     store = path.as_posix()
+    encodings = {number: encoding(one) for number, one in _each_once(formats.values()).items()}
     tree: dict[Key, Leaf] = {}
     for key, kind in entries:
-        name = array_name(key)
+        name = names.get(key) or array_name(key)
         if kind in _EMPTY_TYPES:
             tree[key] = Literal(_EMPTY_TYPES[kind])
         elif kind == "string":
@@ -154,7 +155,7 @@ def orbax_item(folder: Folder, is_read: bool, small: SmallFiles) -> Item:
                 store=store,
                 kind="scalar" if kind == "scalar" else "array",
                 prng_impl=impls.get(name),
-                encoding=encoding(array),
+                encoding=encodings[id(array)],
             )
         else:
             raise NotACheckpoint(
@@ -171,6 +172,11 @@ def orbax_item(folder: Folder, is_read: bool, small: SmallFiles) -> Item:
         contents,
         seen,
     )
+
+
+def _each_once(formats: Iterable[ArrayFormat]) -> dict[int, ArrayFormat]:
+    """The formats by identity, which arrays of one shape share."""
+    return {id(one): one for one in formats}
 
 
 def array_name(key: Key) -> str:
@@ -216,18 +222,18 @@ def read_formats(
     store = _open_kvstore(path, contents is not None)
     file = ZARR3_FILE if use_zarr3 else ZARR2_FILE
     keys = {name: f"{name}/{file}" for name in names}
-    known = {} if contents is None else contents.values
+    inline = {} if contents is None else _in_nodes(contents.values, keys)
     futures = {
         name: store.read(key)
         for name, key in keys.items()
-        if contents is None or (key in known and known[key].file)
+        if contents is None or (name not in inline and key in contents.values)
     }
     formats: dict[str, ArrayFormat] = {}
     problems: list[str] = []
     cause: Exception | None = None
-    for name, key in keys.items():
+    for name in keys:
         try:
-            text = known[key].inline if key in known and not known[key].file else None
+            text = inline.get(name)
             if text is None and name in futures:
                 text = futures[name].result().value
             if not text:
@@ -248,6 +254,12 @@ def read_formats(
             details=problems,
         ) from cause
     return formats
+
+
+def _in_nodes(values: Values, keys: Mapping[str, str]) -> dict[str, bytes]:
+    """What a database's nodes hold themselves under these keys, by name."""
+    found = ((name, values.inline_at(key)) for name, key in keys.items())
+    return {name: text for name, text in found if text is not None}
 
 
 _MANY_CHUNKS = 10_000

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class ArrayFormat:
     dtype: str
     chunks: Shape
 
-    @property
+    @cached_property
     def chunk_count(self) -> int:
         """How many chunks the array has."""
         pairs = zip(self.shape, self.chunks, strict=True)

@@ -1,0 +1,125 @@
+"""Repeated layers left aside, so that the names of a small tree say what those of a large one mean.
+
+```
+decoder/layers_0/...  layers_1/...  ...  layers_95/...      all alike, also in the moments
+decoder/layers_0/...  layers_1/...  layers_2/...            stand for them
+```
+
+Two numbers of a name are alike when exchanging them everywhere gives the same tree again: the same
+keys in the same order, with arrays of the same shapes and types. What is found out of one is then
+so of the other.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from nnxconv.state import Tree
+from nnxconv.tree import Key, Leaf, Literal, Source, dtype_of, first_source
+
+_KEPT = 3
+"""Of all numbers that are alike, how many stay: one alone would not show that there are several."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A tree without most of its repeated layers.
+
+    Attributes:
+      tree: what is left of it.
+      like: for each leaf of the whole tree, in its order, the one in `tree` that is as it is.
+      repeated: the names that were left aside, and those that stand for them.
+    """
+
+    tree: Tree
+    like: Sequence[Key]
+    repeated: frozenset[str | int]
+
+    def is_repeated(self, keys: Iterable[Key]) -> bool:
+        """True when any of these keys stands in layers of which some were left aside."""
+        return not self.repeated.isdisjoint(chain.from_iterable(keys))
+
+
+def folded(tree: Tree) -> Folded | None:
+    """The tree without most of its repeated layers; None where it has no layers to leave aside."""
+    short, stand_in, repeated = tree, dict[str | int, str | int](), set[str | int]()
+    while alike := _alike(short):
+        aside = frozenset(alike)
+        short = {key: leaf for key, leaf in short.items() if aside.isdisjoint(key)}
+        stand_in = {name: alike.get(other, other) for name, other in stand_in.items()} | alike
+        repeated |= alike.keys() | set(alike.values())
+    if not stand_in:
+        return None
+    other = stand_in.get
+    like = [tuple(map(other, key, key)) for key in tree]
+    return Folded(short, like, frozenset(repeated))
+
+
+@dataclass(frozen=True)
+class _Number:
+    """One number of a name: how it is spelled, and where it stands.
+
+    A sequence has ints where a mapping has digits; both are the same number.
+    """
+
+    names: dict[type, str | int] = field(default_factory=dict)
+    places: list[Hashable] = field(default_factory=list)
+
+
+def _alike(tree: Tree) -> dict[str | int, str | int]:
+    """Names that may be left aside, each with the one that stands for it."""
+    numbers: dict[str, dict[str, _Number]] = defaultdict(lambda: defaultdict(_Number))
+    for name in dict.fromkeys(chain.from_iterable(tree)):
+        base, digits = _numbered(name)
+        if digits:
+            numbers[base][digits].names[type(name)] = name
+    many = {base: found for base, found in numbers.items() if len(found) > _KEPT}
+    if not many:
+        return {}
+    places = {
+        name: number.places
+        for found in many.values()
+        for number in found.values()
+        for name in number.names.values()
+    }
+    names = frozenset(places)
+    for key, leaf in tree.items():
+        for name in names.intersection(key):
+            place = key.index(name)
+            form = (
+                (leaf.shape, leaf.dtype, leaf.kind, leaf.prng_impl)
+                if isinstance(leaf, Source)
+                else _form(leaf)
+            )
+            places[name].append((type(name), key[:place], key[place + 1 :], form))
+    alike: dict[str | int, str | int] = {}
+    for found in many.values():
+        kept: dict[Hashable, list[_Number]] = defaultdict(list)
+        for number in found.values():
+            same = kept[tuple(number.places)]
+            if len(same) < _KEPT:
+                same.append(number)
+            else:
+                alike |= {name: same[0].names[kind] for kind, name in number.names.items()}
+    return alike
+
+
+_ENDS_WITH_DIGITS = re.compile(r"(.*?)([0-9]+)", re.DOTALL)
+
+
+def _numbered(name: str | int) -> tuple[str, str]:
+    """A name without the number at its end, and the number's digits; none where it has none."""
+    if isinstance(name, int):
+        return "", str(name)
+    found = _ENDS_WITH_DIGITS.fullmatch(name)
+    return (name, "") if found is None else (found[1], found[2])
+
+
+def _form(leaf: Leaf) -> Hashable:
+    """All of a leaf that says what it may be, of one that is no stored array."""
+    if isinstance(leaf, Literal):
+        return type(leaf.value), leaf.kind, leaf.value
+    source = first_source(leaf)
+    return type(leaf), leaf.shape, dtype_of(leaf), source.kind, source.prng_impl
