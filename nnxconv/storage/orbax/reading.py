@@ -31,8 +31,10 @@ class Reader:
         self._context = new_context()
         self._open: dict[Source, ts.TensorStore] = {}
         self._raw = OpenFiles()
-        self._local = {
-            store: ChunkReader(item) for store, item in items.items() if not is_remote(item.path)
+        self._local = {  # what was written is proved by TensorStore, its metadata included
+            store: ChunkReader(item)
+            for store, item in items.items()
+            if item.seen and not is_remote(item.path)
         }
 
     async def read(self, source: Source, region: tuple[slice, ...]) -> np.ndarray:
