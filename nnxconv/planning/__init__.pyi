@@ -1,4 +1,5 @@
 from .blocks import MERGED_BYTES as MERGED_BYTES
+from .blocks import are_whole_chunks as are_whole_chunks
 from .blocks import check_fits as check_fits
 from .blocks import in_windows as in_windows
 from .blocks import regions as regions

@@ -78,6 +78,20 @@ def regions(shape: Shape, block: Shape) -> Iterator[Region]:
     yield from itertools.product(*ranges)
 
 
+def are_whole_chunks(region: Region, chunks: Shape, shape: Shape) -> bool:
+    """True for a region within an array of this shape that cuts none of its chunks.
+
+    >>> are_whole_chunks((slice(4, 9),), (4,), (9,)), are_whole_chunks((slice(4, 6),), (4,), (9,))
+    (True, False)
+    """
+    return all(
+        part.start % max(chunk, 1) == 0
+        and (part.stop % max(chunk, 1) == 0 or part.stop == size)
+        and part.stop <= size
+        for part, chunk, size in zip(region, chunks, shape, strict=True)
+    )
+
+
 def region_bytes(region: Region, dtype: str) -> int:
     """Bytes of a region in memory."""
     return math.prod(part.stop - part.start for part in region) * item_bytes(dtype)

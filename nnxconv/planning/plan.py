@@ -8,7 +8,7 @@ is decoded twice; where that would give chunks under 1 MiB, neighbouring ones be
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal as OneOf
 
@@ -171,6 +171,11 @@ class Plan:
         return window_bytes(self.max_memory)
 
     @property
+    def flight_bytes(self) -> int:
+        """How many bytes of blocks are under way at once where none waits for others."""
+        return self._held_bytes // WORKING_COPIES
+
+    @property
     def renamed(self) -> list[TargetArray]:
         """The arrays whose chunks are taken over as they are."""
         return [array for array in self.arrays if array.how == "rename"]
@@ -198,14 +203,17 @@ class Plan:
                     yield Scatter(source, region, tuple(into))
 
     def windows(
-        self, numbers: Collection[int] | None = None, under_way: int = 1
+        self,
+        numbers: Collection[int] | None = None,
+        under_way: int = 1,
+        is_wanted: Callable[[Job], bool] = lambda job: True,
     ) -> Iterator[list[Job]]:
         """The jobs, or those of these numbers, in groups of at most `window_bytes`, or of one.
 
         Where several groups are under way at once, that is what all of them have together.
         """
-        wanted = (job for n, job in enumerate(self.jobs()) if numbers is None or n in numbers)
-        return in_windows(wanted, self.window_bytes // under_way)
+        mine = (job for n, job in enumerate(self.jobs()) if numbers is None or n in numbers)
+        return in_windows(filter(is_wanted, mine), self.window_bytes // under_way)
 
 
 def window_bytes(max_memory: int) -> int:

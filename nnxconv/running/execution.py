@@ -176,7 +176,7 @@ class _Execution:
         async with filled.on_disk():
             carrier = Carrier(share.source, filled, self._transfer, self._moved)
             await together([filled.create(self._new_arrays[share.name]), mine.rename(carrier)])
-            await mine.rewrite(filled)
+            await mine.rewrite(filled, filled)
         if journal is not None:
             self._moved.notes.extend(journal.notes)
             self._check_kept(surely=True)

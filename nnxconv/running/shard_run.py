@@ -1,26 +1,47 @@
 """One process's shard of a plan: blocks are read, rearranged and written, window by window."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from nnxconv.planning import Gather, Job, Plan, Scatter, TargetArray, written
+from nnxconv.planning import (
+    Gather,
+    Job,
+    Plan,
+    Scatter,
+    TargetArray,
+    written,
+)
 from nnxconv.running.cluster import total
 from nnxconv.running.events import Event, Watcher
 from nnxconv.running.memory import kept_blocks
 from nnxconv.running.sharing import WorkShard
 from nnxconv.running.values import converted, read_region, read_view
-from nnxconv.storage import together
+from nnxconv.storage import Flight, in_thread, together
 from nnxconv.storage.orbax import Reader
 from nnxconv.storage.transfer import Carrier, Share
 from nnxconv.tree import Key, Region, dtype_of, is_computed, item_bytes, spell
 
 
-class BlockWriter(Protocol):
-    """Where blocks are written to."""
+class PutsBlocks(Protocol):
+    """What writes blocks as soon as their values are there."""
+
+    def puts(self, key: Key, region: Region) -> bool:
+        """True for a region of an array that it writes so."""
+        ...
+
+    def put(self, key: Key, region: Region, values: np.ndarray) -> None:
+        """Writes a region; several threads may do so at once."""
+        ...
+
+
+class CommitsBlocks(Protocol):
+    """What writes blocks in windows, each of which is one commit."""
 
     @property
     def windows_under_way(self) -> int:
@@ -38,6 +59,10 @@ class BlockWriter(Protocol):
     async def open(self, key: Key, transaction: Any) -> Any:
         """An array, whose regions have `write(values)`."""
         ...
+
+
+Made = list[tuple[TargetArray, Region, np.ndarray]]
+"""What a block is made of: regions of arrays, and their values as they are stored."""
 
 
 class Tally:
@@ -94,14 +119,39 @@ class ShardRun:
         self._done_bytes += nbytes
         self._tell()
 
-    async def rewrite(self, writer: BlockWriter) -> None:
-        """Decodes, rearranges and encodes every other block, window by window."""
-        with kept_blocks() if self._plan.keeps_blocks else nullcontext():
-            await self._rewrite(writer)
+    async def rewrite(self, putting: PutsBlocks, committing: CommitsBlocks | None = None) -> None:
+        """Decodes, rearranges and encodes every other block.
 
-    async def _rewrite(self, writer: BlockWriter) -> None:
+        Those that can be are put where they belong one by one, and all others are then written
+        window by window.
+        """
+        with kept_blocks() if self._plan.keeps_blocks else nullcontext():
+            arrays = self._plan.rewritten
+            if any(putting.puts(array.key, _whole(array)) for array in arrays):
+                await self._put_all(putting)
+            if committing is not None:
+                await self._commit_all(committing, lambda job: not _is_put(job, putting))
+
+    async def _put_all(self, writer: PutsBlocks) -> None:
+        """As many blocks at once as there are processors, and one that waits for a disk."""
+        most = len(os.sched_getaffinity(0)) + 1
+        windows = self._plan.windows(self._shard.jobs, is_wanted=lambda job: _is_put(job, writer))
+        async with Flight(most, self._plan.flight_bytes) as flight:
+            for window in windows:
+                for job in window:
+                    await flight.begin(job.block_bytes, partial(self._put, job, writer))
+                self._tell()
+        self._tell()
+
+    async def _put(self, job: Job, writer: PutsBlocks) -> None:
+        made = await self._made(job)
+        await in_thread(job.block_bytes, _put_values, made, writer)
+        for array, _, values in made:
+            self._count(array, values.size)
+
+    async def _commit_all(self, writer: CommitsBlocks, is_left: Callable[[Job], bool]) -> None:
         under_way = writer.windows_under_way
-        windows = self._plan.windows(self._shard.jobs, under_way)
+        windows = self._plan.windows(self._shard.jobs, under_way, is_left)
         for number, window in enumerate(windows):
             unit = f"blocks {number}"
             if writer.is_done(unit):
@@ -110,7 +160,7 @@ class ShardRun:
                 held = sum(job.block_bytes for job in window)
                 is_large = held > self._plan.window_bytes // under_way
                 async with writer.commit(unit, is_large=is_large) as transaction:
-                    await together(self._move(job, writer, transaction) for job in window)
+                    await together(self._write(job, writer, transaction) for job in window)
             self._tell()
 
     def _skip(self, window: Sequence[Job]) -> None:
@@ -119,33 +169,28 @@ class ShardRun:
             for array, region in written(job):
                 self._count(array, math.prod(part.stop - part.start for part in region))
 
-    async def _move(self, job: Job, writer: BlockWriter, transaction: Any) -> None:
+    async def _write(self, job: Job, writer: CommitsBlocks, transaction: Any) -> None:
+        for array, region, values in await self._made(job):
+            store = await writer.open(array.key, transaction)
+            where = spell(array.key)
+            own = await in_thread(values.nbytes, converted, values, array.view, where)
+            await store[region].write(own)
+            self._count(array, values.size)
+
+    async def _made(self, job: Job) -> Made:
         match job:
             case Scatter(source, region, into):
                 values = await self._reader.read(source, region)
-                for array, piece in into:
-                    where = piece.target_region(region)
-                    if where is not None:
-                        turned = piece.turn(values, region)
-                        await self._write(array, where, turned, writer, transaction)
+                there = [
+                    (array, where, piece)
+                    for array, piece in into
+                    if (where := piece.target_region(region)) is not None
+                ]
+                return [(array, where, piece.turn(values, region)) for array, where, piece in there]
             case Gather(array, region, parts):
                 if is_computed(array.view):
-                    values = await read_view(self._reader, array.view, region)
-                else:
-                    values = await read_region(self._reader, parts, region)
-                await self._write(array, region, values, writer, transaction)
-
-    async def _write(
-        self,
-        array: TargetArray,
-        region: Region,
-        values: np.ndarray,
-        writer: BlockWriter,
-        transaction: Any,
-    ) -> None:
-        store = await writer.open(array.key, transaction)
-        await store[region].write(converted(values, array.view, spell(array.key)))
-        self._count(array, values.size)
+                    return [(array, region, await read_view(self._reader, array.view, region))]
+                return [(array, region, await read_region(self._reader, parts, region))]
 
     def _count(self, array: TargetArray, elements: int) -> None:
         self._left[array.key] -= elements
@@ -156,3 +201,16 @@ class ShardRun:
         counted = self._shard.counted
         done = sum(not self._left.get(key, 0) for key in counted)
         self._watch(Event(done, len(counted), self._done_bytes, self._shard.total_bytes))
+
+
+def _is_put(job: Job, writer: PutsBlocks) -> bool:
+    return all(writer.puts(array.key, region) for array, region in written(job))
+
+
+def _whole(array: TargetArray) -> Region:
+    return tuple(slice(0, size) for size in array.view.shape)
+
+
+def _put_values(made: Made, writer: PutsBlocks) -> None:
+    for array, region, values in made:
+        writer.put(array.key, region, converted(values, array.view, spell(array.key)))

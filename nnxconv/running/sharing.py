@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnxconv.planning import Plan, TargetArray, written
+from nnxconv.planning import Plan, TargetArray, are_whole_chunks, written
 from nnxconv.storage.transfer import TransferPlan
 from nnxconv.tree import Key, Region, Shape, dtype_of, item_bytes, size_bytes
 
@@ -139,9 +139,11 @@ def _units(plan: Plan) -> tuple[list[int], dict[int, int]]:
 
 def _cut_chunks(array: TargetArray, region: Region) -> Iterator[Shape]:
     """The chunks that a region fills, if there is one that it fills only in part."""
-    runs = list(zip(region, array.chunks, array.view.shape, strict=True))
-    if all(r.start % chunk == 0 and (r.stop % chunk == 0 or r.stop == n) for r, chunk, n in runs):
+    if are_whole_chunks(region, array.chunks, array.view.shape):
         return
     yield from itertools.product(
-        *(range(r.start // chunk, -(-r.stop // chunk)) for r, chunk, _ in runs)
+        *(
+            range(part.start // chunk, -(-part.stop // chunk))
+            for part, chunk in zip(region, array.chunks, strict=True)
+        )
     )

@@ -3,10 +3,8 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from io import FileIO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,8 +176,6 @@ async def _copy_all(
 class TensorsWriter:
     """The arrays of new safetensors files, whose headers are written."""
 
-    windows_under_way = 1
-
     def __init__(self, place: Place, shards: Sequence[Shard]) -> None:
         folder = Path(os.fspath(place.directory))
         self._place = place.directory
@@ -190,22 +186,17 @@ class TensorsWriter:
         """The open file of an array."""
         return self._files[tensor.file].fileno()
 
-    def is_done(self, unit: str) -> bool:
-        """Nothing is kept of interrupted runs."""
-        del unit
-        return False
+    def puts(self, key: Key, region: Region) -> bool:
+        """Each region of each array is written where it belongs."""
+        del key, region
+        return True
 
-    @asynccontextmanager
-    async def commit(self, unit: str, *, is_large: bool = False) -> AsyncIterator[None]:
-        """A window of blocks, each of which is written where it belongs."""
-        del unit, is_large
-        yield None
-
-    async def open(self, key: Key, transaction: None) -> "_Array":
-        """An array, to be written to."""
-        del transaction
+    def put(self, key: Key, region: Region, values: np.ndarray) -> None:
+        """Writes a region of an array."""
         tensor = self.tensors[".".join(map(str, key))]
-        return _Array(self._files[tensor.file], tensor)
+        file = self._files[tensor.file]
+        with placed(str(file.name)):
+            write_region(file.fileno(), tensor.start, tensor.shape, region, values)
 
     def settle(self) -> None:
         """Waits until all is on disk."""
@@ -224,23 +215,3 @@ class TensorsWriter:
         """The item as it has been written so far."""
         del tree
         return tensors_item(self._place, self._place, self.tensors, {})
-
-
-@dataclass(frozen=True)
-class _Array:
-    """An array of a file, or a region of it."""
-
-    file: FileIO
-    tensor: Tensor
-    region: Region = ()
-
-    def __getitem__(self, region: Region) -> "_Array":
-        return replace(self, region=region)
-
-    async def write(self, values: np.ndarray) -> None:
-        """Writes the region's values."""
-        tensor = self.tensor
-        with placed(str(self.file.name)):
-            await asyncio.to_thread(
-                write_region, self.file.fileno(), tensor.start, tensor.shape, self.region, values
-            )

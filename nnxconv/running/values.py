@@ -1,6 +1,5 @@
 """Values of views: read from one stored array or put together from several, then converted."""
 
-import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ import numpy as np
 
 from nnxconv.errors import BadInput
 from nnxconv.running.strided import copies
-from nnxconv.storage import together
+from nnxconv.storage import in_thread, together
 from nnxconv.tree import (
     Arithmetic,
     Cast,
@@ -70,14 +69,21 @@ async def read_view(reader: Reads, view: View, region: Region) -> np.ndarray:
                 read_view(reader, operand, one)
                 for operand, one in zip(operands, needed, strict=True)
             )
-            return compute(operation, values, region, precision).astype(np.dtype(dtype))
+
+            def computed() -> np.ndarray:
+                found = compute(operation, values, region, precision)
+                return found.astype(np.dtype(dtype), copy=False)
+
+            return await in_thread(sum(one.nbytes for one in values), computed)
         case Stack(items, axis) if is_computed(view):
             inner = tuple(part for place, part in enumerate(region) if place != axis)
             layers = await together(read_view(reader, one, inner) for one in items[region[axis]])
             return np.stack(layers, axis)
         case Cast(of, dtype) if is_computed(view):
-            return (await read_view(reader, of, region)).astype(np.dtype(dtype))
-    return as_viewed(await read_region(reader, pieces(view), region), view)
+            values = await read_view(reader, of, region)
+            return await in_thread(values.nbytes, values.astype, np.dtype(dtype))
+    values = await read_region(reader, pieces(view), region)
+    return await in_thread(values.nbytes, as_viewed, values, view)
 
 
 def as_viewed(values: np.ndarray, view: View) -> np.ndarray:
@@ -158,11 +164,4 @@ async def _place(
         for one in copies(reads):
             one.carry(stored, around, values, region)
 
-    if stored.size < _WORTH_A_THREAD:
-        place()
-    else:
-        await asyncio.to_thread(place)
-
-
-_WORTH_A_THREAD = 2**16
-"""Elements."""
+    await in_thread(stored.nbytes, place)

@@ -17,5 +17,7 @@ from .names import UNFINISHED as UNFINISHED
 from .names import USUAL_ITEMS as USUAL_ITEMS
 from .pax import PaxCheckpoint as PaxCheckpoint
 from .pax import open_pax as open_pax
+from .tasks import Flight as Flight
+from .tasks import in_thread as in_thread
 from .tasks import run as run
 from .tasks import together as together

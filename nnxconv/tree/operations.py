@@ -17,6 +17,7 @@ from typing import TypeAlias, Union
 
 import numpy as np
 
+from nnxconv.tree.copying import contiguous
 from nnxconv.tree.shapes import Region, Shape
 
 Operation: TypeAlias = Union["Average", "Multiply", "LowRank", "Dequantize"]
@@ -176,14 +177,26 @@ def compute(
 
 
 def _average(values: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """The first one where all are equal, infinities and the sign of zero included."""
-    first, *others = values
-    total = first.copy()
-    for value, weight in zip(others, weights[1:], strict=True):
-        away = value - first
-        away *= away.dtype.type(weight)
-        np.add(total, away, out=total, where=value != first)
+    """The first one where all are equal, infinities and the sign of zero included.
+
+    It is computed in strips that a processor's cache holds.
+    """
+    total = np.array(values[0], order="C")
+    first, *others = [contiguous(value).reshape(-1) for value in values]
+    flat, away = total.reshape(-1), np.empty(min(_STRIP, total.size), total.dtype)
+    for start in range(0, total.size, _STRIP):
+        strip = slice(start, start + _STRIP)
+        old, new = first[strip], flat[strip]
+        for value, weight in zip(others, weights[1:], strict=True):
+            by = away[: len(old)]
+            np.subtract(value[strip], old, out=by)
+            by *= by.dtype.type(weight)
+            np.add(new, by, out=new, where=value[strip] != old)
     return total
+
+
+_STRIP = 2**15
+"""Elements."""
 
 
 def _product(a: np.ndarray, b: np.ndarray, how: LowRank) -> np.ndarray:

@@ -12,6 +12,8 @@ from etils import epath
 from nnxconv.errors import NnxconvError, PlanError
 from nnxconv.storage.orbax import commit as storage_commit
 from nnxconv.storage.orbax import saving as storage_save
+from nnxconv.storage.orbax import writer as storage_writer
+from nnxconv.storage.orbax.data_files import DataFiles
 from nnxconv.storage.orbax.reading import Reader
 from nnxconv.storage.orbax.writer import Writer
 from tests.support import checkpoints
@@ -32,6 +34,10 @@ FAILURES = {
 POINTS = {
     "the first read": (Reader, "read", 0),
     "a later read": (Reader, "read", 9),
+    "the first block written": (Writer, "put", 0),
+    "a later block written": (Writer, "put", 3),
+    "a value": (DataFiles, "write", 5),
+    "the way to the disk": (DataFiles, "settle", 0),
     "the first array opened": (Writer, "open", 0),
     "a later array opened": (Writer, "open", 3),
     "a commit": (Writer, "commit", 0),
@@ -41,6 +47,17 @@ POINTS = {
     "the commit of the directory": (storage_commit, "write_files", 0),
     "the last rename": (type(epath.Path()), "rename", 0),
 }
+
+
+BY_TENSORSTORE = ("the first array opened", "a later array opened", "a commit")
+"""Points that are only reached where TensorStore encodes the chunks."""
+
+
+def fail_at(point, failure, patch):
+    owner, name, number = POINTS[point]
+    patch.setattr(owner, name, at_call(getattr(owner, name), number, failure))
+    if point in BY_TENSORSTORE:
+        patch.setattr(storage_writer, "codec_of", lambda array: None)
 
 
 @pytest.mark.sample(8)
@@ -55,8 +72,7 @@ def test_a_failure_leaves_everything_as_it_was(
         shutil.rmtree(old.parent)
     before = contents(tmp_path)
     directories = {path for path in tmp_path.rglob("*") if path.is_dir()}
-    owner, name, number = POINTS[point]
-    monkeypatch.setattr(owner, name, at_call(getattr(owner, name), number, FAILURES[failure]))
+    fail_at(point, FAILURES[failure], monkeypatch)
     with pytest.raises((Stopped, OSError, KeyboardInterrupt, NnxconvError)):
         convert(source, old, overwrite=is_there)
     monkeypatch.undo()
@@ -67,10 +83,9 @@ def test_a_failure_leaves_everything_as_it_was(
 
 
 def test_a_failure_that_is_not_reached_does_not_pass_for_a_test(source, tmp_path, monkeypatch):
-    for point, (owner, name, number) in POINTS.items():
+    for point in POINTS:
         with monkeypatch.context() as patch:
-            failing = at_call(getattr(owner, name), number, Stopped(point))
-            patch.setattr(owner, name, failing)
+            fail_at(point, Stopped(point), patch)
             with pytest.raises(Stopped, match=point):
                 convert(source, tmp_path / point.replace(" ", "_"))
 

@@ -161,7 +161,7 @@ def test_an_interrupt_does_not_hinder_the_next_run_of_the_same_program(source, o
     for number in range(6):
         with monkeypatch.context() as patch:
             interrupt = KeyboardInterrupt()
-            patch.setattr(Writer, "open", at_call(Writer.open, number, interrupt))
+            patch.setattr(Writer, "put", at_call(Writer.put, number, interrupt))
             with pytest.raises(KeyboardInterrupt):
                 convert(source, old, overwrite=True)
         convert(source, old, overwrite=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from etils import epath
@@ -126,10 +127,21 @@ def _lying(file: str, parts: Sequence[tuple[int, int]], shape: Shape, dtype: str
     """
     metadata = {"file": file, "parts": parts}
     try:
-        check_array(shape, dtype)
+        chunks = _checked_chunks(shape, dtype)
     except ValueError as error:
         raise DamagedCheckpoint(f"`{file}` has an array that cannot be read: {error}") from error
-    return ArrayFormat(RAW, metadata, shape, dtype, chunks_of(shape, dtype))
+    return ArrayFormat(RAW, metadata, shape, dtype, chunks)
+
+
+@lru_cache(4096)
+def _checked_chunks(shape: Shape, dtype: str) -> Shape:
+    """The chunks that an array is read in; many arrays of a model have one shape.
+
+    Raises:
+      ValueError: no array has this shape or type.
+    """
+    check_array(shape, dtype)
+    return chunks_of(shape, dtype)
 
 
 def _raw_format(value: Any, file: epath.Path) -> ArrayFormat | None:

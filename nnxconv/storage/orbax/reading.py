@@ -1,19 +1,19 @@
 """Read regions of stored arrays."""
 
-import asyncio
 import math
 import uuid
 from collections.abc import Mapping
-from functools import partial
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.storage import run
+from nnxconv.storage import in_thread, run
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.ocdbt import Contents
+from nnxconv.storage.orbax.chunk_reading import ChunkReader
 from nnxconv.storage.orbax.item import Item
 from nnxconv.storage.safetensors import OpenFiles, read_region
 from nnxconv.storage.zarr import RAW, array_spec, damaged, new_context
@@ -31,6 +31,11 @@ class Reader:
         self._context = new_context()
         self._open: dict[Source, ts.TensorStore] = {}
         self._raw = OpenFiles()
+        self._local = {  # what was written is proved by TensorStore, its metadata included
+            store: ChunkReader(item)
+            for store, item in items.items()
+            if item.seen and not is_remote(item.path)
+        }
 
     async def read(self, source: Source, region: tuple[slice, ...]) -> np.ndarray:
         """The values of a region; zeros where the source's shape exceeds what is stored.
@@ -41,6 +46,23 @@ class Reader:
         item = self._items[source.store]
         if item.formats[source.name].zarr_format == RAW:
             return await self._read_raw(item, source, region)
+        values = await self._decoded(source, region)
+        return await self._read_by_tensorstore(item, source, region) if values is None else values
+
+    async def _decoded(self, source: Source, region: tuple[slice, ...]) -> np.ndarray | None:
+        """The values of a region of whole chunks on a disk; None where TensorStore has to read it,
+        which also says what is wrong with a chunk."""
+        local = self._local.get(source.store)
+        found = None if local is None else local.find(source.name, region)
+        if local is None or found is None:
+            return None
+        with suppress(ValueError, OSError):
+            return await in_thread(found.nbytes, local.read, found)
+        return None
+
+    async def _read_by_tensorstore(
+        self, item: Item, source: Source, region: tuple[slice, ...]
+    ) -> np.ndarray:
         try:
             store = self._open.get(source)
             if store is None:
@@ -78,8 +100,10 @@ class Reader:
             return np.array(told["value"], dtype)
         try:
             file = self._raw.descriptor(told["file"])
-            read = partial(read_region, file, told["parts"], dtype, stored.shape, region)
-            return await asyncio.to_thread(read)
+            nbytes = math.prod(part.stop - part.start for part in region) * dtype.itemsize
+            return await in_thread(
+                nbytes, read_region, file, told["parts"], dtype, stored.shape, region
+            )
         except (ValueError, OSError) as error:
             raise damaged(item.path, source.name, error) from error
 

@@ -1,16 +1,19 @@
 """The arrays of an item while it is being written."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import tensorstore as ts
 from etils import epath
 
 from nnxconv.errors import BadInput
+from nnxconv.planning import are_whole_chunks
 from nnxconv.state import Tree, below
 from nnxconv.storage.files import read_if_there, remove_files, write_files
 from nnxconv.storage.gcs import is_remote
@@ -21,6 +24,7 @@ from nnxconv.storage.ocdbt import (
     new_database,
     read_contents,
 )
+from nnxconv.storage.orbax.data_files import DataFiles
 from nnxconv.storage.orbax.file_writer import FileWriter
 from nnxconv.storage.orbax.item import Item, array_name, joined_items
 from nnxconv.storage.orbax.kept_values import MOST_KEPT_BYTES, KeptValues
@@ -31,8 +35,11 @@ from nnxconv.storage.zarr import (
     ZARR2_FILE,
     ZARR3_FILE,
     ArrayFormat,
+    ChunkCodec,
     Container,
     all_done,
+    chunk_key,
+    codec_of,
     compressed,
     directory_spec,
     kvstore_spec,
@@ -41,7 +48,7 @@ from nnxconv.storage.zarr import (
     parse_format,
     target_metadata,
 )
-from nnxconv.tree import Key, Leaf, Literal, Source
+from nnxconv.tree import Key, Leaf, Literal, Region, Shape, Source
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Writer:
         self._has_values = False
         self.context = new_context()
         self._kept: KeptValues | None = None
+        self._data_files: DataFiles | None = None
+        self._codecs: dict[Key, tuple[Shape, ChunkCodec | None]] = {}
         self._spill = None
         if not is_remote(directory):
             self._spill = FileWriter(self._database, use_ocdbt, self.context, journal)
@@ -94,8 +103,47 @@ class Writer:
         Where they are few, and go into a database in a bucket, they are kept in memory until all is
         made one database: one of their own takes ten requests, one after the other.
         """
-        if self._use_ocdbt and is_remote(self.directory) and nbytes <= MOST_KEPT_BYTES:
+        if not is_remote(self.directory):
+            self._data_files = DataFiles(self._database, self._use_ocdbt)
+        elif self._use_ocdbt and nbytes <= MOST_KEPT_BYTES:
             self._kept = KeptValues(self.context)
+
+    def puts(self, key: Key, region: Region) -> bool:
+        """True for a region that is written as soon as its values are there: of whole chunks."""
+        if self._data_files is None:
+            return False
+        shape, codec = self._encoded(key)
+        return codec is not None and are_whole_chunks(region, codec.shape, shape)
+
+    def _encoded(self, key: Key) -> tuple[Shape, ChunkCodec | None]:
+        """The shape of an array, and how its chunks are encoded here."""
+        if key not in self._codecs:
+            array = self._arrays[key]
+            stored = parse_format(array.zarr_format, dict(array.metadata))
+            self._codecs[key] = stored.shape, codec_of(stored)
+        return self._codecs[key]
+
+    def put(self, key: Key, region: Region, values: np.ndarray) -> None:
+        """Writes a region of whole chunks; several threads may do so at once.
+
+        Raises:
+          OSError: it, or one before, could not be written.
+        """
+        array, (_, codec), files = self._arrays[key], self._encoded(key), self._data_files
+        assert codec is not None and files is not None
+        for index in itertools.product(
+            *(
+                range(part.start // max(size, 1), -(-part.stop // max(size, 1)))
+                for part, size in zip(region, codec.shape, strict=True)
+            )
+        ):
+            starts = [
+                nth * size - part.start
+                for nth, size, part in zip(index, codec.shape, region, strict=True)
+            ]
+            inside = tuple(slice(at, at + n) for at, n in zip(starts, codec.shape, strict=True))
+            name = chunk_key(array.zarr_format, array.metadata, index)
+            files.write(f"{array_name(key)}/{name}", codec.encode(values[inside]))
 
     def journalled(self, journal: Journal) -> "Writer":
         """A writer that fills this item in the directory of a journal."""
@@ -134,11 +182,15 @@ class Writer:
         """At its end all that was committed within is on disk; after an error, nothing moves."""
         try:
             yield
+            await self._settled()
+            if self._data_files is not None:
+                await asyncio.to_thread(self._data_files.settle)
         except BaseException:
+            if self._data_files is not None:
+                self._data_files.abandon()
             with suppress(OSError):
                 await self._settled()
             raise
-        await self._settled()
 
     @asynccontextmanager
     async def commit(self, unit: str, *, is_large: bool = False) -> AsyncIterator[ts.Transaction]:
@@ -241,6 +293,8 @@ class Writer:
         for path, contents in zip(databases, written, strict=True):
             folder = "" if path == self.directory else f"{path.name}/"
             found.take(contents.values, range(len(contents.values)), contents.values.names, folder)
+        if self._use_ocdbt and self._data_files is not None:
+            self._data_files.take_into(found)
         files: dict[epath.Path, str | bytes] = {}
         if self._kept is not None:
             files = {self.directory / file: it for file, it in self._kept.take_into(found).items()}

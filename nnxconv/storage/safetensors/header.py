@@ -13,8 +13,7 @@ Source: https://github.com/huggingface/safetensors, README, "Format".
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -51,12 +50,13 @@ DTYPES: Mapping[str, str] = {
 NAMES: Mapping[str, str] = {ours: theirs for theirs, ours in DTYPES.items()}
 """What the format calls our types."""
 
+_ITEM_BYTES = {ours: item_bytes(ours) for ours in NAMES}
+
 CHUNK_BYTES = 16 * 2**20
 """About how much of an array is read at once."""
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """Where an array's bytes are.
 
     Attributes:
@@ -74,7 +74,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """How many bytes it has."""
-        return math.prod(self.shape) * item_bytes(self.dtype)
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 def read_header(path: epath.Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -144,17 +144,23 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tensor(name: str, entry: Any, file: str, begin: int) -> Tensor:
     if not isinstance(entry, dict):
         raise ValueError(f"`{name}` is described by no mapping")
-    if entry["dtype"] not in DTYPES:
-        raise ValueError(f"`{name}` has the type `{entry['dtype']}`, which is not known")
-    for field in ("shape", "data_offsets"):
-        sizes = entry[field]
-        if not isinstance(sizes, list) or not all(type(s) is int and 0 <= s < 2**63 for s in sizes):
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPES:
+        raise ValueError(f"`{name}` has the type `{dtype}`, which is not known")
+    for field, sizes in (("shape", shape), ("data_offsets", offsets)):
+        if not _are_sizes(sizes):
             raise ValueError(f"`{field}` of `{name}` is no list of sizes")
-    start, stop = entry["data_offsets"]
-    found = Tensor(DTYPES[entry["dtype"]], tuple(entry["shape"]), file, begin + start)
+    start, stop = offsets
+    found = Tensor(DTYPES[dtype], tuple(shape), file, begin + start)
     if stop - start != found.nbytes:
         raise ValueError(f"`{name}` has {stop - start:,} bytes instead of {found.nbytes:,}")
     return found
+
+
+def _are_sizes(value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
+    return not value or (set(map(type, value)) == {int} and 0 <= min(value) <= max(value) < 2**63)
 
 
 def _refuse_holes(

@@ -1,7 +1,6 @@
 """Regions of an array whose elements lie in C order in a file: runs of bytes, read and written."""
 
 import errno
-import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -46,15 +45,17 @@ def runs(shape: Shape, region: Region, itemsize: int) -> Iterator[tuple[int, int
     while axis >= 0 and region[axis] == slice(0, shape[axis]):
         inner *= shape[axis]
         axis -= 1
-    strides = [itemsize * math.prod(shape[a + 1 :]) for a in range(len(shape))]
     if axis < 0:
         yield 0, inner
         return
     length = (region[axis].stop - region[axis].start) * inner
-    start = region[axis].start * inner
-    outer = (range(region[a].start, region[a].stop) for a in range(axis))
-    for index in itertools.product(*outer):
-        yield start + sum(i * stride for i, stride in zip(index, strides, strict=False)), length
+    starts = np.array([region[axis].start * inner])
+    for outer in range(axis):
+        stride = itemsize * math.prod(shape[outer + 1 :])
+        steps = np.arange(region[outer].start, region[outer].stop) * stride
+        starts = (starts.reshape(-1, 1) + steps).reshape(-1)
+    for start in starts.tolist():
+        yield start, length
 
 
 Parts = Sequence[tuple[int, int]]
@@ -113,10 +114,9 @@ def write_region(
     done = 0
     for offset, nbytes in runs(shape, region, values.dtype.itemsize):
         end = done + nbytes
+        done += os.pwrite(descriptor, whole[done:end], start + offset)
         while done < end:
-            done += os.pwritev(
-                descriptor, [whole[done:end]], start + offset + nbytes - (end - done)
-            )
+            done += os.pwrite(descriptor, whole[done:end], start + offset + nbytes - (end - done))
 
 
 def copy_bytes(source: int, start: int, target: int, at: int, nbytes: int) -> None:

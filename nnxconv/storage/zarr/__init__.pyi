@@ -1,3 +1,5 @@
+from .chunk_codecs import ChunkCodec as ChunkCodec
+from .chunk_codecs import codec_of as codec_of
 from .compression import compressed as compressed
 from .compression import parse_compression as parse_compression
 from .formats import ORBAX as ORBAX
