@@ -105,12 +105,17 @@ def _of_variables(state: Any) -> TrainState:
         key = tuple(map(str, path))
         if isinstance(variable, nnx.RngState):
             continue
-        leaf = _leaf(key, variable.get_value())
+        leaf = _leaf(key, _value(variable))
         if isinstance(variable, nnx.Param):
             params[key] = leaf
         else:
             aux[(nnx.variable_name_from_type(type(variable)), *key)] = leaf
     return TrainState(params, aux=aux)
+
+
+def _value(variable: Any) -> Any:
+    """What an NNX variable holds; flax 0.12.0 has no `get_value`, later ones warn of `value`."""
+    return variable.get_value() if hasattr(type(variable), "get_value") else variable.value
 
 
 def _leveled(variables: Mapping[str, Any]) -> Mapping[str, Any]:
