@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from nnxconv.errors import PlanError
+from nnxconv.running.cgroup import memory_limit
 from nnxconv.tree import format_bytes
 
 PROGRAM_BYTES = 2**30
@@ -53,7 +54,7 @@ def _limits() -> Iterator[tuple[str, int, int]]:
     addresses = _address_limit()
     if addresses is not None:
         yield "`ulimit -v`", addresses, PROGRAM_BYTES
-    group = _group_limit()
+    group = memory_limit()
     if group is not None:
         yield "the limit of the cgroup", group, RESIDENT_BYTES
 
@@ -61,24 +62,6 @@ def _limits() -> Iterator[tuple[str, int, int]]:
 def _address_limit() -> int | None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
-
-
-_OWN_GROUP = Path("/proc/self/cgroup")
-_GROUPS = Path("/sys/fs/cgroup")
-
-
-def _group_limit() -> int | None:
-    """The lowest `memory.max` of the process's cgroup and those around it; None without one."""
-    try:
-        lines = _OWN_GROUP.read_text().splitlines()
-        own = next(line[3:] for line in lines if line.startswith("0::"))
-        group = _GROUPS / own.lstrip("/")
-        folders = [f for f in (group, *group.parents) if f == _GROUPS or _GROUPS in f.parents]
-        files = [folder / "memory.max" for folder in folders]
-        told = [file.read_text().strip() for file in files if file.exists()]
-        return min((int(text) for text in told if text != "max"), default=None)
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8

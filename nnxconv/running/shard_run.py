@@ -1,7 +1,6 @@
 """One process's shard of a plan: blocks are read, rearranged and written, window by window."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ from nnxconv.planning import (
     TargetArray,
     written,
 )
+from nnxconv.running.cgroup import processors
 from nnxconv.running.cluster import total
 from nnxconv.running.events import Event, Watcher
 from nnxconv.running.memory import kept_blocks
@@ -134,7 +134,7 @@ class ShardRun:
 
     async def _put_all(self, writer: PutsBlocks) -> None:
         """As many blocks at once as there are processors, and one that waits for a disk."""
-        most = len(os.sched_getaffinity(0)) + 1
+        most = processors() + 1
         windows = self._plan.windows(self._shard.jobs, is_wanted=lambda job: _is_put(job, writer))
         async with Flight(most, self._plan.flight_bytes) as flight:
             for window in windows:

@@ -15,6 +15,7 @@ import pytest
 
 import nnxconv
 from nnxconv.errors import PlanError
+from nnxconv.running import cgroup
 from nnxconv.running import memory as limits
 from tests.support import checkpoints
 from tests.support.safety import snapshot
@@ -164,15 +165,34 @@ def test_too_few_addresses_for_the_program_itself_are_told(sources, tmp_path):
     )
 
 
+def stands_in(groups, monkeypatch):
+    """Has this process in the group `job/task` of such a folder."""
+    (groups / "cgroup").write_text("1:name=x:/other\n0::/job/task\n")
+    monkeypatch.setattr(cgroup, "_OWN_GROUP", groups / "cgroup")
+    monkeypatch.setattr(cgroup, "_GROUPS", groups)
+
+
+@pytest.mark.parametrize(
+    ("quota", "allowed"), [("max 100000", 3), ("150000 100000", 2), ("500 1000", 1)]
+)
+def test_blocks_are_worked_on_by_as_many_threads_as_processors_may_be_used(
+    quota, allowed, tmp_path, monkeypatch
+):
+    own = tmp_path / "job" / "task"
+    own.mkdir(parents=True)
+    (tmp_path / "job" / "cpu.max").write_text(f"{quota}\n")
+    stands_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5})
+    assert cgroup.processors() == allowed
+
+
 @pytest.mark.parametrize("needed", [GIB, 2 * GIB])
 def test_the_limit_of_a_cgroup_counts_and_that_of_those_around_it(needed, tmp_path, monkeypatch):
     own = tmp_path / "job" / "task"
     own.mkdir(parents=True)
     (own / "memory.max").write_text("max\n")
     (tmp_path / "job" / "memory.max").write_text(f"{3 * GIB // 2}\n")
-    monkeypatch.setattr(limits, "_OWN_GROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(limits, "_GROUPS", tmp_path)
-    (tmp_path / "cgroup").write_text("1:name=x:/other\n0::/job/task\n")
+    stands_in(tmp_path, monkeypatch)
     if needed == GIB:
         limits.check_memory(needed)
         return
