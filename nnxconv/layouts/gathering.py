@@ -26,7 +26,8 @@ def parts_of(place: Place, root: Node) -> set[Key]:
 
 def _are_streams(node: Node) -> bool:
     """True for RNG streams, as NNX modules have them, and no keys by other names."""
-    return {str(bare(leaf.key)[-1]) for leaf in node.leaves() if leaf.key} == {"count", "key"}
+    names = {str(bare(leaf.key)[-1]) for leaf in node.leaves() if leaf.key}
+    return bool(names) and names <= {"count", "key"}
 
 
 def placements(place: Place, found: Found) -> Iterator[Placement]:

@@ -70,12 +70,13 @@ def _telling(
 ) -> dict[Key, None]:
     """The paths, each down to what stands below the last name that layers may have.
 
-    Of all that stands below one layer, such as `layers_3`, one name is told.
+    Of all that stands below one layer, such as `layers_3`, one name is told, and a family's mark.
     """
     concrete = (family.called(name) for family, name in for_names(families, names))
     begin = (*names, *{word for family in concrete for word in family.names()})
     parts = set(chain.from_iterable(paths))
     telling = {part for part in parts if isinstance(part, str) and part.startswith(begin)}
+    telling |= parts & {family.mark for family in families if family.remainder}
     layers = _numbered(telling, names).keys() - set(begin)
     found: dict[Key, Key] = {}
     for path in paths:
