@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.families import described
 from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.comparing import Check, Manifest, check
 from nnxconv.errors import BadInput
 from nnxconv.layouts import Options
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.state import Family, asked_family
+from nnxconv.state import Family
 from nnxconv.tree import parse_bytes
 
 if TYPE_CHECKING:
@@ -102,9 +103,7 @@ def _manifest_path(path: str) -> str:
 
 
 def _how(at: str | None, family: str | Family | None) -> Options:
-    from nnxconv.storage.files import read_text
-
-    return Options(at=at, family=asked_family(family, read_text))
+    return Options(at=at, family=described(family))
 
 
 def _manifest(

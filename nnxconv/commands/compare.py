@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.families import described
 from nnxconv.commands.hugging_face import one_sided
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
@@ -40,7 +41,6 @@ from nnxconv.state import (
     LayerGroup,
     TrainState,
     Tree,
-    asked_family,
     dequantised,
     scales_of,
     under,
@@ -96,14 +96,14 @@ def compare(
     tolerance = _tolerance(atol, rtol, equal_nan)
     with joined(distributed, coordinator_address, num_processes, process_id) as team:
         rules = asked_rules(rename, rename_back, read_text)
-        described = asked_family(family, read_text)
-        how = Options(at=at, layer_group=tuple(layer_group), family=described)
+        how = Options(at=at, layer_group=tuple(layer_group), family=described(family))
         how_b = how if at_b is None else replace(how, at=at_b)
         open_side = partial(_open, allow_uncommitted=allow_uncommitted, is_read=compare_values)
         opened_a, opened_b = open_side(ckpt_path_1, how), open_side(ckpt_path_2, how_b)
         item_a, item_b = opened_a.item, opened_b.item
-        chosen = (tuple(filter), tuple(exclude))
-        selection = Selection(compare_only, ignore_rngs, ignore_dtype, *chosen)
+        selection = Selection(
+            compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude)
+        )
         families = (None, None) if rules is not None else one_sided(opened_a, opened_b)
         both = _lined_up(opened_a.survey, opened_b.survey, rules, selection, dequantize, families)
         both.refuse_nothing(selection.filter)

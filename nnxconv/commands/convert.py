@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.carrying_out import Way, carry_out
+from nnxconv.commands.families import described
 from nnxconv.commands.hugging_face import Crossing, crossing
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
@@ -32,7 +33,7 @@ from nnxconv.layouts import (
 from nnxconv.planning import Transfer
 from nnxconv.renaming import Rules, asked_rules, follow, renamed, renamed_tree
 from nnxconv.running import Watcher, ignore, share_one_heap
-from nnxconv.state import Family, asked_family, refuse_left_apart, refuse_left_stacked
+from nnxconv.state import Family, refuse_left_apart, refuse_left_stacked
 
 if TYPE_CHECKING:
     from nnxconv.storage.orbax import Location
@@ -92,7 +93,7 @@ def convert(
     share_one_heap()
     options = Options(direction=direction, to=to, from_=from_, scan_layers=scan_layers)
     options = replace(options, layer_axis=layer_axis, layer_group=tuple(layer_group))
-    options = replace(options, family=asked_family(family, read_text), without=tuple(without))
+    options = replace(options, family=described(family), without=tuple(without))
     options = replace(options, strict=strict, params_only=params_only, dtype=dtype, at=at)
     options = replace(options, drop=tuple(drop), params_from=params_from, replica=replica)
     options = replace(options, dequantize=dequantize)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.families import described
 from nnxconv.commands.inspection import (
     Inspection,
     chain_of,
@@ -17,7 +18,7 @@ from nnxconv.commands.opening import meaning
 from nnxconv.commands.options import documented
 from nnxconv.layouts import Options
 from nnxconv.running import without_collecting
-from nnxconv.state import Family, asked_family
+from nnxconv.state import Family
 from nnxconv.tree import Source, View
 
 if TYPE_CHECKING:
@@ -41,14 +42,12 @@ def inspect(
       NotACheckpoint: there is no checkpoint there; the message says what it looks like.
       DamagedCheckpoint: its metadata cannot be read.
     """
-    from nnxconv.storage.files import read_text
     from nnxconv.storage.orbax import locate, open_item, read_shardings, writing_processes
 
     with without_collecting():
         location = locate(path, step, allow_uncommitted=allow_uncommitted)
         item = open_item(location)
-        described = asked_family(family, read_text)
-        how = Options(at=at, layer_group=tuple(layer_group), family=described)
+        how = Options(at=at, layer_group=tuple(layer_group), family=described(family))
         survey = meaning(location, item, how).survey
         understood = main_state(survey)
         state = None if understood is None else understood.state

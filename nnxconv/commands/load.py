@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnxconv.commands.boundary import as_arguments, in_python
+from nnxconv.commands.families import described
 from nnxconv.commands.hugging_face import asked_names, under_names
 from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
@@ -34,7 +35,7 @@ from nnxconv.loading import (
 from nnxconv.planning import Wanted
 from nnxconv.renaming import HuggingFaceFamily, Rules, towards
 from nnxconv.running import Watcher, fetch, ignore, share_one_heap
-from nnxconv.state import Family, Tree, asked_family
+from nnxconv.state import Family, Tree
 from nnxconv.storage.orbax import refuse_changed
 from nnxconv.tree import Key, Source, View, parse_bytes, spell
 
@@ -99,17 +100,11 @@ def load(
         layer_group=tuple(layer_group),
         without=tuple(without),
         at=at,
-        family=_described(family),
+        family=described(family),
     )
     lenient = Lenient(tuple(missing), tuple(unexpected), tuple(mismatched))
     way = _Way(options, lenient, cast, parse_bytes(max_memory), watch, note)
     return _loaded(os.fspath(path), like, step, rename, rename_back, allow_uncommitted, way)[0]
-
-
-def _described(family: str | Family | None) -> Family | None:
-    from nnxconv.storage.files import read_text
-
-    return asked_family(family, read_text)
 
 
 @dataclass(frozen=True)
@@ -263,7 +258,7 @@ def load_into(
         layer_group=tuple(layer_group),
         without=tuple(without),
         at=at,
-        family=_described(family),
+        family=described(family),
     )
     lenient = Lenient(tuple(missing), tuple(unexpected), tuple(mismatched))
     way = _Way(options, lenient, cast, parse_bytes(max_memory), watch, note)

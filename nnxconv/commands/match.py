@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nnxconv.commands.boundary import plainly
+from nnxconv.commands.families import described
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.comparing import CheckpointValues, Holding
@@ -24,7 +25,6 @@ from nnxconv.state import (
     Family,
     LayerGroup,
     TrainState,
-    asked_family,
     families_with,
     unstack,
 )
@@ -71,12 +71,12 @@ def match(
     Raises:
       NnxconvError: one of the two cannot be read; `output` is there, and may not be replaced.
     """
-    from nnxconv.storage.files import read_text, refuse_file
+    from nnxconv.storage.files import refuse_file
     from nnxconv.storage.orbax import refuse_changed
 
     refuse_file(output, overwrite)
     names = tuple(layer_group)
-    how = Options(at=at, family=asked_family(family, read_text))
+    how = Options(at=at, family=described(family))
     with without_collecting():
         opened = open_checkpoint(source_path, step, how, is_read=by_values)
         source = _opened(opened, names, "--at")

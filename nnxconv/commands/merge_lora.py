@@ -1,6 +1,5 @@
 """`merge-lora`: low-rank adapters added to the weights that they belong to, or taken out again."""
 
-import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -9,6 +8,13 @@ from typing import Any
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.carrying_out import Way
 from nnxconv.commands.computing import Read, opened, write_computed
+from nnxconv.commands.lora_scale import (
+    LoraScale,
+    known_alpha,
+    lora_configuration,
+    number_in,
+    refuse_other_rank,
+)
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Result
 from nnxconv.errors import BadInput
@@ -39,8 +45,6 @@ from nnxconv.tree import (
     notation,
     spell,
 )
-
-CONFIGURATION = "adapter_config.json"
 
 
 @plainly
@@ -82,51 +86,46 @@ def merge_lora(
     started = time.monotonic()
     share_one_heap()
     base = _open(base_path, layer_axis, allow_uncommitted)
-    adapter = (
-        base if adapter_path == base_path else _open(adapter_path, layer_axis, allow_uncommitted)
-    )
-    state, scales = base.understood.state, dict[Key, str]()
-    if dequantize:
-        state, scales = dequantised(state, None)
+    is_one = adapter_path == base_path
+    adapter = base if is_one else _open(adapter_path, layer_axis, allow_uncommitted)
+    stored = base.understood.state
+    state, scales = dequantised(stored, None) if dequantize else (stored, dict[Key, str]())
     ours = _arrays(state)
-    theirs = ours if adapter is base else _arrays(adapter.understood.state)
+    theirs = ours if is_one else _arrays(adapter.understood.state)
     found, alone = adapters_in(theirs)
-    _refuse_others(found, alone, theirs, ours if adapter is base else {})
-    told = _configuration(adapter)
-    alpha = _known_alpha(told, alpha, adapter_path)
-    by_root = bool(told.get("use_rslora")) if rslora is None else rslora
+    _refuse_others(found, alone, theirs, ours if is_one else {})
+    told = lora_configuration(adapter)
+    alpha = known_alpha(told, alpha, adapter_path)
+    scale = LoraScale(alpha, bool(told.get("use_rslora")) if rslora is None else rslora)
     changed: dict[Key, View] = {}
     for one in found:
-        weights = _weights(one, ours, changed)
-        a, b, rank = theirs[one.a], theirs[one.b], rank_of(theirs[one.a])
-        _refuse_other_rank(told, rank, one)
-        factor = (-alpha if unmerge else alpha) / (math.sqrt(rank) if by_root else rank)
-        changed[weights] = _sum(ours[weights], a, b, factor, precision, weights)
-    gone = {key for one in found for key in (one.a, one.b)} if adapter is base else set[Key]()
+        key, rank = _weights(one, ours, changed), rank_of(theirs[one.a])
+        refuse_other_rank(told, rank, one)
+        factor = -scale.of(rank) if unmerge else scale.of(rank)
+        changed[key] = _sum(ours[key], theirs[one.a], theirs[one.b], factor, precision, key)
+    gone = {key for one in found for key in (one.a, one.b)} if is_one else set[Key]()
     params = {k: changed.get(k, leaf) for k, leaf in state.params.items() if k not in gone}
     aux = {k: changed.get(k[1:], leaf) for k, leaf in state.aux.items() if k[1:] not in gone}
-    what = f"{'taken out of' if unmerge else 'added to'} the weights"
-    before = base.understood.state.leaves()
     opt_state, moments = _without_moments(state, gone)
-    aside = {key: (leaf, what) for key, leaf in _at(state, gone).items()}
+    notes = _notes(told, alpha, scales, None if opt_state is None else len(moments))
+    adapters = counted(len(found), "adapter")
+    what = f"{'taken out of' if unmerge else 'added to'} the weights"
+    before = stored.leaves()
+    aside = {key: (before[key], why) for key, why in scales.items()}
+    aside |= {key: (leaf, what) for key, leaf in _at(state, gone).items()}
     aside |= {key: (leaf, f"moments of what was {what}") for key, leaf in moments.items()}
-    aside |= {key: (before[key], why) for key, why in scales.items()}
-    scale = f"{alpha:g} / {'the root of ' if by_root else ''}the rank"
     way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
     way = replace(way, compression=compression)
     return write_computed(
         base,
         replace(state, params=params, aux=aux, opt_state=opt_state),
-        [] if adapter is base else [adapter],
+        [] if is_one else [adapter],
         target_path,
         way,
-        deed=_deed(counted(len(found), "adapter"), unmerge),
-        notes=[
-            f"{counted(len(found), 'adapter')} {what}, times {scale}",
-            *_notes(told, alpha, scales, None if opt_state is None else len(moments)),
-        ],
+        deed=_deed(adapters, unmerge),
+        notes=[f"{adapters} {what}, times {scale}", *notes],
         aside=aside,
-        options={"adapter": adapter_path, "alpha": alpha, "rslora": by_root}
+        options={"adapter": adapter_path, "alpha": alpha, "rslora": scale.by_root}
         | {"unmerge": unmerge, "dequantize": dequantize},
         started=started,
     )
@@ -137,7 +136,7 @@ def _notes(
 ) -> list[str]:
     """What the result says besides what was added: what is not as told, multiplied, or left."""
     notes: list[str] = []
-    if _number(told, "lora_alpha") not in (None, alpha):
+    if number_in(told, "lora_alpha") not in (None, alpha):
         notes.append(f"alpha is {alpha:g} as asked, and not {told['lora_alpha']} as recorded")
     if scales:
         notes.append(f"{counted(len(scales), 'array')} of scales multiplied into their weights")
@@ -261,60 +260,4 @@ def _refuse_others(
             f"the adapter has {counted(len(others), 'array')} besides, which would be lost",
             details=[f"{spell(key)}  {notation(theirs[key])}" for key in others],
             hint="give that tree as the base too, if it holds both",
-        )
-
-
-def _configuration(adapter: Read) -> Mapping[str, Any]:
-    """What `adapter_config.json` beside the item, its step or root says; or custom metadata."""
-    from nnxconv.storage.files import read_if_there, read_json
-
-    item = adapter.opened.location.item
-    for folder in (item, item.parent, item.parent.parent):
-        file = folder / CONFIGURATION
-        is_folder = folder != item or item.is_dir()
-        if is_folder and read_if_there(file) is not None:
-            return read_json(file)
-    return {**adapter.opened.location.custom_metadata, **adapter.item.custom_metadata}
-
-
-def _known_alpha(told: Mapping[str, Any], asked: float | None, where: str) -> float:
-    """The scale that is asked for, or that the configuration says.
-
-    Raises:
-      BadInput: neither does.
-    """
-    alpha = _number(told, "lora_alpha") if asked is None else asked
-    if alpha is None:
-        raise BadInput(
-            "alpha is not known, and it scales what is added",
-            where=where,
-            hint=f"`--alpha ALPHA` says it, or `lora_alpha` in `{CONFIGURATION}`",
-        )
-    if not math.isfinite(alpha):
-        raise BadInput(f"alpha is {alpha}, which is no finite number", where=where)
-    if alpha <= 0:
-        raise BadInput(
-            f"alpha is {alpha:g}, which adds nothing, or takes away",
-            where=where,
-            hint="alpha is more than 0; `--unmerge` takes an adapter out of the weights",
-        )
-    return alpha
-
-
-def _number(told: Mapping[str, Any], name: str) -> float | None:
-    value = told.get(name)
-    if isinstance(value, int) and abs(value) > 2**53:
-        return math.inf
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _refuse_other_rank(told: Mapping[str, Any], rank: int, adapter: Adapter) -> None:
-    """Refuses what `adapter_config.json` says of other ranks, or of several."""
-    for name in ("rank_pattern", "alpha_pattern"):
-        if told.get(name):
-            raise BadInput(f"`{CONFIGURATION}` has a `{name}`: modules that differ are not known")
-    stated = _number(told, "r") or _number(told, "lora_rank")
-    if stated is not None and stated != rank:
-        raise BadInput(
-            f"`{spell(adapter.a)}` has the rank {rank}, but `{CONFIGURATION}` says {stated:g}"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnxconv.commands.boundary import in_python
+from nnxconv.commands.families import described
 from nnxconv.commands.hugging_face import asked_names, under_names
 from nnxconv.commands.opening import open_checkpoint
 from nnxconv.commands.options import documented
@@ -17,7 +18,7 @@ from nnxconv.layouts import Options, Survey, one_state
 from nnxconv.planning import Wanted
 from nnxconv.renaming import HuggingFaceFamily, Rules, renamed_tree
 from nnxconv.running import fetch
-from nnxconv.state import Family, asked_family
+from nnxconv.state import Family
 from nnxconv.tree import (
     Key,
     Literal,
@@ -67,14 +68,12 @@ def open(  # noqa: A001
     Raises:
       NnxconvError: there is no checkpoint there, or its layout is not known.
     """
-    from nnxconv.storage.files import read_text
-
     options = Options(
         from_=from_,
         layer_axis=layer_axis,
         layer_group=tuple(layer_group),
         at=at,
-        family=asked_family(family, read_text),
+        family=described(family),
     )
     opened = open_checkpoint(os.fspath(path), step, options, allow_uncommitted=allow_uncommitted)
     rules = asked_names(rename, rename_back, opened)

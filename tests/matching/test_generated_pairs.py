@@ -52,6 +52,7 @@ def test_what_is_certain_is_right_and_most_is_certain_where_names_are_known(bloc
     assert known["certain"] >= 0.75 * known["leaves"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_model_of_one_project_is_found_in_the_names_of_another(family):
     """Every two of a family; what other collections hold is not renamed into parameters."""
