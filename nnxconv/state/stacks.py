@@ -1,5 +1,6 @@
 """A stack of layers, or of blocks of them: what its shapes tell, and how it is taken apart."""
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,8 +119,11 @@ def _only_rests(
     """The remainders whose blocks are not there, for the model has fewer layers than a block.
 
     Several families may have remainders of that name: it is the first one's whose mark is there.
+    Where no family's is, as among the factors of an adapter, it is the first one's.
     """
-    for family in families:
+    families = list(families)
+    marks = {family.mark for family in families if family.remainder} - {""}
+    for must_have_mark, family in itertools.product((True, False), families):
         above, rest = family.remainder, family.rest
         if not above or rest is None or family.is_general or family.apart not in names:
             continue
@@ -128,7 +132,9 @@ def _only_rests(
             key = (*parent, family.apart)
             if path[-len(above) :] != above or key in settled or (*parent, family.stack) in kids:
                 continue
-            if not _rest(kids, parent, family) or not _has_mark(kids, path, family):
+            found = marks & _names_in(kids, path)
+            is_its_own = not family.mark or family.mark in found
+            if not _rest(kids, parent, family) or not (is_its_own if must_have_mark else not found):
                 continue
             settled.add(key)
             where = (*path, rest.name) if rest.is_stack else path
@@ -137,9 +143,9 @@ def _only_rests(
                 yield Stack(key, where, family, *spelled, is_rest=True)
 
 
-def _has_mark(kids: Mapping[Key, Mapping[str | int, None]], path: Key, family: Family) -> bool:
+def _names_in(kids: Mapping[Key, Mapping[str | int, None]], path: Key) -> set[str | int]:
     inside = (names for key, names in kids.items() if key[: len(path)] == path)
-    return not family.mark or any(family.mark in names for names in inside)
+    return {name for names in inside for name in names}
 
 
 def _kids(paths: Iterable[Key]) -> dict[Key, dict[str | int, None]]:
