@@ -89,6 +89,7 @@ def vast(size: int) -> bytes:
 
 NO_TREE = "error: `$` is not a JSON tree of numbers"
 NO_FILE = "error: `$` cannot be read: "
+NO_NPZ = "error: `$` is no npz file"
 NO_NUMBERS = "error: 1 recorded maximum of `$` are no real numbers"
 
 # file: its bytes, or its array; how the message begins
@@ -107,8 +108,8 @@ RECORDED = {
     "date.npz": (np.array([1], "M8[s]"), NO_NUMBERS),
     "empty.npz": (np.zeros((0, 4)), NO_NUMBERS),
     "object.npz": (np.array([object()]), NO_FILE),
-    "zip.npz": (b"PK\x03\x04" + bytes(100), NO_FILE),
-    "nothing.npz": (b"", NO_FILE),
+    "zip.npz": (b"PK\x03\x04" + bytes(100), NO_NPZ),
+    "nothing.npz": (b"", NO_NPZ),
     "vast.npz": (vast(10**18), NO_FILE),
     "nested.npz": (npz(b"-" * 5000 + b"1\n"), NO_FILE),
 }
