@@ -71,6 +71,7 @@ def known_alpha(told: Mapping[str, Any], asked: float | None, where: str) -> flo
 
 
 def number_in(told: Mapping[str, Any], name: str) -> float | None:
+    """What a configuration says under this name; infinity past 2**53, None for no number."""
     value = told.get(name)
     if isinstance(value, int) and abs(value) > 2**53:
         return math.inf

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnxconv.comparing.pairing import join_layers
-from nnxconv.planning import check_fits, in_windows, regions
+from nnxconv.planning import check_fits, in_windows, is_last, region_bytes, regions
 from nnxconv.running import Event, Watcher, check_memory, read_region
 from nnxconv.state import LayerGroup
 from nnxconv.storage import together
@@ -53,8 +53,7 @@ class Rows:
     @property
     def block_bytes(self) -> int:
         """How large the rows are."""
-        size = math.prod(part.stop - part.start for part in self.region)
-        return size * item_bytes(dtype_of(self.view))
+        return region_bytes(self.region, dtype_of(self.view))
 
     def by_leaf(self, values: np.ndarray) -> Iterator[tuple[Key, np.ndarray]]:
         """What each leaf has of the rows' values."""
@@ -96,8 +95,7 @@ def _all_rows(joined: Sequence[Joined], max_memory: int) -> Iterator[Rows]:
         block_bytes = math.prod(shape) * item_bytes(dtype_of(view))
         check_fits(one.keys[0], view, block_bytes, ROW_COPIES, max_memory)
         for region in regions(view.shape, shape):
-            is_last = all(part.stop == n for part, n in zip(region, view.shape, strict=True))
-            yield Rows(one.keys, view, parts, region, is_last)
+            yield Rows(one.keys, view, parts, region, is_last(region, view.shape))
 
 
 def _rows_shape(joined: Joined, parts: Sequence[Piece], limit_bytes: int) -> Shape:

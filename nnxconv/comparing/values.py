@@ -11,7 +11,7 @@ import numpy as np
 
 from nnxconv.comparing.difference import Difference, Tolerance, measure
 from nnxconv.comparing.pairing import Pair
-from nnxconv.planning import check_fits, in_windows, regions
+from nnxconv.planning import check_fits, in_windows, is_last, regions
 from nnxconv.running import (
     Event,
     Watcher,
@@ -213,8 +213,7 @@ class _Comparison:
             block_bytes = math.prod(shape) * item
             check_fits(pair.keys[0], pair.a, block_bytes, BLOCK_COPIES, self._max_memory)
             for region in regions(pair.a.shape, shape):
-                is_last = all(p.stop == n for p, n in zip(region, pair.a.shape, strict=True))
-                yield _Block(pair, a, b, region, is_last)
+                yield _Block(pair, a, b, region, is_last(region, pair.a.shape))
 
     async def _compare(self, block: _Block) -> None:
         sides = ((block.pair.a, block.a), (block.pair.b, block.b))

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from nnxconv.matching.fitting import Fitting, scopes_of
 from nnxconv.matching.fused import PARTS, ways_to_part
@@ -34,9 +35,7 @@ def in_parts(
             leaves = _taken_apart(fitting, whole, parts, is_source=is_source)
             if leaves is not None:
                 told = f"{', '.join(map(spoken, names[:-1]))} and {spoken(names[-1])} in one"
-                one, several = (whole,), tuple(parts)
-                sources, templates = (one, several) if is_source else (several, one)
-                yield ModulePair(sources, templates, told, leaves)
+                yield ModulePair(*_sides(whole, parts, is_source=is_source), told, leaves)
 
 
 def in_experts(
@@ -57,9 +56,18 @@ def in_experts(
             leaves = _taken_apart(fitting, some[0], parts, is_source=is_source, is_stacked=True)
             if leaves is not None and len({part.skeleton for part in parts}) == 1:
                 told = f"{spoken(role)}, {len(parts)} in one"
-                one, several = tuple(some), tuple(parts)
-                sources, templates = (one, several) if is_source else (several, one)
-                yield ModulePair(sources, templates, told, leaves)
+                yield ModulePair(*_sides(some[0], parts, is_source=is_source), told, leaves)
+
+
+_T = TypeVar("_T")
+
+
+def _sides(
+    whole: _T, parts: Sequence[_T], *, is_source: bool
+) -> tuple[tuple[_T, ...], tuple[_T, ...]]:
+    """What is kept as one and its parts, the source's first."""
+    one, several = (whole,), tuple(parts)
+    return (one, several) if is_source else (several, one)
 
 
 def _by_role(fitting: Fitting, modules: Iterable[ModuleFamily]) -> Mapping[str, list[ModuleFamily]]:
@@ -98,9 +106,7 @@ def _taken_apart(
                 orientation: tuple(_undone(steps) for steps in each)
                 for orientation, each in ways.items()
             }
-        one, several = (slot,), tuple(slots)
-        sources, templates = (one, several) if is_source else (several, one)
-        leaves.append(LeafPair(sources, templates, ways))
+        leaves.append(LeafPair(*_sides(slot, slots, is_source=is_source), ways))
     if any(len(part.slots) != len(whole.slots) for part in parts):
         return None
     return tuple(leaves)

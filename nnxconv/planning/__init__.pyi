@@ -1,7 +1,10 @@
 from .blocks import MERGED_BYTES as MERGED_BYTES
 from .blocks import are_whole_chunks as are_whole_chunks
 from .blocks import check_fits as check_fits
+from .blocks import chunk_grid as chunk_grid
 from .blocks import in_windows as in_windows
+from .blocks import is_last as is_last
+from .blocks import region_bytes as region_bytes
 from .blocks import regions as regions
 from .plan import Gather as Gather
 from .plan import Job as Job

@@ -78,6 +78,23 @@ def regions(shape: Shape, block: Shape) -> Iterator[Region]:
     yield from itertools.product(*ranges)
 
 
+def is_last(region: Region, shape: Shape) -> bool:
+    """True for the last of the `regions` of this shape."""
+    return all(part.stop == size for part, size in zip(region, shape, strict=True))
+
+
+def chunk_grid(region: Region, chunks: Shape) -> tuple[range, ...]:
+    """Along each axis, the numbers of the chunks that a region touches.
+
+    >>> chunk_grid((slice(4, 9),), (4,))
+    (range(1, 3),)
+    """
+    return tuple(
+        range(part.start // max(chunk, 1), -(-part.stop // max(chunk, 1)))
+        for part, chunk in zip(region, chunks, strict=True)
+    )
+
+
 def are_whole_chunks(region: Region, chunks: Shape, shape: Shape) -> bool:
     """True for a region within an array of this shape that cuts none of its chunks.
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnxconv.planning import Plan, TargetArray, are_whole_chunks, written
+from nnxconv.planning import Plan, TargetArray, are_whole_chunks, chunk_grid, written
 from nnxconv.storage.transfer import TransferPlan
 from nnxconv.tree import Key, Region, Shape, dtype_of, item_bytes, size_bytes
 
@@ -141,9 +141,4 @@ def _cut_chunks(array: TargetArray, region: Region) -> Iterator[Shape]:
     """The chunks that a region fills, if there is one that it fills only in part."""
     if are_whole_chunks(region, array.chunks, array.view.shape):
         return
-    yield from itertools.product(
-        *(
-            range(part.start // chunk, -(-part.stop // chunk))
-            for part, chunk in zip(region, array.chunks, strict=True)
-        )
-    )
+    yield from itertools.product(*chunk_grid(region, array.chunks))

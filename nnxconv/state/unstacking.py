@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
+from nnxconv.state.block_stacks import Stack, find_blocks
 from nnxconv.state.families import Family, for_names
 from nnxconv.state.family_sources import known_families
 from nnxconv.state.layer_groups import (
@@ -17,7 +18,7 @@ from nnxconv.state.layer_groups import (
     joined,
     sections_of,
 )
-from nnxconv.state.stacks import Stack, find_blocks, take_apart
+from nnxconv.state.stacks import take_apart
 from nnxconv.state.train_state import TrainState
 from nnxconv.tree import Key, is_digits
 

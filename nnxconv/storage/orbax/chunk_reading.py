@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnxconv.planning import are_whole_chunks
+from nnxconv.planning import are_whole_chunks, chunk_grid
 from nnxconv.storage.orbax.extents import Extent, Extents
 from nnxconv.storage.orbax.item import Item
 from nnxconv.storage.zarr import ChunkCodec, chunk_key, codec_of
@@ -51,10 +51,7 @@ class ChunkReader:
         codec = self._codecs[name]
         if codec is None or not are_whole_chunks(region, array.chunks, array.shape):
             return None
-        grid = tuple(
-            range(part.start // max(chunk, 1), -(-part.stop // max(chunk, 1)))
-            for part, chunk in zip(region, array.chunks, strict=True)
-        )
+        grid = chunk_grid(region, array.chunks)
         count = math.prod(map(len, grid))
         if not count or (count > _FEW and codec.nbytes < _SMALL_BYTES):
             return None

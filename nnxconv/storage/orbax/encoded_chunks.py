@@ -7,6 +7,7 @@ from functools import partial
 
 import tensorstore as ts
 
+from nnxconv.planning import chunk_grid
 from nnxconv.storage.orbax.extents import Extent, Extents, have_same_bytes
 from nnxconv.storage.orbax.item import Item
 from nnxconv.storage.zarr import chunk_key, damaged
@@ -104,11 +105,7 @@ class EncodedChunks:
 
 def _chunks_in(source: Source, region: Region) -> Iterator[tuple[Shape, Region | None]]:
     """Index and extent of every chunk that a region touches; no extent where it is cut."""
-    axes = [
-        range(part.start // size, -(-part.stop // size))
-        for part, size in zip(region, source.chunks, strict=True)
-    ]
-    for index in itertools.product(*axes):
+    for index in itertools.product(*chunk_grid(region, source.chunks)):
         extent = tuple(
             slice(i * chunk, min((i + 1) * chunk, size))
             for i, chunk, size in zip(index, source.chunks, source.shape, strict=True)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorstore as ts
 
 from nnxconv.errors import DamagedCheckpoint
+from nnxconv.planning import region_bytes
 from nnxconv.storage import in_thread, run
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.ocdbt import Contents
@@ -100,7 +101,7 @@ class Reader:
             return np.array(told["value"], dtype)
         try:
             file = self._raw.descriptor(told["file"])
-            nbytes = math.prod(part.stop - part.start for part in region) * dtype.itemsize
+            nbytes = region_bytes(region, stored.dtype)
             return await in_thread(
                 nbytes, read_region, file, told["parts"], dtype, stored.shape, region
             )

@@ -13,7 +13,7 @@ import tensorstore as ts
 from etils import epath
 
 from nnxconv.errors import BadInput
-from nnxconv.planning import are_whole_chunks
+from nnxconv.planning import are_whole_chunks, chunk_grid
 from nnxconv.state import Tree, below
 from nnxconv.storage.files import read_if_there, remove_files, write_files
 from nnxconv.storage.gcs import is_remote
@@ -131,12 +131,7 @@ class Writer:
         """
         array, (_, codec), files = self._arrays[key], self._encoded(key), self._data_files
         assert codec is not None and files is not None
-        for index in itertools.product(
-            *(
-                range(part.start // max(size, 1), -(-part.stop // max(size, 1)))
-                for part, size in zip(region, codec.shape, strict=True)
-            )
-        ):
+        for index in itertools.product(*chunk_grid(region, codec.shape)):
             starts = [
                 nth * size - part.start
                 for nth, size, part in zip(index, codec.shape, region, strict=True)
