@@ -10,6 +10,7 @@ from .location import Location as Location
 from .location import absolute as absolute
 from .location import finished_directory as finished_directory
 from .location import locate as locate
+from .new_arrays import NewArray as NewArray
 from .opening import open_item as open_item
 from .raw_items import tensors_item as tensors_item
 from .reading import Reader as Reader
@@ -25,7 +26,6 @@ from .stability import look as look
 from .stability import refuse_changed as refuse_changed
 from .steps import choose_step as choose_step
 from .steps import steps_in as steps_in
-from .writer import NewArray as NewArray
 from .writer import Proof as Proof
 from .writer import ReadsBack as ReadsBack
 from .writer import Work as Work

@@ -12,7 +12,7 @@ from typing import Any
 
 from nnxconv.storage import ARRAY_METADATAS, STRINGS, TREE_METADATA
 from nnxconv.storage.orbax.item import array_name
-from nnxconv.storage.orbax.writer import NewArray
+from nnxconv.storage.orbax.new_arrays import NewArray
 from nnxconv.tree import EMPTY_KINDS, Key, Literal
 
 PYTREE_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"

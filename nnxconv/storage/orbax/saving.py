@@ -20,8 +20,9 @@ from nnxconv.storage.orbax.commit import nothing_left_on_failure
 from nnxconv.storage.orbax.documents import PYTREE_HANDLER, item_documents, mark, step_metadata
 from nnxconv.storage.orbax.item import array_name
 from nnxconv.storage.orbax.location import Location, absolute
+from nnxconv.storage.orbax.new_arrays import NewArray, write_scalars
 from nnxconv.storage.orbax.witness import refuse_unread
-from nnxconv.storage.orbax.writer import NewArray, Work, Writer, write_scalars
+from nnxconv.storage.orbax.writer import Work, Writer
 from nnxconv.storage.safetensors import SUFFIX
 from nnxconv.storage.zarr import Container
 from nnxconv.tree import Key, Literal

@@ -11,7 +11,7 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.orbax.item import array_name
-from nnxconv.storage.orbax.writer import NewArray
+from nnxconv.storage.orbax.new_arrays import NewArray
 from nnxconv.storage.zarr import parse_format
 from nnxconv.tree import Key, Literal
 

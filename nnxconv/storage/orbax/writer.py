@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -29,37 +28,20 @@ from nnxconv.storage.orbax.file_writer import FileWriter
 from nnxconv.storage.orbax.item import Item, array_name, joined_items
 from nnxconv.storage.orbax.kept_values import MOST_KEPT_BYTES, KeptValues
 from nnxconv.storage.orbax.location import absolute
+from nnxconv.storage.orbax.new_arrays import NewArray, metadata_entry, stored_leaf
 from nnxconv.storage.resume import Journal
 from nnxconv.storage.zarr import (
     OCDBT_CONFIG,
-    ZARR2_FILE,
-    ZARR3_FILE,
-    ArrayFormat,
     ChunkCodec,
-    Container,
     all_done,
     chunk_key,
     codec_of,
-    compressed,
     directory_spec,
-    kvstore_spec,
     new_array_spec,
     new_context,
     parse_format,
-    target_metadata,
 )
-from nnxconv.tree import Key, Leaf, Literal, Region, Shape, Source
-
-
-@dataclass(frozen=True)
-class NewArray:
-    """An array of the target: what Orbax shall restore it as, and its metadata on disk."""
-
-    key: Key
-    value_type: str
-    zarr_format: int
-    metadata: Mapping[str, Any]
-    prng_impl: str | None = None
+from nnxconv.tree import Key, Region, Shape
 
 
 class Writer:
@@ -225,7 +207,7 @@ class Writer:
         }
         path = self.directory.as_posix()
         leaves = {
-            key: _stored(key, leaf, formats, path, self._arrays) for key, leaf in tree.items()
+            key: stored_leaf(key, leaf, formats, path, self._arrays) for key, leaf in tree.items()
         }
         is_zarr3 = any(array.zarr_format == 3 for array in formats.values())
         contents = read_contents(self.directory) if self._use_ocdbt else None
@@ -241,7 +223,7 @@ class Writer:
             return
         store = await ts.KvStore.open(self.values_spec, context=self.context)
         async with self.commit("metadata"):
-            writes = [store.write(*_metadata_entry(array)) for array in self._arrays.values()]
+            writes = [store.write(*metadata_entry(array)) for array in self._arrays.values()]
             await all_done(writes)
             for write in writes:
                 write.result()
@@ -293,7 +275,7 @@ class Writer:
         files: dict[epath.Path, str | bytes] = {}
         if self._kept is not None:
             files = {self.directory / file: it for file, it in self._kept.take_into(found).items()}
-        texts = dict(map(_metadata_entry, self._arrays.values()))
+        texts = dict(map(metadata_entry, self._arrays.values()))
         sizes, nothing = list(map(len, texts.values())), [0] * len(texts)
         found.extend(list(texts), [""] * len(texts), nothing, sizes, list(texts.values()))
         database = new_database(found.in_order())
@@ -330,52 +312,6 @@ def _is_there(database: epath.Path) -> bool:
 def _database(item: epath.Path, process: int) -> epath.Path:
     """The database that a process writes to."""
     return item / f"ocdbt.process_{process}" if process else item
-
-
-async def write_scalars(
-    directory: epath.Path, values: Mapping[str, int | float], container: Container
-) -> None:
-    """Writes numbers as arrays without axes, of 8 bytes as Python has them, in an item."""
-    kvstore = kvstore_spec(directory, container.use_ocdbt)
-    if container.use_ocdbt:
-        kvstore["config"] = OCDBT_CONFIG
-    transaction, own = ts.Transaction(atomic=False), new_context()
-    for name, value in values.items():
-        dtype = "float64" if isinstance(value, float) else "int64"
-        zarr_format = container.model.zarr_format
-        metadata = target_metadata(container.model, (), dtype, ())
-        if container.compression is not None:
-            metadata = compressed(metadata, container.compression)
-        file = ZARR2_FILE if zarr_format == 2 else ZARR3_FILE
-        store = await ts.KvStore.open(kvstore, context=own)
-        into = store.with_transaction(transaction) if container.use_ocdbt else store
-        await into.write(f"{name}/{file}", json.dumps(metadata).encode())
-        spec = new_array_spec(kvstore, name, zarr_format, metadata)
-        array = await ts.open(spec, transaction=transaction, context=own)
-        await array.write(value)
-    await transaction.commit_async()
-
-
-def _metadata_entry(array: NewArray) -> tuple[str, bytes]:
-    """Where the metadata of an array is stored, and its text."""
-    file = ZARR2_FILE if array.zarr_format == 2 else ZARR3_FILE
-    return f"{array_name(array.key)}/{file}", json.dumps(array.metadata).encode()
-
-
-def _stored(
-    key: Key,
-    leaf: Leaf,
-    formats: Mapping[str, ArrayFormat],
-    store: str,
-    arrays: Mapping[Key, NewArray],
-) -> Leaf:
-    """A leaf of a new tree as it is stored."""
-    if isinstance(leaf, Literal):
-        return leaf
-    stored = formats[array_name(key)]
-    kind = "scalar" if arrays[key].value_type == "scalar" else "array"
-    impl = arrays[key].prng_impl
-    return Source(array_name(key), stored.shape, stored.dtype, stored.chunks, store, kind, impl)
 
 
 @dataclass(frozen=True)
