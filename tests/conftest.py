@@ -1,6 +1,8 @@
 """Checkpoints that lie elsewhere, and a server of gs:// paths."""
 
 import gc
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,11 @@ from tests.support.conformance import cases, checkpoints, found
 
 if TYPE_CHECKING:
     from tests.support.gcs import Storage
+
+# Tests start many processes: what they import is compiled once, also where the environment says not
+# to keep it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 settings.register_profile("unhurried", deadline=None)  # a slow machine breaks no law
 settings.load_profile("unhurried")
