@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from nnxconv.errors import BadInput
+from nnxconv.state import announced_points, package_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -56,13 +57,9 @@ def announced() -> dict[str, "EntryPoint"]:
     Raises:
       BadInput: two packages have a layout of one name, or one has a name of ours.
     """
-    from importlib.metadata import entry_points
-
     found: dict[str, EntryPoint] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+    for point in announced_points(GROUP):
         known = found.get(point.name)
-        if known is not None and known == point:  # a directory may be on the path twice
-            continue
         if known is not None or point.name in OWN:
             other = "nnxconv" if known is None else package_of(known)
             raise BadInput(
@@ -71,8 +68,3 @@ def announced() -> dict[str, "EntryPoint"]:
             )
         found[point.name] = point
     return found
-
-
-def package_of(point: "EntryPoint") -> str:
-    """The name of the package that announces a layout."""
-    return point.dist.name if point.dist is not None else point.module

@@ -1,11 +1,12 @@
 """Our codecs, and those that other packages announce as entry points (see `layouts`)."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnxconv.errors import BadInput
 from nnxconv.layouts.form import Codec
-from nnxconv.layouts.names import announced, package_of
+from nnxconv.layouts.names import announced
+from nnxconv.state import load_point, package_of, repair_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -45,24 +46,14 @@ def _load(point: "EntryPoint") -> Codec:
     Raises:
       BadInput: it cannot be imported, or is no codec.
     """
-    hint = f"repair `{package_of(point)}`, or remove it: `pip uninstall {package_of(point)}`"
-    try:
-        codec = point.load()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise BadInput(
-            f"the layout `{point.name}` of `{package_of(point)}` cannot be loaded",
-            where=point.value,
-            details=[reason],
-            hint=hint,
-        ) from error
+    codec: Any = load_point(point, f"the layout `{point.name}`")
     problems = _problems(point, codec)
     if problems:
         raise BadInput(
             f"the layout `{point.name}` of `{package_of(point)}` is not a codec",
             where=point.value,
             details=problems,
-            hint=hint,
+            hint=repair_of(point),
         )
     return codec
 

@@ -42,6 +42,10 @@ from .optimizer import split_empties as split_empties
 from .optimizer import with_empties as with_empties
 from .optimizer import with_level as with_level
 from .optimizer import without_level as without_level
+from .plugins import announced_points as announced_points
+from .plugins import load_point as load_point
+from .plugins import package_of as package_of
+from .plugins import repair_of as repair_of
 from .qk_clip import LOGITS as LOGITS
 from .qk_clip import Clipped as Clipped
 from .qk_clip import attention_modules as attention_modules

@@ -6,12 +6,13 @@ of that form each) add others.
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 
 from nnxconv.errors import BadInput
 from nnxconv.state.families import Family
 from nnxconv.state.family_toml import parse_families
+from nnxconv.state.plugins import announced_points, load_point
 
 GROUP = "nnxconv.families"
 """The entry points by which other packages announce families."""
@@ -34,8 +35,9 @@ def known_families() -> Mapping[str, Family]:
     """
     text = resources.files("nnxconv.state").joinpath("families.toml").read_text()
     found = parse_families(text, "families.toml")
-    for point in dict.fromkeys(metadata.entry_points(group=GROUP)):
-        added = _announced(point)
+    for point in announced_points(GROUP):
+        text = str(load_point(point, f"the families `{point.name}`"))
+        added = parse_families(text, point.value)
         taken = sorted(added.keys() & found.keys())
         if taken:
             raise BadInput(f"the family `{taken[0]}` is described twice", where=point.value)
@@ -46,19 +48,6 @@ def known_families() -> Mapping[str, Family]:
 def families_with(asked: Family | None) -> tuple[Family, ...] | None:
     """The one that is asked for before all that are known; None, for those, where none is."""
     return None if asked is None else (asked, *known_families().values())
-
-
-def _announced(point: metadata.EntryPoint) -> dict[str, Family]:
-    try:
-        text = point.load()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise BadInput(
-            f"the families of `{point.name}` cannot be loaded",
-            where=point.value,
-            details=[reason],
-        ) from error
-    return parse_families(str(text), point.value)
 
 
 def asked_family(name: "str | Family | None", read: Read = _read_local) -> Family | None:

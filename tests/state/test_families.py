@@ -306,7 +306,8 @@ def test_a_package_announces_families(monkeypatch, tmp_path):
     _, blocks = our_model(tmp_path)
     point = metadata.EntryPoint("ours", "json:__name__", family_sources.GROUP)
     monkeypatch.setattr(metadata.EntryPoint, "load", lambda self: OURS)
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
+    announced = {family_sources.GROUP: [point]}
+    monkeypatch.setattr(metadata, "entry_points", lambda group: announced.get(group, []))
     family_sources.known_families.cache_clear()
     try:
         assert "ours" in family_sources.known_families()
@@ -315,6 +316,25 @@ def test_a_package_announces_families(monkeypatch, tmp_path):
         monkeypatch.undo()
         family_sources.known_families.cache_clear()
     assert "decoder.layers: 8 layers, stacked on axis 1 in blocks of 3\n" in shown
+
+
+def test_families_that_cannot_be_loaded_are_an_error_that_names_their_package(monkeypatch):
+    point = metadata.EntryPoint("ours", "no_such_module:FAMILIES", family_sources.GROUP)
+    announced = {family_sources.GROUP: [point]}
+    monkeypatch.setattr(metadata, "entry_points", lambda group: announced.get(group, []))
+    family_sources.known_families.cache_clear()
+    try:
+        with pytest.raises(BadInput) as raised:
+            family_sources.known_families()
+    finally:
+        monkeypatch.undo()
+        family_sources.known_families.cache_clear()
+    assert raised.value.message == "the families `ours` of `no_such_module` cannot be loaded"
+    assert raised.value.where == "no_such_module:FAMILIES"
+    assert raised.value.details == ("ModuleNotFoundError: No module named 'no_such_module'",)
+    assert raised.value.hint == (
+        "repair `no_such_module`, or remove it: `pip uninstall no_such_module`"
+    )
 
 
 # what a description says, and what is wrong with it
