@@ -18,9 +18,9 @@ from nnxconv.storage import ADAPTER_CONFIG, deferred_interrupts, run, to_the_end
 from nnxconv.storage.files import placed, write_files
 from nnxconv.storage.orbax import (
     Item,
-    Place,
     Proof,
     Reader,
+    Staging,
     Target,
     nothing_left_on_failure,
     refuse_changed,
@@ -176,7 +176,7 @@ async def _copy_all(
 class TensorsWriter:
     """The arrays of new safetensors files, whose headers are written."""
 
-    def __init__(self, place: Place, shards: Sequence[Shard]) -> None:
+    def __init__(self, place: Staging, shards: Sequence[Shard]) -> None:
         folder = Path(os.fspath(place.directory))
         self._place = place.directory
         self._files = {shard.file: (folder / shard.file).open("r+b", 0) for shard in shards}

@@ -9,6 +9,7 @@ from .names import ADAPTER_CONFIG as ADAPTER_CONFIG
 from .names import ARRAY_METADATAS as ARRAY_METADATAS
 from .names import COMMITTED as COMMITTED
 from .names import DELETION as DELETION
+from .names import MANIFEST as MANIFEST
 from .names import MARKER as MARKER
 from .names import STEP_METADATA as STEP_METADATA
 from .names import STRINGS as STRINGS

@@ -3,6 +3,8 @@
 TREE_METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
 STRINGS = "_strings.json"
+MANIFEST = "manifest.ocdbt"
+"""The file of an OCDBT database that says where its values are."""
 UNFINISHED = ".orbax-checkpoint-tmp"
 USUAL_ITEMS = ("items", "default", "state", "pytree")
 ARRAY_METADATAS = "array_metadatas"

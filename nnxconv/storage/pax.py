@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
+from nnxconv.storage import MANIFEST
 from nnxconv.storage.files import (
     Folder,
     files_below,
@@ -81,7 +82,7 @@ def open_pax(path: str, step: int | None = None) -> PaxCheckpoint:
     refuse_strangers(top, folder, parent / "metadata")
     seen = look(folder)
     names = sorted(found.folders)
-    if "manifest.ocdbt" in found.files:
+    if MANIFEST in found.files:
         raise NotACheckpoint(
             "this Pax checkpoint is an OCDBT database (version 1.2), which is not supported",
             where=str(folder),
@@ -128,7 +129,7 @@ def _has_leaves(folder: Folder) -> bool:
     """True where parameters are, one by one or in a database."""
     if TREE_METADATA in folder.files:
         return False
-    if any(name.startswith(_PARAMETERS) or name == "manifest.ocdbt" for name in folder.names):
+    if any(name.startswith(_PARAMETERS) or name == MANIFEST for name in folder.names):
         return True
     return "state" in folder.folders and _has_leaves(open_folder(folder.path / "state"))
 

@@ -1,4 +1,3 @@
-from .contents import MANIFEST as MANIFEST
 from .contents import NO_CONTENTS as NO_CONTENTS
 from .contents import Contents as Contents
 from .contents import read_contents as read_contents

@@ -12,6 +12,7 @@ import tensorstore as ts
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
+from nnxconv.storage import MANIFEST
 from nnxconv.storage.gcs import count_repetition, first_sentence, is_remote
 from nnxconv.storage.ocdbt.nodes import (
     MAX_NODE_BYTES,
@@ -27,7 +28,6 @@ from nnxconv.storage.zarr import context, directory_spec
 
 MAX_KEYS_BYTES = 2**30
 """Of all keys of a database, each in full."""
-MANIFEST = "manifest.ocdbt"
 
 
 @dataclass(frozen=True)

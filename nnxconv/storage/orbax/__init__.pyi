@@ -1,6 +1,6 @@
 from .beside import ExtraFiles as ExtraFiles
 from .beside import files_beside as files_beside
-from .commit import Place as Place
+from .commit import Staging as Staging
 from .commit import nothing_left_on_failure as nothing_left_on_failure
 from .encoded_chunks import EncodedChunks as EncodedChunks
 from .item import Item as Item

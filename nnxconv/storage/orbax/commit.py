@@ -28,7 +28,7 @@ from nnxconv.storage.orbax.documents import mark
 
 
 @dataclass(frozen=True)
-class Place:
+class Staging:
     """A directory that is filled, and what makes it the target when it is complete.
 
     Attributes:
@@ -44,7 +44,7 @@ class Place:
 @contextmanager
 def nothing_left_on_failure(
     path: epath.Path, *, may_replace: bool, is_marked: bool = True, file: str = ""
-) -> Iterator[Place]:
+) -> Iterator[Staging]:
     """Removes the temporary directory, and the parents made for it, unless all goes well.
 
     Args:
@@ -62,7 +62,7 @@ def nothing_left_on_failure(
             _no_objects_left_on_failure(path, may_replace, lease) as place,
         ):
             commit = partial(_mark_while_held, place, path, lease)
-            yield Place(place, commit, partial(lease.check, surely=True))
+            yield Staging(place, commit, partial(lease.check, surely=True))
         return
     with parents_made(path), locked(path):
         _undo(path)  # what a killed run left
@@ -71,7 +71,7 @@ def nothing_left_on_failure(
             with last_resort(partial(_undo, path)):
                 made = _made(_temporary(path))
                 commit = partial(_rename, made, path, may_replace, is_marked=is_marked, file=file)
-                yield Place(made.directory, commit)
+                yield Staging(made.directory, commit)
         except BaseException:
             _undo(path)
             raise

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from nnxconv.storage import UNFINISHED
+from nnxconv.storage import MANIFEST, UNFINISHED
 from nnxconv.storage.files import Folder
 
 SAVE = "`ocp.StandardCheckpointer().save(NEW, tree)`"
@@ -45,7 +45,7 @@ FORMATS = (
     Format(
         "a checkpoint of Levanter",
         "read it with `levanter.checkpoint.load_checkpoint(tree, PATH)`",
-        together=("metadata.json", "manifest.ocdbt"),
+        together=("metadata.json", MANIFEST),
     ),
     Format(
         "a TensorFlow SavedModel",
@@ -103,7 +103,7 @@ FORMATS = (
         "arrays of TensorStore or Zarr without Orbax's `_METADATA`",
         "read each with `ts.open`",
         files=(".zarray", "zarr.json"),
-        together=("manifest.ocdbt",),
+        together=(MANIFEST,),
     ),
 )
 """The more particular ones first."""

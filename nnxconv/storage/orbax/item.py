@@ -10,7 +10,7 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint, NotACheckpoint
 from nnxconv.state import Tree
-from nnxconv.storage import ARRAY_METADATAS, STRINGS, TREE_METADATA
+from nnxconv.storage import ARRAY_METADATAS, MANIFEST, STRINGS, TREE_METADATA
 from nnxconv.storage.files import (
     Folder,
     SmallFiles,
@@ -21,7 +21,7 @@ from nnxconv.storage.files import (
     read_json,
 )
 from nnxconv.storage.gcs import first_sentence
-from nnxconv.storage.ocdbt import MANIFEST, Contents, Values, read_contents
+from nnxconv.storage.ocdbt import Contents, Values, read_contents
 from nnxconv.storage.orbax.stability import Seen, look_at
 from nnxconv.storage.orbax.tree_metadata import tree_entries
 from nnxconv.storage.zarr import (
@@ -129,7 +129,7 @@ def orbax_item(folder: Folder, is_read: bool, small: SmallFiles) -> Item:
         ) from error
     use_ocdbt = metadata.get("use_ocdbt")
     if use_ocdbt is None:
-        use_ocdbt = "manifest.ocdbt" in folder.files
+        use_ocdbt = MANIFEST in folder.files
     use_zarr3 = bool(metadata.get("use_zarr3"))
     names = {key: array_name(key) for key, kind in entries if kind in _ARRAY_TYPES}
     contents = read_contents(path, small.read(path / MANIFEST)) if use_ocdbt else None

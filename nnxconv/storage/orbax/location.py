@@ -24,6 +24,7 @@ from nnxconv.storage import (
     ARRAY_METADATAS,
     COMMITTED,
     DELETION,
+    MANIFEST,
     STEP_METADATA,
     STRINGS,
     TREE_METADATA,
@@ -41,7 +42,6 @@ from nnxconv.storage.files import (
 from nnxconv.storage.gcs import is_remote, prepare
 from nnxconv.storage.msgpack import OLD_TREE, is_msgpack, newest_file
 from nnxconv.storage.npz import SUFFIX as NPZ
-from nnxconv.storage.ocdbt import MANIFEST
 from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
 from nnxconv.storage.orbax.foreign import looks_like, seems_to_be
 from nnxconv.storage.orbax.steps import (

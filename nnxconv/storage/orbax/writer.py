@@ -14,10 +14,10 @@ from etils import epath
 from nnxconv.errors import BadInput
 from nnxconv.planning import are_whole_chunks, chunk_grid
 from nnxconv.state import Tree, below
+from nnxconv.storage import MANIFEST
 from nnxconv.storage.files import read_if_there, remove_files, write_files
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.ocdbt import (
-    MANIFEST,
     NO_CONTENTS,
     Columns,
     new_database,

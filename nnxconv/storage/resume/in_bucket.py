@@ -25,7 +25,7 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import StorageError
-from nnxconv.storage import COMMITTED
+from nnxconv.storage import COMMITTED, MANIFEST
 from nnxconv.storage.files import (
     copy_files,
     files_below,
@@ -38,7 +38,7 @@ from nnxconv.storage.files import (
     remove_tree,
 )
 from nnxconv.storage.gcs import Lease, filesystem, object_at, plain_reason
-from nnxconv.storage.resume.journal import MANIFEST, Stamp
+from nnxconv.storage.resume.journal import Stamp
 from nnxconv.storage.zarr import directory_spec
 
 

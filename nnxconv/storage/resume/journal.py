@@ -21,7 +21,6 @@ from etils import epath
 
 from nnxconv.tree import counted, format_bytes
 
-MANIFEST = "manifest.ocdbt"
 NODES = "d"
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import BadInput
+from nnxconv.storage import MANIFEST
 from nnxconv.storage.files import (
     digest_file,
     files_below,
@@ -28,7 +29,7 @@ from nnxconv.storage.files import (
     refuse_links,
     write_files,
 )
-from nnxconv.storage.resume.journal import MANIFEST, NODES, Stamp
+from nnxconv.storage.resume.journal import NODES, Stamp
 from nnxconv.storage.zarr import directory_spec
 
 _WRITTEN_IN_PLACE = frozenset({"lock", "begun", "begun.new", "journal", "journal.new"})

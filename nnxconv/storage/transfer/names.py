@@ -4,14 +4,14 @@ import posixpath
 from collections.abc import Iterable, Sequence
 
 from nnxconv.errors import BadInput
-from nnxconv.storage import COMMITTED, STEP_METADATA, STRINGS, TREE_METADATA
+from nnxconv.storage import COMMITTED, MANIFEST, STEP_METADATA, STRINGS, TREE_METADATA
 from nnxconv.storage.orbax import array_name
 from nnxconv.storage.safetensors import METADATA
 from nnxconv.storage.transfer.shares import Share
 
 _OWN_FILES = (
     *(TREE_METADATA, STEP_METADATA, STRINGS, COMMITTED),
-    *("_sharding", "array_metadatas", "manifest.ocdbt"),
+    *("_sharding", "array_metadatas", MANIFEST),
 )
 _LONGEST_NAME = 255
 """Bytes of a name on the usual file systems."""
