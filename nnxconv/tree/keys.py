@@ -11,6 +11,7 @@ A key is a tuple of names (mapping keys) and ints (sequence or layer indices):
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import chain
 from typing import TypeAlias
 
@@ -21,15 +22,15 @@ _PLAIN_NAME = re.compile(r"[^\W\d][\w-]*")
 
 def spell(key: Key) -> str:
     """The key as text; names that are not plain words are quoted in brackets."""
-    text = ""
-    for part in key:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif _PLAIN_NAME.fullmatch(part):
-            text += f".{part}" if text else part
-        else:
-            text += f"[{json.dumps(part)}]"
-    return text
+    return "".join(map(_spelled, key)).removeprefix(".")
+
+
+@lru_cache(maxsize=2**16)
+def _spelled(part: str | int) -> str:
+    """A part of a key below others; most trees have few that differ."""
+    if isinstance(part, str) and _PLAIN_NAME.fullmatch(part):
+        return f".{part}"
+    return f"[{json.dumps(part)}]"
 
 
 def sort_key(key: Key) -> tuple[tuple[bool, int, str], ...]:
