@@ -62,10 +62,9 @@ class UploadingWriter(TensorsWriter):
     def put(self, key: Key, region: Region, values: np.ndarray) -> None:
         """Writes a region of an array; the last one of a shard sends it off."""
         file = self._tensor(key).file
-        if file in self._up:
-            return
-        super().put(key, region, values)
-        self._count(file, values.nbytes)
+        if file not in self._up:
+            super().put(key, region, values)
+            self._count(file, values.nbytes)
 
     def copy(self, name: str, descriptor: int, start: int) -> None:
         """The same of a whole array."""

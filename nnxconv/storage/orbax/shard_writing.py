@@ -60,8 +60,10 @@ class TensorsWriter:
         return True
 
     def put(self, key: Key, region: Region, values: np.ndarray) -> None:
-        """Writes a region of an array."""
+        """Writes a region of an array, unless it is there: of a block that is done in part."""
         tensor = self._tensor(key)
+        if self._has(tensor, region):
+            return
         file = self._files[tensor.file]
         with placed(str(file.name)):
             write_region(file.fileno(), tensor.start, tensor.shape, region, values)
