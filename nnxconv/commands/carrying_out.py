@@ -120,8 +120,11 @@ def _planned(whole: Whole, places: Places, way: Way) -> Sequence["Share"]:
         max_memory=parse_bytes(way.max_memory),
     )
     check_names(shares, bool(target.tensors))
+    is_ours = way.resume and has_remains(target.path)
     if target.tensors:
-        check_tensors_place(places.source_path, places.location, target, way.overwrite)
+        check_tensors_place(
+            places.source_path, places.location, target, way.overwrite, is_ours=is_ours
+        )
         return shares
     is_step = target.is_split and places.location.given_as == "item"
     check_places(
@@ -130,7 +133,7 @@ def _planned(whole: Whole, places: Places, way: Way) -> Sequence["Share"]:
         places.target_path,
         target,
         way.overwrite,
-        is_ours=way.resume and has_remains(target.path),
+        is_ours=is_ours,
     )
     return shares
 
@@ -172,6 +175,7 @@ def _written(
                     target,
                     shard_bytes=shard_bytes,
                     proof=proof,
+                    journal=journals.get(shares[0].name),
                     watch=way.watch,
                 )
             return execute(
@@ -214,17 +218,14 @@ def _refuse_unfit(way: Way, target: "Target") -> None:
     """Refuses a way that does not fit the target.
 
     Raises:
-      BadInput: several processes do it, or safetensors are written; those one process writes,
-        at once and uncompressed.
+      BadInput: several processes go on with what was begun; or safetensors are written, which one
+        process writes, and uncompressed.
     """
     if target.tensors and way.compression is not None:
         raise BadInput("safetensors are not compressed", hint="leave out `--compression`")
-    if target.tensors and (way.resume or way.team.count > 1):
-        option = "--resume" if way.resume else "--distributed"
-        anew = ": a run that was killed leaves nothing in the way of another one"
+    if target.tensors and way.team.count > 1:
         raise BadInput(
-            f"safetensors are written without `{option}`",
-            hint=f"leave out `{option}`" + (anew if way.resume else ""),
+            "safetensors are written without `--distributed`", hint="leave out `--distributed`"
         )
     if way.resume and way.team.count > 1:
         raise BadInput(
@@ -249,7 +250,13 @@ def _journals(
         yield {}
         return
     source = [item.path for item in items.values()]
-    asked = begun(_digest(shares, record), source, options)
-    names = [share.name for share in shares]
-    with resumable_work(target.path, asked, names, may_replace=target.may_replace) as journals:
+    shards = [parse_bytes(way.shard_size)] if target.tensors else []
+    asked = begun(_digest(shares, record, *shards), source, options)
+    with resumable_work(
+        target.path,
+        asked,
+        [share.name for share in shares],
+        may_replace=target.may_replace,
+        has_ranges=target.tensors,
+    ) as journals:
         yield journals

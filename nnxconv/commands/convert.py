@@ -238,5 +238,5 @@ def _told(options: Options, way: Way, **others: Any) -> dict[str, Any]:
     told = {name.rstrip("_"): value for name, value in asdict(options).items()} | others
     told["family"] = None if options.family is None else options.family.name
     told |= {"max_memory": way.max_memory, "transfer": way.transfer}
-    told["compression"] = way.compression
+    told |= {"compression": way.compression, "shard_size": way.shard_size}
     return {n: "rules" if isinstance(value, Rules) else value for n, value in told.items()}

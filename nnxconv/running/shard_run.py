@@ -35,6 +35,10 @@ class PutsBlocks(Protocol):
         """True for a region of an array that it writes so."""
         ...
 
+    def has(self, key: Key, region: Region) -> bool:
+        """True for a region that an interrupted run has written."""
+        ...
+
     def put(self, key: Key, region: Region, values: np.ndarray) -> None:
         """Writes a region; several threads may do so at once."""
         ...
@@ -139,6 +143,9 @@ class ShardRun:
         async with Flight(most, self._plan.flight_bytes) as flight:
             for window in windows:
                 for job in window:
+                    if all(writer.has(array.key, region) for array, region in written(job)):
+                        self._skip([job])
+                        continue
                     await flight.begin(job.block_bytes, partial(self._put, job, writer))
                 self._tell()
         self._tell()

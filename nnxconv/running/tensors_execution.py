@@ -1,49 +1,46 @@
 """Run a plan whose target is safetensors: shards of known sizes, filled where each array lies."""
 
 import asyncio
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from nnxconv.errors import DamagedCheckpoint
 from nnxconv.planning import TargetArray
 from nnxconv.running.events import Event, Watcher, ignore
 from nnxconv.running.shard_run import ShardRun
 from nnxconv.running.sharing import work_shard_of
-from nnxconv.state import Tree
 from nnxconv.storage import ADAPTER_CONFIG, deferred_interrupts, run, to_the_end, together
-from nnxconv.storage.files import placed, write_files
+from nnxconv.storage.files import check_lock, write_files
+from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax import (
     Item,
     Proof,
     Reader,
-    Staging,
+    ReadsBack,
     Target,
+    TensorsWriter,
     nothing_left_on_failure,
     refuse_changed,
-    tensors_item,
+    temporary_files_told,
+    tensors_writer,
+    write_beside,
 )
+from nnxconv.storage.resume import Journal
 from nnxconv.storage.safetensors import (
     ADAPTER_FILE,
     INDEX,
     OpenFiles,
     Shard,
-    Tensor,
-    begin,
-    copy_bytes,
     index_text,
     shards_of,
-    write_region,
 )
 from nnxconv.storage.transfer import Moved, Share
 from nnxconv.storage.zarr import RAW, damaged
-from nnxconv.tree import Key, Region, Source, dtype_of
+from nnxconv.tree import Source, dtype_of
 
 COPIES_AT_ONCE = 4
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def execute_tensors(
@@ -53,61 +50,96 @@ def execute_tensors(
     *,
     shard_bytes: int,
     proof: Proof | None = None,
+    journal: Journal | None = None,
     watch: Watcher = ignore,
 ) -> Moved:
     """Writes a share's arrays as safetensors and commits them, unless the proof fails.
 
+    With a journal, what an interrupted run has done is kept, and what this one does is entered.
+
     Raises:
       DamagedCheckpoint: a stored array cannot be read.
       BadInput: a cast would change an integer's value.
+      PlanError: a bucket is written, and there is no room for temporary files.
     """
-    file = target.tensors_file
+    shards = _shards(share, target, shard_bytes)
+    moved = Moved(notes=[] if journal is None else list(journal.notes))
+    writers: list[TensorsWriter] = []
+
+    def last(place: Any) -> None:
+        """What makes a folder in a bucket complete."""
+        if len(shards) > 1:
+            write_files({place / INDEX: index_text(shards)})
+        for writer in writers:
+            writer.finish(place)
+
     with (
-        deferred_interrupts() as check,
+        deferred_interrupts() as check_interrupt,
         nothing_left_on_failure(
-            target.path, may_replace=target.may_replace, is_marked=False, file=file
+            target.path,
+            may_replace=target.may_replace,
+            is_marked=False,
+            file=target.tensors_file,
+            last=last,
         ) as place,
     ):
-        folder = Path(os.fspath(place.directory))
-        named = [(a.name, dtype_of(a.view), a.view.shape) for a in share.plan.arrays]
-        only = ADAPTER_FILE if ADAPTER_CONFIG in target.files else ""
-        shards = shards_of(named, shard_bytes, file or only)
-        for shard in shards:
-            begin(folder, shard)
-        moved = Moved()
-        with TensorsWriter(place, shards) as writer:
-            run(_fill(share, items, writer, moved, check, watch, proof))
-        for name, source in target.files.items():
-            write_files({place.directory / name: source.read_bytes()})
-        if len(shards) > 1:
-            write_files({place.directory / INDEX: index_text(shards)})
-        if not file and target.may_replace:
-            _keep_others(Path(os.fspath(target.path)), folder)
-        refuse_changed(items.values())
-        check()
-        with to_the_end():
-            place.commit()
+        check = _checks(target, journal, check_interrupt)
+        with (
+            temporary_files_told() if is_remote(place.directory) else nullcontext(),
+            tensors_writer(share.plan, shards, place.directory, journal) as writer,
+        ):
+            writers.append(writer)
+            run(_fill(share, items, writer, moved, check, watch, _proving(proof, journal)))
+            if journal is not None:
+                journal.give(place.directory)
+            write_beside(target, shards, place.directory)
+            refuse_changed(items.values())
+            check()
+            place.confirm()
+            with to_the_end():
+                place.commit()
     return moved
 
 
-def _keep_others(old: Path, new: Path) -> None:
-    """Keeps what stands beside the safetensors that are replaced, such as a README.
+def _proving(proof: Proof | None, journal: Journal | None) -> Proof | None:
+    """The proof, after which nothing is kept for another run where it fails."""
+    if proof is None or journal is None:
+        return proof
 
-    A file is not copied but has both names until the old folder goes, where the disk can do that.
-    """
-    for file in old.iterdir() if old.is_dir() else ():
-        if file.name.endswith(_WEIGHTS) or file.is_dir() or (new / file.name).exists():
-            continue
+    async def prove(writer: ReadsBack) -> None:
         try:
-            (new / file.name).hardlink_to(file)
-        except OSError:
-            shutil.copy2(file, new / file.name, follow_symlinks=False)
+            await proof(writer)
+        except DamagedCheckpoint:
+            journal.forget()
+            raise
+
+    return prove
+
+
+def _shards(share: Share, target: Target, shard_bytes: int) -> list[Shard]:
+    named = [(a.name, dtype_of(a.view), a.view.shape) for a in share.plan.arrays]
+    only = ADAPTER_FILE if ADAPTER_CONFIG in target.files else ""
+    return shards_of(named, shard_bytes, target.tensors_file or only)
+
+
+def _checks(
+    target: Target, journal: Journal | None, check_interrupt: Callable[[], None]
+) -> Callable[[], None]:
+    """Goes on, unless this run was interrupted, or another one is in the way."""
+
+    def check() -> None:
+        check_interrupt()
+        check_lock(target.path)
+        if journal is not None:
+            journal.check()
+
+    return check
 
 
 async def _fill(
     share: Share,
     items: Mapping[str, Item],
-    writer: "TensorsWriter",
+    writer: TensorsWriter,
     moved: Moved,
     check: Callable[[], None],
     watch: Watcher,
@@ -116,7 +148,8 @@ async def _fill(
     """All bytes of all arrays, on disk; then the proof."""
     arrays = share.plan.arrays
     whole = [array for array in arrays if _is_whole(array, items)]
-    await _copy_all(whole, items, writer, check)
+    left = [array for array in whole if not writer.has_all(array.name)]
+    await _copy_all(left, items, writer, check)
     moved.copied_chunks += len(whole)
     moved.nbytes += sum(writer.tensors[array.name].nbytes for array in whole)
     gone = {array.key for array in whole}
@@ -139,13 +172,15 @@ def _is_whole(array: TargetArray, items: Mapping[str, Item]) -> bool:
     if not isinstance(array.view, Source):
         return False
     stored = items[array.view.store].formats[array.view.name]
-    return stored.zarr_format == RAW and len(stored.metadata.get("parts", ())) == 1
+    if stored.zarr_format != RAW or is_remote(stored.metadata.get("file", "")):
+        return False
+    return len(stored.metadata.get("parts", ())) == 1
 
 
 async def _copy_all(
     arrays: Sequence[TargetArray],
     items: Mapping[str, Item],
-    writer: "TensorsWriter",
+    writer: TensorsWriter,
     check: Callable[[], None],
 ) -> None:
     """Copies the bytes of whole arrays, several at once."""
@@ -153,65 +188,19 @@ async def _copy_all(
     limit = asyncio.Semaphore(COPIES_AT_ONCE)
 
     async def copy(array: TargetArray) -> None:
-        source, there = array.view, writer.tensors[array.name]
+        source = array.view
         assert isinstance(source, Source)
         stored = items[source.store].formats[source.name]
         async with limit:
             check()
             try:
                 await asyncio.to_thread(
-                    copy_bytes,
+                    writer.copy,
+                    array.name,
                     files.descriptor(stored.metadata["file"]),
                     stored.metadata["parts"][0][0],
-                    writer.descriptor(there),
-                    there.start,
-                    there.nbytes,
                 )
             except ValueError as error:
                 raise damaged(items[source.store].path, source.name, error) from error
 
     await together(copy(array) for array in arrays)
-
-
-class TensorsWriter:
-    """The arrays of new safetensors files, whose headers are written."""
-
-    def __init__(self, place: Staging, shards: Sequence[Shard]) -> None:
-        folder = Path(os.fspath(place.directory))
-        self._place = place.directory
-        self._files = {shard.file: (folder / shard.file).open("r+b", 0) for shard in shards}
-        self.tensors = {name: one for shard in shards for name, one in shard.tensors.items()}
-
-    def descriptor(self, tensor: Tensor) -> int:
-        """The open file of an array."""
-        return self._files[tensor.file].fileno()
-
-    def puts(self, key: Key, region: Region) -> bool:
-        """Each region of each array is written where it belongs."""
-        del key, region
-        return True
-
-    def put(self, key: Key, region: Region, values: np.ndarray) -> None:
-        """Writes a region of an array."""
-        tensor = self.tensors[".".join(map(str, key))]
-        file = self._files[tensor.file]
-        with placed(str(file.name)):
-            write_region(file.fileno(), tensor.start, tensor.shape, region, values)
-
-    def settle(self) -> None:
-        """Waits until all is on disk."""
-        for file in self._files.values():
-            with placed(str(file.name)):
-                os.fsync(file.fileno())
-
-    def __enter__(self) -> "TensorsWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def read_back(self, tree: Tree) -> Item:
-        """The item as it has been written so far."""
-        del tree
-        return tensors_item(self._place, self._place, self.tensors, {})

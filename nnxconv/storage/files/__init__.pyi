@@ -20,12 +20,16 @@ from .operations import copy_file as copy_file
 from .operations import copy_files as copy_files
 from .operations import copy_tree as copy_tree
 from .operations import files_below as files_below
+from .operations import generation_of as generation_of
 from .operations import generations_below as generations_below
+from .operations import is_complete as is_complete
+from .operations import is_tensors_mark as is_tensors_mark
 from .operations import read_if_there as read_if_there
 from .operations import read_objects as read_objects
 from .operations import remove_files as remove_files
 from .operations import remove_tree as remove_tree
 from .operations import stamps_below as stamps_below
+from .operations import upload as upload
 from .operations import write_files as write_files
 from .small_files import SmallFiles as SmallFiles
 from .swapping import exchange as exchange

@@ -19,6 +19,7 @@ from nnxconv.storage.gcs import (
     filesystem,
     is_remote,
     list_below,
+    object_at,
     pauses,
     write_object,
 )
@@ -47,13 +48,20 @@ def generations_below(path: epath.Path) -> dict[str, tuple[int, str]]:
     return list_below(path).objects
 
 
+def generation_of(path: epath.Path) -> dict[str, tuple[int, str]]:
+    """The bytes and generation of an object, under the empty name; nothing where there is none."""
+    found = object_at(path)
+    return {} if found is None else {"": (found.nbytes, found.generation)}
+
+
 def stamps_below(path: epath.Path) -> dict[str, str]:
     """What changes when a file below a directory does: size and time, or a bucket's generation.
 
     A file counts as a directory with nothing but itself.
     """
     if is_remote(path):
-        return {name: generation for name, (_, generation) in list_below(path).objects.items()}
+        found = generations_below(path) or generation_of(path)
+        return {name: generation for name, (_, generation) in found.items()}
     here = Path(os.fspath(path))
     files = [(here.name, here.stat())] if here.is_file() else _local_files_below(str(here))
     return {name: f"{status.st_size} {status.st_mtime_ns}" for name, status in files}
@@ -83,6 +91,29 @@ def copy_file(source: epath.Path, target: epath.Path) -> None:
         _download(source, target)
         with open(target, "rb+") as copied:  # noqa: PTH123
             os.fsync(copied.fileno())
+
+
+def upload(source: Path, target: epath.Path) -> None:
+    """Writes a large file to a bucket, in pieces; again where it was damaged on the way.
+
+    Raises:
+      StorageError: it was damaged each time.
+    """
+    for pause in [*pauses(), None]:
+        filesystem().put_file(os.fspath(source), target.as_posix(), chunksize=_UPLOAD_BYTES)
+        found = object_at(target)
+        told = None if found is None else found.entry.get("crc32c")
+        if found is not None and told in (None, file_crc32c(source)):
+            return
+        if pause is not None:
+            count_repetition()
+            time.sleep(pause)
+    raise StorageError(
+        "the object was damaged on the way, again and again",
+        where=target.as_posix(),
+        details=["its checksum is another one than that of the file"],
+        hint="try again later",
+    )
 
 
 def _download(source: epath.Path, target: epath.Path) -> None:
@@ -137,8 +168,25 @@ def write_files(contents: Mapping[epath.Path, str | bytes]) -> None:
 
 
 def is_mark(name: str) -> bool:
-    """True for the relative path of an object that says that what it lies in is complete."""
-    return name.rpartition("/")[2] == COMMITTED
+    """True for the relative path of an object that says that what it lies in is complete.
+
+    Of safetensors that is the index, or the only file of weights: it is written last.
+    """
+    file = name.rpartition("/")[2]
+    return file == COMMITTED or (file == name and is_tensors_mark(file))
+
+
+def is_tensors_mark(name: str) -> bool:
+    """True for the name of the file by which readers of safetensors find a complete folder."""
+    return name.endswith(".safetensors.index.json") or name in _ONLY_FILES
+
+
+_ONLY_FILES = ("model.safetensors", "adapter_model.safetensors")
+
+
+def is_complete(names: Iterable[str]) -> bool:
+    """True for the relative paths of the objects of a complete checkpoint, of any kind."""
+    return any("/" not in name and is_mark(name) for name in names)
 
 
 def remove_files(files: Sequence[epath.Path]) -> None:

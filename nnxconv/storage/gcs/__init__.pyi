@@ -6,6 +6,7 @@ from .listing import list_below as list_below
 from .lock import Lease as Lease
 from .lock import LeaseLost as LeaseLost
 from .objects import object_at as object_at
+from .objects import read_part as read_part
 from .objects import write_object as write_object
 from .paths import SCHEME as SCHEME
 from .paths import bucket_and_name as bucket_and_name

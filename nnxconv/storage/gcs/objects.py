@@ -40,6 +40,15 @@ def object_at(path: epath.Path) -> Object | None:
     return Object(entry, (parsedate_to_datetime(headers["Date"]) - updated).total_seconds())
 
 
+def read_part(path: epath.Path, start: int, nbytes: int) -> bytes:
+    """Bytes of an object, as far as it has them. One request.
+
+    Raises:
+      FileNotFoundError: there is no such object.
+    """
+    return filesystem().cat_file(path.as_posix(), start=start, end=start + nbytes)
+
+
 def write_generation(path: epath.Path, generation: str, told: Mapping[str, str]) -> str:
     """Writes an empty object with metadata, if it is still of a generation; `0`: if there is none.
 

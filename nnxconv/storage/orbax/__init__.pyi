@@ -20,6 +20,10 @@ from .saving import NewItem as NewItem
 from .saving import Target as Target
 from .saving import save as save
 from .saving import target_for as target_for
+from .shard_companions import write_beside as write_beside
+from .shard_uploading import temporary_files_told as temporary_files_told
+from .shard_uploading import tensors_writer as tensors_writer
+from .shard_writing import TensorsWriter as TensorsWriter
 from .shardings import read_shardings as read_shardings
 from .shardings import writing_processes as writing_processes
 from .stability import look as look

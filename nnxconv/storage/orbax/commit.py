@@ -16,6 +16,7 @@ from nnxconv.storage.files import (
     copy_tree,
     exchange,
     files_below,
+    is_complete,
     locked,
     locked_in_bucket,
     parents_made,
@@ -43,7 +44,12 @@ class Staging:
 
 @contextmanager
 def nothing_left_on_failure(
-    path: epath.Path, *, may_replace: bool, is_marked: bool = True, file: str = ""
+    path: epath.Path,
+    *,
+    may_replace: bool,
+    is_marked: bool = True,
+    file: str = "",
+    last: Callable[[epath.Path], None] | None = None,
 ) -> Iterator[Staging]:
     """Removes the temporary directory, and the parents made for it, unless all goes well.
 
@@ -52,16 +58,21 @@ def nothing_left_on_failure(
       may_replace: whether what is there is replaced.
       is_marked: a complete one says so by a file in it, as Orbax's do.
       file: the only file in the directory that becomes the target, instead of all of it.
+      last: writes into the directory, in a bucket, by what readers know that it is complete,
+        instead of Orbax's mark.
 
     Raises:
       BadInput: another conversion is writing the target, or has just written it.
     """
     if is_remote(path):
+        mark_it = last or partial(_mark, path)
         with (
             locked_in_bucket(path) as lease,
-            _no_objects_left_on_failure(path, may_replace, lease) as place,
+            _one_object(path, may_replace)
+            if file
+            else _no_objects_left_on_failure(path, may_replace, lease) as place,
         ):
-            commit = partial(_mark_while_held, place, path, lease)
+            commit = partial(_mark_while_held, mark_it, place, lease)
             yield Staging(place, commit, partial(lease.check, surely=True))
         return
     with parents_made(path), locked(path):
@@ -75,6 +86,13 @@ def nothing_left_on_failure(
         except BaseException:
             _undo(path)
             raise
+
+
+@contextmanager
+def _one_object(path: epath.Path, may_replace: bool) -> Iterator[epath.Path]:
+    """The directory of an object that is written at once, so that nothing of it can be left."""
+    refuse_replacing(path, may_replace)
+    yield path.parent
 
 
 @contextmanager
@@ -92,7 +110,7 @@ def _no_objects_left_on_failure(
     if there:
         place = beside
         _refuse_unless(may_replace, path)
-    if COMMITTED in left:
+    if is_complete(left):
         raise BadInput(
             f"`{beside}` is a complete checkpoint, which an interrupted `--overwrite` left",
             hint=f"`gcloud storage mv {beside} ...` keeps it, `gcloud storage rm -r {beside}`"
@@ -232,10 +250,16 @@ def _made(directory: epath.Path) -> _Made:
     return _Made(directory, os.lstat(directory))
 
 
-def _mark_while_held(place: epath.Path, path: epath.Path, lease: Lease) -> None:
+def _mark(path: epath.Path, place: epath.Path) -> None:
+    write_files({place / COMMITTED: mark(path)})
+
+
+def _mark_while_held(
+    mark_it: Callable[[epath.Path], None], place: epath.Path, lease: Lease
+) -> None:
     """The last object in a bucket, for a run that no other one has taken for dead."""
     lease.check()
-    write_files({place / COMMITTED: mark(path)})
+    mark_it(place)
 
 
 def _rename(

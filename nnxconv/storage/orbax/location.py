@@ -39,7 +39,7 @@ from nnxconv.storage.files import (
     open_folder,
     refuse_strangers,
 )
-from nnxconv.storage.gcs import is_remote, prepare
+from nnxconv.storage.gcs import is_remote, object_at, prepare
 from nnxconv.storage.msgpack import OLD_TREE, is_msgpack, newest_file
 from nnxconv.storage.npz import SUFFIX as NPZ
 from nnxconv.storage.orbax.deletion import deleted_item, refuse_deleted
@@ -173,7 +173,10 @@ def locate(
 def _named_file(path: str) -> epath.Path | None:
     """A safetensors, npz or msgpack file that a user names."""
     given = absolute(path)
-    if is_remote(given) or not given.is_file() or given.name.startswith("streaming_"):
+    if is_remote(given):
+        is_object = given.suffix == SUFFIX and object_at(given) is not None
+        return given if is_object else None
+    if not given.is_file() or given.name.startswith("streaming_"):
         return None
     return given if given.suffix in (SUFFIX, NPZ) or is_msgpack(given) else None
 
@@ -210,11 +213,6 @@ def holds_tree(folder: Folder) -> bool:
 def _of_tensors(path: str, given: Folder, step: Step | None) -> Location:
     if step is not None:
         raise BadInput(f"`{path}` holds safetensors, so `--step` has no meaning")
-    if is_remote(given.path):
-        raise NotACheckpoint(
-            f"`{path}` holds safetensors, which are read from local disks",
-            hint="`gcloud storage cp -r` copies them",
-        )
     home = home_of(given.path)
     paths = [given.path] if home == given.path else [given.path, home / CONFIG]
     refuse_strangers(root_of(home), *paths)

@@ -16,7 +16,7 @@ from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.ocdbt import Contents
 from nnxconv.storage.orbax.chunk_reading import ChunkReader
 from nnxconv.storage.orbax.item import Item
-from nnxconv.storage.safetensors import OpenFiles, read_region
+from nnxconv.storage.safetensors import OpenFiles, read_object_region, read_region
 from nnxconv.storage.zarr import RAW, array_spec, damaged, new_context
 from nnxconv.tree import Source, View, first_source, notation
 
@@ -100,11 +100,11 @@ class Reader:
         if "value" in told:
             return np.array(told["value"], dtype)
         try:
-            file = self._raw.descriptor(told["file"])
-            nbytes = region_bytes(region, stored.dtype)
-            return await in_thread(
-                nbytes, read_region, file, told["parts"], dtype, stored.shape, region
-            )
+            file, nbytes = told["file"], region_bytes(region, stored.dtype)
+            where = told["parts"], dtype, stored.shape, region
+            if is_remote(file):
+                return await in_thread(nbytes, read_object_region, file, *where)
+            return await in_thread(nbytes, read_region, self._raw.descriptor(file), *where)
         except (ValueError, OSError) as error:
             raise damaged(item.path, source.name, error) from error
 

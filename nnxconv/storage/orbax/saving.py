@@ -12,7 +12,6 @@ from typing import Any
 
 from etils import epath
 
-from nnxconv.errors import BadInput
 from nnxconv.storage import COMMITTED, STEP_METADATA, run, to_the_end, together
 from nnxconv.storage.files import Folder, copy_files, files_below, placed, write_files
 from nnxconv.storage.gcs import is_remote
@@ -72,19 +71,9 @@ def target_for(
     is_split: bool = False,
     tensors: bool = False,
 ) -> Target:
-    """The target in the structure in which the source was given; one of several items is a step.
-
-    Raises:
-      BadInput: safetensors shall be written to a bucket.
-    """
+    """The target in the structure in which the source was given; one of several items is a step."""
     destination = absolute(target_path)
     if tensors:
-        if is_remote(destination):
-            raise BadInput(
-                "safetensors are written to local disks",
-                where=target_path,
-                hint="write them to a local folder, which `gcloud storage cp -r` copies",
-            )
         return Target(destination, tensors=True)
     if source.given_as == "item":
         return Target(destination, custom_metadata=custom_metadata, is_split=is_split)

@@ -8,7 +8,7 @@ from typing import Protocol
 from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
-from nnxconv.storage.files import Folder, generations_below
+from nnxconv.storage.files import Folder, generation_of, generations_below
 from nnxconv.storage.gcs import is_remote
 
 Seen = Mapping[str, tuple[int, ...]]
@@ -28,7 +28,7 @@ def look_at(folder: Folder) -> Seen:
 def look(path: epath.Path) -> Seen:
     """What a directory looks like; one listing in a bucket."""
     if is_remote(path):
-        found = generations_below(path)
+        found = generations_below(path) or generation_of(path)
         return {name: (int(number), nbytes) for name, (nbytes, number) in found.items()}
     if path.is_file():
         return {"": _identity(os.stat(path))}  # noqa: PTH116

@@ -25,11 +25,12 @@ from typing import Any
 from etils import epath
 
 from nnxconv.errors import StorageError
-from nnxconv.storage import COMMITTED, MANIFEST
+from nnxconv.storage import MANIFEST
 from nnxconv.storage.files import (
     copy_files,
     files_below,
     generations_below,
+    is_complete,
     locked_in_bucket,
     read_if_there,
     read_objects,
@@ -77,7 +78,7 @@ class BucketResumeStore:
         """True where what is at the target was left there by a run that was killed."""
         if read_if_there(self.path / "writing") is None:
             return False
-        return read_if_there(self._target / COMMITTED) is None
+        return not is_complete(files_below(self._target))
 
     def start(self, *, may_replace: bool) -> None:
         """Removes what a killed run left at the target, and says that this one writes there.
@@ -91,8 +92,9 @@ class BucketResumeStore:
                 remove_tree(self._target)
             _write(self.path / "writing", b"")
 
-    def folder(self, number: int) -> "BucketJournalFolder":
-        """Where an item is kept."""
+    def folder(self, number: int, *, has_ranges: bool = False) -> "BucketJournalFolder":
+        """Where an item is kept; an object is written at once, so that all units are objects."""
+        del has_ranges
         return BucketJournalFolder(self.path / str(number), self._lease)
 
     def stop(self, *, is_empty: bool) -> None:

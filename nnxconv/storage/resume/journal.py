@@ -181,6 +181,10 @@ class Journal:
         """Says that a file has been copied; the file is there for good."""
         self._enter(Unit(name, {file: self._folder.stamp(file)}))
 
+    def enter_range(self, name: str, stamp: Stamp) -> None:
+        """Says that a range of a file is filled; its digest tells whether it is there for good."""
+        self._enter(Unit(name, {name: stamp}))
+
     def skip_file(self, file: str) -> None:
         """Says that a file is linked, which is done again when the run goes on."""
         with self._entering:

@@ -30,6 +30,7 @@ from nnxconv.storage.files import (
     write_files,
 )
 from nnxconv.storage.resume.journal import NODES, Stamp
+from nnxconv.storage.safetensors import OpenFiles, Range, digest_range
 from nnxconv.storage.zarr import directory_spec
 
 _WRITTEN_IN_PLACE = frozenset({"lock", "begun", "begun.new", "journal", "journal.new"})
@@ -98,9 +99,10 @@ class DiskResumeStore:
     def start(self, *, may_replace: bool) -> None:
         """Nothing: there are no remains."""
 
-    def folder(self, number: int) -> "DiskJournalFolder":
-        """Where an item is kept."""
-        return DiskJournalFolder(self._folder / str(number))
+    def folder(self, number: int, *, has_ranges: bool = False) -> "DiskJournalFolder":
+        """Where an item is kept; units are files, or ranges of files that stay where they are."""
+        kind = DiskRangesFolder if has_ranges else DiskJournalFolder
+        return kind(self._folder / str(number))
 
     def stop(self, *, is_empty: bool) -> None:
         """Removes everything after a failure, if nothing was finished."""
@@ -181,6 +183,35 @@ class DiskJournalFolder:
 
     def check(self, *, surely: bool = False) -> None:
         """Nothing: the system keeps the lock for as long as the process lives."""
+
+
+class DiskRangesFolder(DiskJournalFolder):
+    """The same for files that are filled range by range, and stay where they are."""
+
+    def look(self) -> Mapping[str, Stamp]:
+        return _RangeDigests(self._work)
+
+
+class _RangeDigests(Mapping[str, Stamp]):
+    """Ranges by name; each is read when its stamp is asked for. None has to be removed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._files = OpenFiles()
+
+    def __getitem__(self, name: str) -> Stamp:
+        try:
+            found = Range.from_name(name)
+            descriptor = self._files.descriptor(str(self._root / found.file))
+        except (ValueError, OSError) as error:
+            raise KeyError(name) from error
+        return Stamp(found.nbytes, digest_range(descriptor, found))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 def _stamp(file: Path) -> Stamp:

@@ -138,8 +138,8 @@ class ResumeStore(Protocol):
         """Removes what a killed run left at the target itself, before this one writes there."""
         ...
 
-    def folder(self, number: int) -> JournalFolder:
-        """Where an item is kept."""
+    def folder(self, number: int, *, has_ranges: bool = False) -> JournalFolder:
+        """Where an item is kept; on a disk, units are ranges of files where it says so."""
         ...
 
     def stop(self, *, is_empty: bool) -> None:
@@ -164,7 +164,12 @@ def has_remains(target: epath.Path) -> bool:
 
 @contextmanager
 def resumable_work(
-    target: epath.Path, asked: Begun, items: Sequence[str], *, may_replace: bool
+    target: epath.Path,
+    asked: Begun,
+    items: Sequence[str],
+    *,
+    may_replace: bool,
+    has_ranges: bool = False,
 ) -> Iterator[dict[str, Journal]]:
     """The journals of the items, as an interrupted run left them, or new ones.
 
@@ -193,7 +198,7 @@ def resumable_work(
                     keep.begin(json.dumps(asdict(asked)))
                 keep.start(may_replace=may_replace)
                 for number, name in enumerate(items):
-                    journals[name] = Journal(keep.folder(number))
+                    journals[name] = Journal(keep.folder(number, has_ranges=has_ranges))
                 yield journals
         except LeaseLost:  # another run goes on with it already
             raise

@@ -10,6 +10,12 @@ from .header import METADATA as METADATA
 from .header import SUFFIX as SUFFIX
 from .header import Tensor as Tensor
 from .header import chunks_of as chunks_of
+from .in_bucket import read_object_region as read_object_region
+from .ranges import Range as Range
+from .ranges import digest_range as digest_range
+from .ranges import digest_values as digest_values
+from .ranges import range_of as range_of
+from .ranges import whole as whole
 from .regions import OpenFiles as OpenFiles
 from .regions import copy_bytes as copy_bytes
 from .regions import read_region as read_region

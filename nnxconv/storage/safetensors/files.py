@@ -1,12 +1,14 @@
 """Which safetensors files are one checkpoint: one file, or shards with or without an index."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
 from nnxconv.errors import BadInput, DamagedCheckpoint
 from nnxconv.storage.files import Folder, read_json
+from nnxconv.storage.gcs import REQUESTS_AT_ONCE, is_remote
 from nnxconv.storage.safetensors.header import SUFFIX, Tensor, read_header
 from nnxconv.tree import counted
 
@@ -119,8 +121,7 @@ def _read(
     path: epath.Path, files: Iterable[str], told: Mapping[str, str] | None
 ) -> dict[str, Tensor]:
     arrays: dict[str, Tensor] = {}
-    for file in files:
-        found, _ = read_header(path / file)
+    for file, found in _headers(path, list(files)):
         doubles = sorted(arrays.keys() & found.keys())
         if doubles:
             raise DamagedCheckpoint(
@@ -131,6 +132,16 @@ def _read(
     if told is not None:
         _refuse_other_places(path, arrays, told)
     return arrays
+
+
+def _headers(path: epath.Path, files: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The arrays of each file; many files are asked for at once in a bucket."""
+    if not is_remote(path):
+        yield from ((file, read_header(path / file)[0]) for file in files)
+        return
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        headers = pool.map(lambda file: read_header(path / file)[0], files)
+        yield from zip(files, headers, strict=True)
 
 
 def _refuse_other_places(

@@ -10,6 +10,7 @@ the rest     the arrays' bytes, C order, little-endian, end to end, without hole
 Source: https://github.com/huggingface/safetensors, README, "Format".
 """
 
+import errno
 import json
 import math
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from etils import epath
 
 from nnxconv.errors import DamagedCheckpoint
 from nnxconv.storage.files import refuse_halves
+from nnxconv.storage.gcs import is_remote, object_at, read_part
 from nnxconv.tree import Shape, item_bytes
 
 SUFFIX = ".safetensors"
@@ -84,18 +86,50 @@ def read_header(path: epath.Path) -> tuple[dict[str, Tensor], dict[str, str]]:
       DamagedCheckpoint: it is not what the specification says.
     """
     try:
-        with path.open("rb") as stream:
-            size = path.stat().length
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise ValueError(f"its header would have {length:,} of {size:,} bytes")
-            text = stream.read(length)
-        return _parsed(text, path.name, 8 + length, size)
+        size, text = _text_in_bucket(path) if is_remote(path) else _text(path)
+        return _parsed(text, path.name, 8 + len(text), size)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedCheckpoint(
             f"`{path}` is not a safetensors file: {_reason(error)}",
             hint="download or write it again",
         ) from error
+
+
+def _text(path: epath.Path) -> tuple[int, bytes]:
+    """The bytes of a file, and its header."""
+    with path.open("rb") as stream:
+        size = path.stat().length
+        return size, stream.read(_header_bytes(stream.read(8), size))
+
+
+_FIRST_BYTES = 2**18
+"""How much of an object is asked for at first: the header of most is in it."""
+
+
+def _text_in_bucket(path: epath.Path) -> tuple[int, bytes]:
+    """The same of an object, in two requests, or three where its header is long."""
+    found = object_at(path)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", path.as_posix())
+    size = found.nbytes
+    first = read_part(path, 0, min(_FIRST_BYTES, size)) if size else b""
+    length = _header_bytes(first, size)
+    text = first[8 : 8 + length]
+    if len(text) < length:
+        text += read_part(path, 8 + len(text), length - len(text))
+    return size, text
+
+
+def _header_bytes(first: bytes, size: int) -> int:
+    """How many bytes the header has of a file that begins so.
+
+    Raises:
+      ValueError: more than it may have.
+    """
+    length = int.from_bytes(first[:8], "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise ValueError(f"its header would have {length:,} of {size:,} bytes")
+    return length
 
 
 def _reason(error: Exception) -> str:

@@ -4,8 +4,6 @@ import errno
 import math
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -16,7 +14,7 @@ class OpenFiles:
     """Files that are open for reading, each once; they are closed when nobody reads any more."""
 
     def __init__(self) -> None:
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, int] = {}
 
     def descriptor(self, path: str) -> int:
         """An open file.
@@ -25,12 +23,12 @@ class OpenFiles:
           OSError: it cannot be opened.
         """
         if path not in self._files:
-            self._files[path] = Path(path).open("rb", buffering=0)  # noqa: SIM115
-        return self._files[path].fileno()
+            self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[path]
 
     def __del__(self) -> None:
-        for file in self._files.values():
-            file.close()
+        for descriptor in self._files.values():
+            os.close(descriptor)
 
 
 def runs(shape: Shape, region: Region, itemsize: int) -> Iterator[tuple[int, int]]:
@@ -77,7 +75,7 @@ def read_region(
     whole = values.reshape(-1).view(np.uint8).data
     done = 0
     for offset, nbytes in runs(shape, region, dtype.itemsize):
-        for start, length in _within(parts, offset, nbytes):
+        for start, length in within(parts, offset, nbytes):
             end = done + length
             while done < end:
                 count = os.preadv(descriptor, [whole[done:end]], start + length - (end - done))
@@ -87,7 +85,7 @@ def read_region(
     return values
 
 
-def _within(parts: Parts, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
+def within(parts: Parts, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
     """Where bytes of an array lie in the file, part by part."""
     for start, length in parts:
         taken = min(length - offset, nbytes)

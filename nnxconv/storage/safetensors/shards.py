@@ -86,12 +86,12 @@ def index_text(shards: Sequence[Shard]) -> bytes:
 
 
 def begin(folder: Path, shard: Shard) -> None:
-    """Makes the file: its header, and room for its arrays.
+    """Makes the file: its header, and room for its arrays; what they hold already, they keep.
 
     Raises:
       OSError: there is no room.
     """
     path = folder / shard.file
-    with placed(path), path.open("xb") as stream:
+    with placed(path), path.open("r+b" if path.exists() else "xb") as stream:
         stream.write(shard.header)
         stream.truncate(shard.nbytes)

@@ -10,7 +10,7 @@ from etils import epath
 
 from nnxconv.errors import BadInput, PlanError, StorageError
 from nnxconv.storage import COMMITTED, STEP_METADATA, TREE_METADATA, UNFINISHED
-from nnxconv.storage.files import Folder, open_folder
+from nnxconv.storage.files import Folder, is_complete, open_folder
 from nnxconv.storage.gcs import SCHEME, first_sentence, is_remote
 from nnxconv.storage.orbax import Location, Target, absolute, steps_in
 from nnxconv.storage.safetensors import has_tensors
@@ -38,10 +38,7 @@ def check_places(
         checkpoint and therefore not ours to replace.
     """
     destination = absolute(target_path)
-    if is_remote(target.path) and "/" not in target.path.as_posix().removeprefix(SCHEME):
-        raise BadInput(
-            f"`{target_path}` is a bucket", hint=f"name the target in it: `{target_path}/NAME`"
-        )
+    _refuse_bucket(target_path, target.path)
     if any(_in_each_other(path, source, location) for path in (destination, target.path)):
         raise BadInput(
             "source and target lie in each other",
@@ -77,29 +74,45 @@ def check_places(
         )
 
 
-def check_tensors_place(source: str, location: Location, target: Target, overwrite: bool) -> None:
+def _refuse_bucket(target_path: str, path: epath.Path) -> None:
+    if is_remote(path) and "/" not in path.as_posix().removeprefix(SCHEME):
+        raise BadInput(
+            f"`{target_path}` is a bucket", hint=f"name the target in it: `{target_path}/NAME`"
+        )
+
+
+def check_tensors_place(
+    source: str, location: Location, target: Target, overwrite: bool, *, is_ours: bool = False
+) -> None:
     """Refuses a file or folder of safetensors that would harm something.
+
+    What is there is no obstacle where it `is_ours`: unfinished, and left by a run that goes on now.
 
     Raises:
       BadInput: source and target lie in each other; the target exists and may not, or is something
         else and therefore not ours to replace.
     """
     path = target.path
+    _refuse_bucket(path.as_posix(), path)
     if _in_each_other(path, source, location):
         raise BadInput(
             "source and target lie in each other",
             details=[f"source: {source}", f"target: {path}"],
             hint="write to a place beside the source",
         )
-    for parent in path.parents:
+    for parent in () if is_remote(path) else path.parents:
         if parent.exists() and not parent.is_dir():
             raise BadInput(f"`{path}` lies in `{parent}`, which is not a directory")
-    if not path.exists():
+    if is_ours or not path.exists():
         return
-    if not overwrite:
-        raise BadInput(f"`{path}` exists", hint="add `--overwrite` to replace it")
     is_file = not path.is_dir()
     folder = None if is_file else open_folder(path)
+    if not overwrite:
+        is_left = folder is not None and is_remote(path) and not is_complete(folder.files)
+        raise BadInput(
+            f"`{path}` exists",
+            hint=_unfinished(path) if is_left else "add `--overwrite` to replace it",
+        )
     if is_file != bool(target.tensors_file) or not (
         folder is None or (has_tensors(folder) and not folder.folders)
     ):
@@ -137,9 +150,13 @@ def _way_out(there: Folder, location: Location) -> str:
     is_finished = not is_remote(there.path) or location.given_as == "root"
     if is_finished or COMMITTED in there.files:
         return "add `--overwrite` to replace it"
+    return _unfinished(there.path)
+
+
+def _unfinished(path: epath.Path) -> str:
     return (
         f"it is no finished checkpoint: if nobody is writing it,"
-        f" `gcloud storage rm -r {there.path}` removes it"
+        f" `gcloud storage rm -r {path}` removes it"
     )
 
 

@@ -1,0 +1,199 @@
+"""safetensors on gs://: read by ranges, written shard by shard, the index last."""
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import nnxconv
+from nnxconv.errors import BadInput, DamagedCheckpoint, PlanError, StorageError
+from nnxconv.storage.gcs.retries import LEASE
+from tests.support.gcs_proxy import Status
+from tests.support.gcs_twins import pytestmark
+from tests.support.hugging_face import Sizes, arrays_of, save_folder
+from tests.support.kills import serving
+
+__all__ = ["pytestmark"]
+
+SIZES = Sizes(64, 4, 2, 16, 128, 300, 3, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder of Hugging Face in shards."""
+    root = tmp_path_factory.mktemp("hf")
+    whole = save_folder(root / "whole", "llama", SIZES, arrays_of("llama", SIZES))
+    nnxconv.convert(str(whole), str(root / "hf"), to="safetensors", shard_size="150kB")
+    return root / "hf"
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.mark.parametrize("to", ["maxtext", "safetensors", "nnx-pure"])
+def test_a_folder_in_a_bucket_is_read_as_its_twin_here(to, storage, folder, tmp_path):
+    path = storage.put(folder, "in/hf", is_committed=False)
+    nnxconv.convert(path, str(tmp_path / "out"), to=to)
+    nnxconv.convert(str(folder), str(tmp_path / "wanted"), to=to)
+    compared = nnxconv.compare(str(tmp_path / "out"), str(tmp_path / "wanted"), compare_values=True)
+    assert compared.is_match
+    if to == "safetensors":
+        assert content(tmp_path / "out").keys() == content(tmp_path / "wanted").keys()
+        # default shard size: one file
+        assert content(tmp_path / "out") == content(tmp_path / "wanted")
+
+
+def test_one_file_in_a_bucket_is_read(storage, folder, tmp_path):
+    nnxconv.convert(str(folder), str(tmp_path / "one.safetensors"), to="safetensors")
+    path = storage.put(tmp_path / "one.safetensors", "in/one.safetensors")
+    assert nnxconv.compare(path, str(folder), compare_values=True).is_match
+
+
+@pytest.mark.parametrize("name", ["out/x", "out/x.safetensors"])
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_is_written_to_a_bucket_is_what_is_written_here(
+    name, resume, verify, storage, folder, tmp_path
+):
+    how = {"to": "safetensors", "shard_size": "150kB"}
+    wanted = tmp_path / name.removeprefix("out/")
+    nnxconv.convert(str(folder), str(wanted), **how)
+    nnxconv.convert(str(folder), storage.path(name), **how, resume=resume, verify=verify)
+    if wanted.is_file():
+        assert storage.read(name) == wanted.read_bytes()
+    else:
+        assert content(storage.get(name, tmp_path / "got")) == content(wanted)
+    assert {n.split("/")[0] for n in storage.names("out")} == {name.removeprefix("out/")}
+
+
+HOW = {"to": "safetensors", "shard_size": "150kB"}
+KEPT = ".orbax-checkpoint-tmp-resume"
+
+
+@pytest.fixture(scope="module")
+def wanted(folder, tmp_path_factory) -> dict[str, bytes]:
+    """What is written, by name."""
+    path = tmp_path_factory.mktemp("wanted") / "x"
+    nnxconv.convert(str(folder), str(path), **HOW, dtype="bfloat16")
+    return content(path)
+
+
+def convert(folder: Path, target: str, **more) -> nnxconv.Result:
+    return nnxconv.convert(str(folder), target, **{**HOW, "dtype": "bfloat16", **more})
+
+
+def denied(storage, shard: int):
+    """The server refuses one of the shards."""
+    return storage.proxy.inject(Status(403, "no"), kind="upload", name=f"*/model-0000{shard}-*")
+
+
+def test_a_failed_upload_leaves_nothing(storage, folder):
+    with denied(storage, 2), pytest.raises(StorageError):
+        convert(folder, storage.path("out/x"))
+    assert storage.names("out") == []
+
+
+def test_shards_that_are_up_are_not_sent_again(storage, folder, wanted, tmp_path):
+    """What an interrupted run has sent stays, and the index comes last."""
+    with denied(storage, 3), pytest.raises(StorageError) as failed:
+        convert(folder, storage.path("out/x"), resume=True)
+    assert failed.value.__notes__ == [
+        f"kept: `{storage.path('out/x' + KEPT)}` has what is finished;"
+        " the same command with `--resume` goes on with it"
+    ]
+    there = {name.rpartition("/")[2] for name in storage.names(f"out/x{KEPT}/0/work")}
+    assert there and "model-00003-of-00003.safetensors" not in there
+    with storage.proxy.recording() as traffic:
+        result = convert(folder, storage.path("out/x"), resume=True)
+    assert result.moved is not None
+    assert "an interrupted run was continued" in result.moved.notes[-1]
+    sent = [r.name.rpartition("/")[2] for r in traffic.of("upload") if "/out/x/" in f"/{r.name}"]
+    assert sent[-1] == "model.safetensors.index.json"
+    sent = {request.name.rpartition("/")[2] for request in traffic.of("upload")}
+    assert not there & sent
+    assert content(storage.get("out/x", tmp_path / "x")) == wanted
+    assert {name.split("/")[0] for name in storage.names("out")} == {"x"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_old_folder_is_replaced_when_the_new_one_is_complete(
+    resume, storage, folder, wanted, tmp_path
+):
+    target = storage.path("out/x")
+    nnxconv.convert(str(folder), target, **HOW)
+    storage.write("out/x/README.md", b"kept")
+    before = storage.digests("out/x")
+    with pytest.raises(BadInput, match="exists"):
+        convert(folder, target, resume=resume)
+    with denied(storage, 2), pytest.raises(StorageError):
+        convert(folder, target, overwrite=True, resume=resume)
+    assert storage.digests("out/x") == before
+    convert(folder, target, overwrite=True, resume=resume)
+    assert content(storage.get("out/x", tmp_path / "x")) == wanted | {"README.md": b"kept"}
+    assert {name.split("/")[0] for name in storage.names("out")} == {"x"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_killed_run_leaves_has_no_index_and_is_told(
+    resume, storage, folder, wanted, tmp_path, monkeypatch
+):
+    """Killed when a shard goes up; a reader takes nothing for complete."""
+    monkeypatch.setenv(LEASE, "1")
+    target = storage.path("out/x")
+    with serving() as server:
+
+        def look(request):
+            is_it = request.kind == "copy" if resume else "/model-00002-of" in request.name
+            if is_it:
+                server.kill()
+
+        with storage.proxy.watching(look):
+            options = {**HOW, "dtype": "bfloat16", "resume": resume}
+            status, _ = server.convert(folder, target, None, **options)
+        assert status == -signal.SIGKILL
+        assert "model.safetensors.index.json" not in storage.names("out/x")
+        time.sleep(3.1)
+        if resume:
+            convert(folder, target, resume=True)
+        else:
+            with pytest.raises(BadInput) as refused:
+                convert(folder, target)
+            assert f"`gcloud storage rm -r {target}` removes it" in refused.value.render()
+            storage.clear("out/x")
+            convert(folder, target)
+    assert content(storage.get("out/x", tmp_path / "x")) == wanted
+    assert {name.split("/")[0] for name in storage.names("out")} == {"x"}
+
+
+def test_temporary_files_without_room_are_told(storage, folder, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(PlanError) as refused:
+        convert(folder, storage.path("out/x"))
+    told = refused.value.render()
+    assert "shards that are not complete yet need up to 1" in told
+    assert "`TMPDIR` names another folder" in told
+    assert storage.names("out") == []
+
+
+def test_a_bucket_is_no_target(storage, folder):
+    with pytest.raises(BadInput, match="is a bucket"):
+        convert(folder, storage.path(""))
+
+
+def test_a_truncated_object_is_told(storage, folder, tmp_path):
+    nnxconv.convert(str(folder), str(tmp_path / "one.safetensors"), to="safetensors")
+    whole = (tmp_path / "one.safetensors").read_bytes()
+    for content_, told in (
+        (whole[:-4], "it is cut off"),
+        (b"", "of 0 bytes"),
+        (whole[:100], "of 100 bytes"),
+    ):
+        storage.write("in/cut.safetensors", content_)
+        with pytest.raises(DamagedCheckpoint) as damaged:
+            nnxconv.inspect(storage.path("in/cut.safetensors"))
+        assert told in damaged.value.render()
