@@ -40,7 +40,8 @@ def is_copy(node: Node, params: Node) -> bool:
     inner = core.kids.get(LEVEL)
     if inner is not None and inner.trainable and inner.shapes == params.shapes:
         return True
-    return bool(core.trees()) and core.trainable > 0 and holds(params, core, alike=True)
+    are_modules = bool(core.trees()) or (bool(core.kids) and all("/" in str(n) for n in core.kids))
+    return are_modules and core.trainable > 0 and holds(params, core, alike=True)
 
 
 def is_key(node: Node) -> bool:
@@ -88,7 +89,19 @@ def is_in_modules(node: Node, params: Node, tree: Tree) -> bool:
     names = {str(name) for name, kid in params.kids.items() if kid.leaf is None}
     trees = node.trees()
     are_all = bool(trees) and len(trees) == len(node.kids)
-    return are_all and all(_within(t.name, names) or is_rng_tree(t, tree) for t in trees)
+    names |= {name.partition(_OF_HAIKU)[0] for name in names if _OF_HAIKU in name}
+    return are_all and all(
+        _within(t.name, names) or is_rng_tree(t, tree) or _is_haikus_average(t) for t in trees
+    )
+
+
+_OF_HAIKU = "/~/"
+"""Between the names of a module of Haiku and of one that it makes: `vqvae/~/encoder`."""
+
+
+def _is_haikus_average(node: Node) -> bool:
+    """True for what `hk.ExponentialMovingAverage` keeps, as batch norms without weights do."""
+    return _OF_HAIKU in node.name and set(node.kids) == {"average", "counter", "hidden"}
 
 
 def _within(name: str, names: Collection[str]) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nnxconv.layouts.outline import Node, is_floating, is_integer, is_number
+from nnxconv.layouts.parts import WRAPPER
 from nnxconv.layouts.vocabulary import (
     COUNTS,
     INNER,
@@ -61,8 +62,8 @@ def find_optimizers(root: Node, repeats: Repeats) -> Tops:
     tops: dict[Key, Node] = {}
     inside = {key[:size] for key in elements for size in range(len(key) + 1)}
     for node in [*elements.values(), *named]:
-        top = _top(node, parents, inside)
-        tops[top.key] = top
+        for top in _each_of(_top(node, parents, inside)):
+            tops[top.key] = top
     outermost = [
         node
         for key, node in sorted(tops.items(), key=lambda pair: len(pair[0]))
@@ -170,6 +171,8 @@ def _is_named_so(node: Node) -> bool:
     kids = set(map(str, node.kids))
     if kids & {*PARAMETERS, "target"}:
         return False
+    if is_counting(node) and is_integer(node.kids["step"].value()):
+        return WRAPPER in node.kids["step"].kids or not is_number(node.kids["step"].leaf)
     leaves = list(node.leaves())
     if any(isinstance(leaf.leaf, Literal) and leaf.leaf.kind == "string" for leaf in leaves):
         return False
@@ -197,6 +200,12 @@ def _top(node: Node, parents: Mapping[Key, Node], inside: set[Key]) -> Node:
             break
         node = parent
     return node
+
+
+def _each_of(node: Node) -> list[Node]:
+    """The states of several instances of `nnx.Optimizer`, which stand together; or one state."""
+    kids = list(node.kids.values())
+    return kids if kids and all(map(is_whole, kids)) else [node]
 
 
 def is_whole(node: Node) -> bool:

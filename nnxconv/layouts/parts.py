@@ -252,9 +252,12 @@ def _way_out(layout: str, state: TrainState, misfits: Collection[Key]) -> str:
     found = {name for name in found if is_copys((name,))} or found
     is_all = not found or found == {str(key[0]) for key in state.aux}
     names = ["aux"] if is_all else [f"aux.{name}" for name in sorted(found)]
-    options = " ".join(f"`--without {name}`" for name in names)
-    way = "" if layout == "maxtext" else "`--to maxtext` keeps variables of the model; "
-    return f"{way}{options} leaves them out"
+    options = " ".join(f"--without {name}" for name in names)
+    paths = [key[2:] for key in misfits]
+    is_twice = len(set(paths)) < len(paths) or not state.params.keys().isdisjoint(paths)
+    is_kept = layout != "maxtext" and not is_twice  # no layout has two in one place
+    way = "`--to maxtext` keeps variables of the model; " if is_kept else ""
+    return f"{way}`{options}` leaves them out"
 
 
 def training_misfits(state: TrainState) -> list[Key]:
