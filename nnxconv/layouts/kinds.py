@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from nnxconv.layouts.outline import Node, is_integer, is_number
-from nnxconv.layouts.parts import NAMED_COLLECTIONS, bare, is_rng, is_rng_array
+from nnxconv.layouts.parts import bare, collection_of, is_rng, is_rng_array
 from nnxconv.layouts.vocabulary import PARAMETERS, WEAK, is_copys, is_rngs, is_weights
 from nnxconv.state import LEVEL, Tree
 from nnxconv.tree import Key, Leaf, Literal, prng_impl_of
@@ -163,4 +163,5 @@ def _is_models(leaf: Node, tree: Tree) -> bool:
     """True for integers that models have: RNG state, an index of a cache, quantised weights."""
     name = _bare_name(leaf)
     is_weight = is_weights(name) or name.startswith("q")
-    return is_stream(leaf.key, tree) or is_key(leaf) or name in NAMED_COLLECTIONS or is_weight
+    is_called = collection_of(name) is not None or is_weight
+    return is_stream(leaf.key, tree) or is_key(leaf) or is_called

@@ -107,6 +107,8 @@ def _is_element(node: Node, repeats: Repeats, *, is_one_of_many: bool) -> bool:
         return _are_alike(trees) or _are_unexplained(trees, node, repeats)
     if is_one_of_many or not _are_unexplained(trees, node, repeats):
         return False
+    if is_placed and not is_counted and not _is_called(node.key) and not names & MOMENTS:
+        is_placed = False  # blocks of layers are numbered as the elements of a chain are
     if is_counted or is_placed:
         return not any(is_floating(other.value()) for other in others)
     return len(trees) > 1 and _repeat_parameters(trees, others, node, repeats)
@@ -114,12 +116,20 @@ def _is_element(node: Node, repeats: Repeats, *, is_one_of_many: bool) -> bool:
 
 def _is_placed(key: Key) -> bool:
     """True where optimizer states stand: in a chain, or under a name that says so."""
+    if _is_called(key):
+        return True
+    is_number = bool(key) and (isinstance(key[-1], int) or is_digits(key[-1]))
+    return is_number and not any(part in PARAMETERS for part in key)
+
+
+def _is_called(key: Key) -> bool:
+    """True under a name that says so, and not within what is called parameters there."""
     for part in reversed(key):
         if part in PARAMETERS:
             return False
         if is_optimizers(str(part)) or part in INNER:
             return True
-    return bool(key) and (isinstance(key[-1], int) or is_digits(key[-1]))
+    return False
 
 
 def _are_alike(trees: list[Node]) -> bool:

@@ -404,6 +404,38 @@ TREES = {
         """,
         [""],
     ),
+    # a ResNet with PyTorch's names: a block is no element of an optimizer's chain
+    "blocks of a ResNet": (
+        """
+        conv1/weight f32[8,3,7,7] P
+        layer3/0/conv1/weight f32[8,4,3,3] P
+        layer3/0/conv2/weight f32[8,8,3,3] P
+        layer3/0/bn1/weight f32[8] P
+        layer3/0/bn1/bias f32[8] P
+        layer3/0/bn1/running_mean f32[8] V
+        layer3/0/bn1/running_var f32[8] V
+        layer3/0/bn1/num_batches_tracked i64[] V
+        layer3/0/downsample/0/weight f32[8,4,1,1] P
+        layer3/0/downsample/1/weight f32[8] P
+        layer3/0/downsample/1/bias f32[8] P
+        layer3/1/conv1/weight f32[8,8,3,3] P
+        layer3/1/conv2/weight f32[8,8,3,3] P
+        layer3/1/bn1/weight f32[8] P
+        layer3/1/bn1/bias f32[8] P
+        layer3/1/bn1/running_mean f32[8] V
+        layer3/1/bn1/running_var f32[8] V
+        """,
+        [""],
+    ),
+    "dotted names of PyTorch": (
+        """
+        layer3.0.conv1.weight f32[8,4,3,3] P
+        layer3.0.bn1.weight f32[8] P
+        layer3.0.bn1.running_mean f32[8] V
+        layer3.0.bn1.running_var f32[8] V
+        """,
+        [""],
+    ),
     # what `nnx.split` gives in turn: parameters, statistics, streams of modules without either
     "split in turn": (
         """
