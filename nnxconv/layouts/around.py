@@ -1,6 +1,6 @@
 """What stands around the states of a tree: what the target keeps, and what has no place there."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from shlex import quote
 
 from nnxconv.errors import CannotHold
@@ -78,8 +78,13 @@ def _refuse_around(layout: str, around: Tree, survey: Survey) -> None:
         f"the {layout} layout has no place for {counted(len(around), 'leaf', 'leaves')}"
         " beside the state",
         details=[f"{spell(key):<{width}}  {notation(leaf)}" for key, leaf in around.items()],
-        hint=" ".join(f"`--drop '{root}'`" for root in roots) + " leaves out what is in the way",
+        hint=dropping(roots),
     )
+
+
+def dropping(roots: Iterable[str]) -> str:
+    """The hint that leaves out what stands at these keys: one text for a command line."""
+    return "`" + " ".join(f"--drop '{root}'" for root in roots) + "` leaves out what is in the way"
 
 
 def _root_of(key: Key, at: Key, taken: Collection[Key]) -> Key:

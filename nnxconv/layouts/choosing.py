@@ -1,6 +1,7 @@
 """Parts of a tree, as a user names them: a subtree, what to leave out, a copy, one replica."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnxconv.errors import BadInput
@@ -88,11 +89,33 @@ def _at(whole: Subset, at: str, how: SurveyOptions) -> Subset:
         states = [one for one in survey(tree, how).states if one.at == prefix]
         odd = [k for one in states for k in one.stored.values() if k[:size] != prefix]
         if odd:
-            stored = {key: key for one in states for key in one.stored.values()}
+            stored = _by_itself([key for one in states for key in one.stored.values()], tree)
     part = {key: tree[old] for key, old in stored.items()}
     kept = set(stored.values())
     gone = {key: f"--at {at}" for key in tree if key not in kept}
     return Subset(part, stored, gone)
+
+
+def _by_itself(keys: Sequence[Key], tree: Tree) -> dict[Key, Key]:
+    """Where a state stands alone: of lists with an element for each state, only its own is left.
+
+    `models[1]` and `optimizers[1]` are `models` and `optimizers` then: lists have no gaps.
+    """
+    mine, every = _numbers_below(keys), _numbers_below(tree)
+    lone = {above for above, numbers in mine.items() if len(numbers) == 1 < len(every[above])}
+    return {
+        tuple(part for size, part in enumerate(key) if key[:size] not in lone): key for key in keys
+    }
+
+
+def _numbers_below(keys: Iterable[Key]) -> dict[Key, set[int]]:
+    """The places in each list."""
+    found: dict[Key, set[int]] = defaultdict(set)
+    for key in keys:
+        for size, part in enumerate(key):
+            if isinstance(part, int):
+                found[key[:size]].add(part)
+    return found
 
 
 def _prefix(tree: Tree, at: str) -> Key | None:

@@ -33,7 +33,7 @@ from nnxconv.layouts.vocabulary import (
     words,
 )
 from nnxconv.state import LEVEL, Role, Tree, is_stored
-from nnxconv.tree import Key, Literal
+from nnxconv.tree import Key, Literal, is_digits
 
 _KEYS_ENCODER = "k"
 """What the encoder of keys is called beside that of queries, of which it is an average (MoCo)."""
@@ -117,10 +117,14 @@ class _Finder:
         partners: dict[Key, list[tuple[Node, _Partner]]] = defaultdict(list)
         taken: set[Key] = set()
         for top in self.tops.nodes:
-            mine = [p for m in self._moments(top) if (p := self._partner(m, top, taken))]
-            for partner in mine:
-                taken.add(partner.part.key)
-                partners[partner.whole.key].append((top, partner))
+            mine: list[_Partner] = []
+            for moments in self._moments(top):
+                partner = self._partner(moments, top, taken)
+                if partner is not None:
+                    mine.append(partner)
+            taken |= {partner.part.key for partner in mine}
+            for own, partner in self._apart(top, mine):
+                partners[partner.whole.key].append((own, partner))
         places = []
         for whole, found in partners.items():
             optimizers = tuple(dict.fromkeys(top.key for top, _ in found))
@@ -129,6 +133,17 @@ class _Finder:
             at = _common([whole, *optimizers])
             places.append(Place(at, whole, optimizers, parts, copies=inside))
         return _with_sgd(places, self.tops, self.nodes)
+
+    def _apart(self, top: Node, mine: Sequence[_Partner]) -> Iterator[tuple[Node, _Partner]]:
+        """Whose optimizer's each tree of moments is: of a list of optimizers, that in the list."""
+        size = len(top.key)
+        mine = _in_turn(mine, size)
+        by_kid: dict[str | int, set[Key]] = defaultdict(set)
+        for partner in mine:
+            by_kid[partner.moments.key[size]].add(partner.whole.key)
+        is_list = len(by_kid) > 1 and _are_apart(by_kid.values())
+        for partner in mine:
+            yield top.kids[partner.moments.key[size]] if is_list else top, partner
 
     def _moments(self, node: Node) -> Iterator[Node]:
         """The outermost trees in an optimizer's state that may have the parameters' paths."""
@@ -165,6 +180,7 @@ class _Finder:
         common = _common([node.key, top.key])
         own = node.key[len(common) :]
         alike = len(words(own) & words(moments.key[len(common) :]))
+        alike += 1 if _first_number(own) == _first_number(moments.key[len(common) :]) else 0
         is_usual = any(str(part) in PARAMETERS for part in own)
         names_them = bool(words(own) & set(PARAMETERS))
         likely = (not is_usual, not names_them, _KEYS_ENCODER in words(own))
@@ -303,6 +319,7 @@ class _Finder:
 def _with_sgd(places: list[Place], tops: Tops, nodes: Mapping[Key, Node]) -> list[Place]:
     """The states with optimizers that keep no moments, which stand beside the parameters."""
     used = {key for place in places for key in place.optimizers}
+    used |= {key[:size] for key in used for size in range(1, len(key))}
     lone = [top for top in tops.nodes if top.key not in used and top.key]
     done = []
     for place in places:
@@ -322,6 +339,36 @@ def _has_copies_alone(node: Node, own: Node) -> bool:
     """True where all that stands beside some parameters is a second copy: `online`, `target`."""
     others = [kid for kid in node.trees() if kid is not own and kid.trainable]
     return bool(others) and all(is_copys((k.name,)) and k.shapes == own.shapes for k in others)
+
+
+def _in_turn(mine: Sequence[_Partner], size: int) -> Sequence[_Partner]:
+    """The partners, of a list of models each by itself that has an optimizer of its own.
+
+    Args:
+      mine: the partners of one optimizer's state, or of a list of such.
+      size: how long its key is.
+    """
+    [*wholes] = {partner.whole.key: partner.whole for partner in mine}.values()
+    if len(wholes) != 1 or not all(isinstance(name, int) for name in wholes[0].kids):
+        return mine
+    by_kid: dict[str | int, set[Key]] = defaultdict(set)
+    for partner in mine:
+        by_kid[partner.moments.key[size]].add(partner.part.key)
+    elements = {kid.key for kid in wholes[0].kids.values()}
+    are_all = elements == {part for some in by_kid.values() for part in some}
+    if len(by_kid) < 2 or not are_all or not _are_apart(by_kid.values()):
+        return mine
+    return [replace(partner, whole=partner.part) for partner in mine]
+
+
+def _are_apart(groups: Collection[set[Key]]) -> bool:
+    """True for groups of one each, all different."""
+    return all(len(some) == 1 for some in groups) and len(set[Key]().union(*groups)) == len(groups)
+
+
+def _first_number(key: Key) -> int | None:
+    """The first number in a key, which tells models in turn apart, and their optimizers."""
+    return next((int(part) for part in key if isinstance(part, int) or is_digits(part)), None)
 
 
 def _keys_below(node: Node) -> Iterator[Key]:

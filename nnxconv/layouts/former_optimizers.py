@@ -77,7 +77,7 @@ def rearranged(tree: Tree, found: Found) -> Rearranged | None:
 
 def _is_former(node: Node) -> bool:
     """True for what `flax.optim.Optimizer` was saved as."""
-    if set(node.kids) != {_TARGET, _STATE}:
+    if not {_TARGET, _STATE} <= set(node.kids):
         return False
     target, state = node.kids[_TARGET], node.kids[_STATE]
     return bool(target.trainable) and target.leaf is None and set(state.kids) == {"step", _STATES}
@@ -95,7 +95,7 @@ def _in_thought(key: Key, tree: Tree, tops: Sequence[Node], root: Node) -> Key:
     """The key that a leaf of a former optimizer has in a `TrainState`; any other as it is."""
     for top in tops:
         size = len(top.key)
-        if key[:size] != top.key:
+        if key[:size] != top.key or key[size] not in (_TARGET, _STATE):
             continue
         return (*_home(top, root), *_of_state(key[size:], tree[key], _has_step(top, root)))
     return key

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from nnxconv.layouts.finding import Found
 from nnxconv.layouts.optimizers import is_counting
 from nnxconv.layouts.outline import Node
-from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER, bare
+from nnxconv.layouts.parts import WRAPPER, bare, collection_of
 from nnxconv.layouts.placement import Placement
 from nnxconv.layouts.places import Place
 from nnxconv.state import BATCH_STATS, LEVEL, RNGS, Role
@@ -80,7 +80,7 @@ def _out_of_model(place: Place, root: Node, roles: Mapping[Key, Role]) -> _Moves
         if role == "rng":
             moves[leaf.key] = (RNGS, *path)
         elif role == "variables" and not any(leaf.key[: len(k)] == k for k in place.copies):
-            moves[leaf.key] = (NAMED_COLLECTIONS.get(str(bare(path)[-1]), BATCH_STATS), *path)
+            moves[leaf.key] = (collection_of(bare(path)[-1]) or BATCH_STATS, *path)
     return moves
 
 
@@ -111,7 +111,7 @@ def _as_nnx(place: Place, root: Node) -> Placement:
 def _collections(node: Node) -> set[str]:
     """What the variables of a subtree are that stands apart from the parameters."""
     names = {bare(leaf.key)[-1] for leaf in node.leaves()}
-    found = {NAMED_COLLECTIONS[str(name)] for name in names if name in NAMED_COLLECTIONS}
+    found = {kind for name in names if (kind := collection_of(name)) is not None}
     return found | ({RNGS} if names & {"count", "key"} else set()) or {BATCH_STATS}
 
 

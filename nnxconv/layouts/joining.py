@@ -7,7 +7,7 @@ from shlex import quote
 from typing import Any
 
 from nnxconv.errors import BadInput, CannotHold
-from nnxconv.layouts.around import stays_around
+from nnxconv.layouts.around import dropping, stays_around
 from nnxconv.layouts.conversion import Conversion
 from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.names import ALONE
@@ -249,7 +249,7 @@ def _refuse_mixed(tree: Tree, around: Tree) -> None:
     raise CannotHold(
         f"the converted state and what stands beside it cannot share {_called(place)}",
         details=[f"{spell(key)}  {notation(tree[key])}" for key in beside],
-        hint=" ".join(f"`--drop '{root}'`" for root in roots) + " leaves out what is in the way",
+        hint=dropping(roots),
     )
 
 

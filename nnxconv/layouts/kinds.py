@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from nnxconv.layouts.outline import Node, is_integer, is_number
-from nnxconv.layouts.parts import NAMED_COLLECTIONS, bare, is_rng, is_rng_array
+from nnxconv.layouts.parts import bare, collection_of, is_rng, is_rng_array
 from nnxconv.layouts.vocabulary import PARAMETERS, WEAK, is_copys, is_rngs, is_weights
 from nnxconv.state import LEVEL, Tree
 from nnxconv.tree import Key, Leaf, Literal, prng_impl_of
@@ -40,7 +40,8 @@ def is_copy(node: Node, params: Node) -> bool:
     inner = core.kids.get(LEVEL)
     if inner is not None and inner.trainable and inner.shapes == params.shapes:
         return True
-    return bool(core.trees()) and core.trainable > 0 and holds(params, core, alike=True)
+    are_modules = bool(core.trees()) or (bool(core.kids) and all("/" in str(n) for n in core.kids))
+    return are_modules and core.trainable > 0 and holds(params, core, alike=True)
 
 
 def is_key(node: Node) -> bool:
@@ -88,7 +89,19 @@ def is_in_modules(node: Node, params: Node, tree: Tree) -> bool:
     names = {str(name) for name, kid in params.kids.items() if kid.leaf is None}
     trees = node.trees()
     are_all = bool(trees) and len(trees) == len(node.kids)
-    return are_all and all(_within(t.name, names) or is_rng_tree(t, tree) for t in trees)
+    names |= {name.partition(_OF_HAIKU)[0] for name in names if _OF_HAIKU in name}
+    return are_all and all(
+        _within(t.name, names) or is_rng_tree(t, tree) or _is_haikus_average(t) for t in trees
+    )
+
+
+_OF_HAIKU = "/~/"
+"""Between the names of a module of Haiku and of one that it makes: `vqvae/~/encoder`."""
+
+
+def _is_haikus_average(node: Node) -> bool:
+    """True for what `hk.ExponentialMovingAverage` keeps, as batch norms without weights do."""
+    return _OF_HAIKU in node.name and set(node.kids) == {"average", "counter", "hidden"}
 
 
 def _within(name: str, names: Collection[str]) -> bool:
@@ -150,4 +163,5 @@ def _is_models(leaf: Node, tree: Tree) -> bool:
     """True for integers that models have: RNG state, an index of a cache, quantised weights."""
     name = _bare_name(leaf)
     is_weight = is_weights(name) or name.startswith("q")
-    return is_stream(leaf.key, tree) or is_key(leaf) or name in NAMED_COLLECTIONS or is_weight
+    is_called = collection_of(name) is not None or is_weight
+    return is_stream(leaf.key, tree) or is_key(leaf) or is_called

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from nnxconv.layouts.kinds import is_key, is_stream
 from nnxconv.layouts.optimizers import Tops
 from nnxconv.layouts.outline import Node, is_floating, is_integer
-from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER, bare
+from nnxconv.layouts.parts import WRAPPER, bare, collection_of
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.vocabulary import MOMENTS, STEPS
 from nnxconv.state import BATCH_STATS, LEVEL, Role, Tree
@@ -63,7 +63,7 @@ def _trained(tree: Tree, places: Sequence[Place]) -> set[Key]:
 
 def _is_called(key: Key) -> bool:
     """True for the names that flax gives to statistics and caches."""
-    return str((bare(key) or ("",))[-1]) in NAMED_COLLECTIONS
+    return collection_of((bare(key) or ("",))[-1]) is not None
 
 
 def _path(key: Key) -> Key:

@@ -47,6 +47,7 @@ class NamedStates:
         free = [k for k in node.kids.values() if k.key not in claimed and k.leaf is None]
         called = [k for k in free if k.name in PARAMETERS and k.trainable and not node.is_sequence]
         called = [k for k in called if is_plausible(k) and not is_module(k, free)]
+        called = [k for k in called if all(p.params[: len(k.key)] != k.key for p in known)]
         if called and not any(place.at == node.key for place in known):
             kid = min(called, key=lambda k: PARAMETERS.index(k.name))
             below = kid.kids.get(LEVEL)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nnxconv.layouts.outline import Node, is_floating, is_integer, is_number
+from nnxconv.layouts.parts import WRAPPER
 from nnxconv.layouts.vocabulary import (
     COUNTS,
     INNER,
@@ -61,8 +62,8 @@ def find_optimizers(root: Node, repeats: Repeats) -> Tops:
     tops: dict[Key, Node] = {}
     inside = {key[:size] for key in elements for size in range(len(key) + 1)}
     for node in [*elements.values(), *named]:
-        top = _top(node, parents, inside)
-        tops[top.key] = top
+        for top in _each_of(_top(node, parents, inside)):
+            tops[top.key] = top
     outermost = [
         node
         for key, node in sorted(tops.items(), key=lambda pair: len(pair[0]))
@@ -106,6 +107,8 @@ def _is_element(node: Node, repeats: Repeats, *, is_one_of_many: bool) -> bool:
         return _are_alike(trees) or _are_unexplained(trees, node, repeats)
     if is_one_of_many or not _are_unexplained(trees, node, repeats):
         return False
+    if is_placed and not is_counted and not _is_called(node.key) and not names & MOMENTS:
+        is_placed = False  # blocks of layers are numbered as the elements of a chain are
     if is_counted or is_placed:
         return not any(is_floating(other.value()) for other in others)
     return len(trees) > 1 and _repeat_parameters(trees, others, node, repeats)
@@ -113,12 +116,20 @@ def _is_element(node: Node, repeats: Repeats, *, is_one_of_many: bool) -> bool:
 
 def _is_placed(key: Key) -> bool:
     """True where optimizer states stand: in a chain, or under a name that says so."""
+    if _is_called(key):
+        return True
+    is_number = bool(key) and (isinstance(key[-1], int) or is_digits(key[-1]))
+    return is_number and not any(part in PARAMETERS for part in key)
+
+
+def _is_called(key: Key) -> bool:
+    """True under a name that says so, and not within what is called parameters there."""
     for part in reversed(key):
         if part in PARAMETERS:
             return False
         if is_optimizers(str(part)) or part in INNER:
             return True
-    return bool(key) and (isinstance(key[-1], int) or is_digits(key[-1]))
+    return False
 
 
 def _are_alike(trees: list[Node]) -> bool:
@@ -170,6 +181,8 @@ def _is_named_so(node: Node) -> bool:
     kids = set(map(str, node.kids))
     if kids & {*PARAMETERS, "target"}:
         return False
+    if is_counting(node) and is_integer(node.kids["step"].value()):
+        return WRAPPER in node.kids["step"].kids or not is_number(node.kids["step"].leaf)
     leaves = list(node.leaves())
     if any(isinstance(leaf.leaf, Literal) and leaf.leaf.kind == "string" for leaf in leaves):
         return False
@@ -197,6 +210,12 @@ def _top(node: Node, parents: Mapping[Key, Node], inside: set[Key]) -> Node:
             break
         node = parent
     return node
+
+
+def _each_of(node: Node) -> list[Node]:
+    """The states of several instances of `nnx.Optimizer`, which stand together; or one state."""
+    kids = list(node.kids.values())
+    return kids if kids and all(map(is_whole, kids)) else [node]
 
 
 def is_whole(node: Node) -> bool:

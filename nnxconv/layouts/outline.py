@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnxconv.layouts.parts import NAMED_COLLECTIONS, WRAPPER
+from nnxconv.layouts.parts import WRAPPER, collection_of
 from nnxconv.state import LEVEL, Tree
 from nnxconv.tree import Key, Leaf, Literal, Source, dtype_of, is_digits, short_dtype
 
@@ -133,7 +133,8 @@ def _node(key: Key, found: Any, known: dict[object, int]) -> Node:
 
 def _leaf(key: Key, leaf: Leaf, known: dict[object, int] | None = None) -> Node:
     name = next((part for part in reversed(key) if part != WRAPPER), None)
-    if name in NAMED_COLLECTIONS or isinstance(leaf, Literal) or not is_floating(leaf):
+    is_named = name is not None and collection_of(name) is not None
+    if is_named or isinstance(leaf, Literal) or not is_floating(leaf):
         return Node(key, {}, leaf)
     shape = (known if known is not None else {}).setdefault(leaf.shape, len(known or ()) + 2)
     return Node(key, {}, leaf, 1, _LEAF, shape)

@@ -32,11 +32,26 @@ CACHE = "cache"
 NAMED_COLLECTIONS = {
     "mean": BATCH_STATS,
     "var": BATCH_STATS,
+    "running_mean": BATCH_STATS,
+    "running_var": BATCH_STATS,
+    "num_batches_tracked": BATCH_STATS,
+    "moving_mean": BATCH_STATS,
+    "moving_variance": BATCH_STATS,
     "cached_key": CACHE,
     "cached_value": CACHE,
     "cache_index": CACHE,
 }
-"""Names that flax gives to variables which are no parameters."""
+"""Names that flax, PyTorch and Keras give to variables which are no parameters."""
+
+
+def collection_of(name: str | int) -> str | None:
+    """The collection of variables that are called so, which are no parameters; else None.
+
+    >>> collection_of("mean"), collection_of("layer1.0.bn1.running_var"), collection_of("kernel")
+    ('batch_stats', 'batch_stats', None)
+    """
+    text = str(name)
+    return NAMED_COLLECTIONS.get(text.rpartition(".")[2] if "." in text else text)
 
 
 def has_weights(tree: Tree) -> bool:
@@ -61,7 +76,7 @@ def nnx_marks(tree: Tree) -> list[str]:
     marks = []
     if any(is_rng(key, tree) for key in arrays(tree) if key):
         marks.append("RNG state among the parameters")
-    if any(key[-1] in NAMED_COLLECTIONS for key in tree if key):
+    if any(collection_of(key[-1]) for key in tree if key):
         marks.append("other variables among the parameters")
     if any(is_digits(part) for key in tree for part in key[:-1]):
         marks.append("modules keyed by digits")
@@ -155,7 +170,7 @@ def _collection(path: Key, model: Tree, recorded: Mapping[Key, str]) -> str | No
         return None if recorded[path] == PARAMETERS else recorded[path]
     if is_rng(path, model):
         return RNGS
-    return NAMED_COLLECTIONS.get(str(path[-1]))
+    return collection_of(path[-1])
 
 
 def _decisions(params: Tree, aux: Tree, with_moments: Collection[Key]) -> Iterable[str]:
@@ -252,9 +267,12 @@ def _way_out(layout: str, state: TrainState, misfits: Collection[Key]) -> str:
     found = {name for name in found if is_copys((name,))} or found
     is_all = not found or found == {str(key[0]) for key in state.aux}
     names = ["aux"] if is_all else [f"aux.{name}" for name in sorted(found)]
-    options = " ".join(f"`--without {name}`" for name in names)
-    way = "" if layout == "maxtext" else "`--to maxtext` keeps variables of the model; "
-    return f"{way}{options} leaves them out"
+    options = " ".join(f"--without {name}" for name in names)
+    paths = [key[2:] for key in misfits]
+    is_twice = len(set(paths)) < len(paths) or not state.params.keys().isdisjoint(paths)
+    is_kept = layout != "maxtext" and not is_twice  # no layout has two in one place
+    way = "`--to maxtext` keeps variables of the model; " if is_kept else ""
+    return f"{way}`{options}` leaves them out"
 
 
 def training_misfits(state: TrainState) -> list[Key]:

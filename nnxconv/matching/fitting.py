@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from nnxconv.matching.modules import MAIN, ModuleFamily
+from nnxconv.matching.modules import BIAS, MAIN, MEAN, VAR, ModuleFamily, Slot
 from nnxconv.matching.orientation import (
     Scopes,
     SlotReadings,
@@ -61,6 +61,8 @@ class Fitting:
         if {a.main.name, b.main.name} in _NEVER_THE_SAME:
             return False
         if _is_no_norm(role, b) or _is_no_norm(other, a):
+            return False
+        if not by_name and not _further_fit(a, b):
             return False
         found = self.main_readings(a, b)
         known = self._votes.decided(scope, *self._kind(a, b))
@@ -124,6 +126,25 @@ def as_known(found: SlotReadings, known: Orientation | None) -> SlotReadings:
 def scopes_of(a: ModuleFamily, b: ModuleFamily) -> Scopes:
     """The paths of the scopes in which two modules stand."""
     return a.scope.path, b.scope.path
+
+
+def _further_fit(a: ModuleFamily, b: ModuleFamily) -> bool:
+    """True when what stands beside the main arrays, such as biases, has the same sizes.
+
+    What only one of them has, or has in other layers, tells nothing.
+    """
+    both = (
+        (a.slots[name], b.slots[name]) for name in _FURTHER if name in a.slots and name in b.slots
+    )
+    return all(x.size == y.size for x, y in both if _are_comparable(x, y))
+
+
+_FURTHER = (BIAS, MEAN, VAR)
+
+
+def _are_comparable(a: Slot, b: Slot) -> bool:
+    """True for leaves of one collection in the same layers."""
+    return a.collection == b.collection and a.ranks == b.ranks
 
 
 def _cuts_axes(steps: Iterable[Sequence[Step]]) -> bool:

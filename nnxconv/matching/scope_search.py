@@ -154,13 +154,14 @@ class ScopeSearch:
     def _beside(
         self, fitting: Mapping[ModuleFamily, Sequence[ModuleFamily]]
     ) -> Iterator[ModulePair]:
-        """The only one of its size in a module of a layer whose other parts are paired."""
-        if not all(self.scope):
-            return
+        """The only one of its size in a module of a layer whose other parts are paired.
+
+        Outside of layers, in a module that has the same name, as `actor` beside `critic`.
+        """
         rivals: Counter[tuple[ModuleFamily, Path]] = Counter()
         inside: dict[ModuleFamily, list[ModuleFamily]] = {}
         for a, found in fitting.items():
-            home = self._home(a.path[:-1])
+            home = self._home(a.path[:-1]) if all(self.scope) else self._namesake(a.path[:-1])
             inside[a] = [b for b in found if home and b.path[:-1] == home]
             rivals.update((b, a.path[:-1]) for b in inside[a])
         for a, found in inside.items():
@@ -176,6 +177,11 @@ class ScopeSearch:
             return ()
         [target] = there
         return target if self._origins[target] == {parent} else ()
+
+    def _namesake(self, parent: Path) -> Path:
+        """The module of the same name, where nothing of either is paired with anything else."""
+        others = self._parents.get(parent, set()) | self._origins.get(parent, set())
+        return parent if others <= {parent} else ()
 
     def _numbered(self) -> Iterator[ModulePair]:
         """As many of one size under one name on both sides, which differ in their number."""

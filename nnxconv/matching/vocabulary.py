@@ -38,6 +38,10 @@ _WRAPPERS = ("linear", "einsum", "base_layer", "embedding", "layer")
 """Modules between a module's name and its weights that say nothing: `ffn_layer1.linear.w`."""
 
 
+_EXPERT = re.compile(r"experts?_?[#0-9]+")
+"""One of several experts, whose `gate` is no router."""
+
+
 def spelled(name: str) -> str:
     """A name in small letters with `_` between its words.
 
@@ -76,6 +80,8 @@ def _meanings(path: Path, level: Level, inside: str) -> list[tuple[int, str]]:
     while not found and len(names) > 1 and names[-1] in _WRAPPERS:
         names.pop()
         found = _known(names, level, inside)
+    if any(_EXPERT.fullmatch(name) for name in names[:-1]):
+        found = [(n, "gate" if role == "router" else role) for n, role in found]
     head = f"{inside}." if inside in ("cross", "moe", "shared") else ""
     return [(n, role if role.startswith("norm.") else head + role) for n, role in found]
 

@@ -1,5 +1,6 @@
 """Find the layer groups of a state, and take its stacks apart."""
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,10 +149,14 @@ def _find(
             continue
         if all(map(is_digits, kids)):
             found.append(_Found(key, "index", tuple(sorted(int(kid) for kid in kids))))
-        else:
+        elif not all(_IS_LAYER.fullmatch(str(kid)) for kid in kids):
             found.append(_Found(key, stack=Stack(key, key)))
     heads = {head for group in found for head in _heads(group)}
     return [g for g in found if not any(g.key[:size] in heads for size in range(len(g.key)))]
+
+
+_IS_LAYER = re.compile(r"(en|de)coder_(layer|block)_[0-9]+")
+"""What is a layer itself, and no part of a stack of layers, as torchvision calls those of a ViT."""
 
 
 def _numbered(parts: Iterable[str | int], names: Sequence[str]) -> dict[str | int, tuple[str, int]]:

@@ -13,7 +13,7 @@ from nnxconv.layouts.surveying import SurveyOptions
 from nnxconv.state import parameter_trees
 from nnxconv.tree import first_source
 from tests.layouts.test_any_tree import check_params_only, check_roles, check_way_back
-from tests.support import any_trees
+from tests.support import any_trees, states
 from tests.support.layouts import source_tree
 
 ROLES = {
@@ -362,6 +362,80 @@ TREES = {
         """,
         ["gen", "disc"],
     ),
+    # a former optimizer at the root, beside what T5X has there
+    "former optimizer beside others": (
+        """
+        target/out/kernel f32[2,3] P
+        state/step i32[] S
+        state/param_states/out/kernel/m f32[1] O
+        state/param_states/out/kernel/v_row f32[2] O
+        version i64[] X
+        """,
+        [""],
+    ),
+    # what Haiku's averages keep, of modules that have no weights of their own
+    "averages of Haiku": (
+        """
+        params/vae%~%in/w f32[2,3] P
+        params/vae%~%out/w f32[3,2] P
+        opt_state/[0]/count i32[] O
+        opt_state/[0]/trace/vae%~%in/w f32[2,3] O
+        opt_state/[0]/trace/vae%~%out/w f32[3,2] O
+        state/vae%~%codes/embeddings f32[4,8] V
+        state/vae%~%codes%~%ema/average f32[4] V
+        state/vae%~%codes%~%ema/counter i32[] V
+        state/norm%~%mean_ema/average f32[1,3] V
+        state/norm%~%mean_ema/counter i32[] V
+        state/norm%~%mean_ema/hidden f32[1,3] V
+        """,
+        [""],
+    ),
+    # a copy of one part, whose modules are called by whole paths
+    "slow part of flat names": (
+        """
+        params/critic%out%kernel f32[2,3] P
+        params/actor%out%kernel f32[3,2] P
+        opt/mu/critic%out%kernel f32[2,3] O
+        opt/mu/actor%out%kernel f32[3,2] O
+        opt/nu/critic%out%kernel f32[2,3] O
+        opt/nu/actor%out%kernel f32[3,2] O
+        opt/count i32[] O
+        slow/critic%out%kernel f32[2,3] V
+        """,
+        [""],
+    ),
+    # a ResNet with PyTorch's names: a block is no element of an optimizer's chain
+    "blocks of a ResNet": (
+        """
+        conv1/weight f32[8,3,7,7] P
+        layer3/0/conv1/weight f32[8,4,3,3] P
+        layer3/0/conv2/weight f32[8,8,3,3] P
+        layer3/0/bn1/weight f32[8] P
+        layer3/0/bn1/bias f32[8] P
+        layer3/0/bn1/running_mean f32[8] V
+        layer3/0/bn1/running_var f32[8] V
+        layer3/0/bn1/num_batches_tracked i64[] V
+        layer3/0/downsample/0/weight f32[8,4,1,1] P
+        layer3/0/downsample/1/weight f32[8] P
+        layer3/0/downsample/1/bias f32[8] P
+        layer3/1/conv1/weight f32[8,8,3,3] P
+        layer3/1/conv2/weight f32[8,8,3,3] P
+        layer3/1/bn1/weight f32[8] P
+        layer3/1/bn1/bias f32[8] P
+        layer3/1/bn1/running_mean f32[8] V
+        layer3/1/bn1/running_var f32[8] V
+        """,
+        [""],
+    ),
+    "dotted names of PyTorch": (
+        """
+        layer3.0.conv1.weight f32[8,4,3,3] P
+        layer3.0.bn1.weight f32[8] P
+        layer3.0.bn1.running_mean f32[8] V
+        layer3.0.bn1.running_var f32[8] V
+        """,
+        [""],
+    ),
     # what `nnx.split` gives in turn: parameters, statistics, streams of modules without either
     "split in turn": (
         """
@@ -394,13 +468,26 @@ def unmarked(text):
 
 
 def made_of(name):
-    text, ats = TREES[name]
+    return made(*TREES[name])
+
+
+def _names(key):
+    return [part for part in key if isinstance(part, str)]
+
+
+def made(text, ats):
+    """The tree of such lines, with the role of each leaf, and where its states stand.
+
+    `%` is a slash within a name.
+    """
     lines = [line.split() for line in text.strip().splitlines() if line.strip()]
     marks = [mark for _, _, mark in lines]
-    made = any_trees.Made(source_tree(unmarked(text)))
-    made.roles = dict(zip(made.tree, map(ROLES.__getitem__, marks), strict=True))
-    made.states = {tuple(at.split("/")) if at else (): None for at in ats}
-    return made
+    tree = source_tree(unmarked(text))
+    keys = {k: tuple(str(p).replace("%", "/") if p in _names(k) else p for p in k) for k in tree}
+    found = any_trees.Made({keys[k]: any_trees.renamed(leaf, keys[k]) for k, leaf in tree.items()})
+    found.roles = dict(zip(found.tree, map(ROLES.__getitem__, marks), strict=True))
+    found.states = {tuple(at.split("/")) if at else (): None for at in ats}
+    return found
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -488,6 +575,28 @@ def test_an_array_alone_is_no_model():
         "opt_state": "optimizer",
         "step": "other",
     }
+
+
+def test_an_optimizer_of_plain_sgd_may_count_in_a_number():
+    tree = source_tree("model/dense/kernel/value f32[2,3]")
+    tree[("optimizer", "step", "value")] = states.array(("x",), (), "uint32", kind="scalar")
+    found = choose_part(tree, SurveyOptions()).survey
+    assert list(found.roles.values()) == ["parameters", "step"]
+
+
+def test_all_that_is_in_the_way_is_left_out_by_one_command():
+    tree = source_tree(unmarked(LINEN) + "\nepoch i32[]\nloss f32[]")
+    with pytest.raises(CannotHold) as refused:
+        converted(choose_part(tree, SurveyOptions()).survey, Options(to="maxtext"), None, None)
+    assert refused.value.hint == "`--drop 'epoch' --drop 'loss'` leaves out what is in the way"
+
+
+@pytest.mark.parametrize("target", ["nnx", "maxtext"])
+def test_what_stands_at_the_paths_of_parameters_is_said_to_be_kept_by_no_layout(target):
+    tree = source_tree(unmarked(LINEN) + "\nmasks/dense/kernel i32[2,3]")
+    with pytest.raises(CannotHold) as refused:
+        converted(choose_part(tree, SurveyOptions()).survey, Options(to=target), None, None)
+    assert refused.value.hint == "`--without aux` leaves them out"
 
 
 @pytest.mark.parametrize(

@@ -579,3 +579,14 @@ def test_one_module_that_is_called_layers_is_no_stack():
     assert unstack(state) == (state, [])
     stacked = state_of(params(layers__kernel=(3, 4, 4), layers__bias=(3, 4)))
     assert [group.key for group in unstack(stacked)[1]] == [("layers",)]
+
+
+def test_layers_that_are_called_so_themselves_are_no_stack():
+    blocks = {
+        ("layers", f"encoder_layer_{i}", name, "weight"): array(("x",), (8,))
+        for i in range(2)
+        for name in ("ln_1", "ln_2")
+    }
+    state, groups = unstack(TrainState(blocks))
+    assert state.params.keys() == blocks.keys()
+    assert groups == []

@@ -85,8 +85,7 @@ def _side(
     match kind:
         case "real":
             known = projects_of(family)
-            # torchvision's `layers` has no number: with few rules what is below it may be a stack
-            kind = rng.choice(sorted(known.keys() - {"torchvision"}))
+            kind = rng.choice(sorted(known))
             dialect = known[kind]
         case "automatic":
             dialect = automatic(model, gate_first)

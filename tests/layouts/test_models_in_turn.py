@@ -1,0 +1,95 @@
+"""Several models in lists or mappings, and the optimizers of each beside them in the same order."""
+
+import pytest
+
+from nnxconv.commands.convert import converted
+from nnxconv.layouts import Options, choose_part
+from nnxconv.layouts.surveying import SurveyOptions
+from tests.layouts.test_any_tree import check_params_only, check_roles, check_way_back
+from tests.layouts.test_trees_people_save import ADAM, DENSE, made
+
+KINDS = {
+    # `nnx.Optimizer` for each of several models of the same structure
+    "NNX optimizers in a list": (
+        DENSE.format("models/[0]", "P")
+        + DENSE.format("models/[1]", "P")
+        + "models/[1]/bn/mean f32[3] V\n"
+        + ADAM.format("optimizers/[0]/opt_state/0")
+        + "optimizers/[0]/step u32[] S\n"
+        + ADAM.format("optimizers/[1]/opt_state/0")
+        + "optimizers/[1]/step u32[] S\n"
+        + "epoch i32[] X",
+        ["models/[0]", "models/[1]"],
+    ),
+    "NNX optimizers by name": (
+        DENSE.format("models/a", "P")
+        + DENSE.format("models/b", "P")
+        + ADAM.format("optimizers/a/opt_state/0")
+        + "optimizers/a/step u32[] S\n"
+        + ADAM.format("optimizers/b/opt_state/0")
+        + "optimizers/b/step u32[] S\n",
+        ["models/a", "models/b"],
+    ),
+    # the same with optimizers of optax
+    "optax in a list": (
+        DENSE.format("params/[0]", "P")
+        + DENSE.format("params/[1]", "P")
+        + ADAM.format("opt_states/[0]/[0]")
+        + ADAM.format("opt_states/[1]/[0]"),
+        ["params/[0]", "params/[1]"],
+    ),
+    "optax in a list of any name": (
+        DENSE.format("nets/[0]", "P")
+        + DENSE.format("nets/[1]", "P")
+        + DENSE.format("target_nets/[0]", "V")
+        + DENSE.format("target_nets/[1]", "V")
+        + ADAM.format("optims/[0]/[0]")
+        + ADAM.format("optims/[1]/[0]")
+        + "steps/[0] i64[] X",
+        ["nets/[0]", "nets/[1]"],
+    ),
+    "optax by name": (
+        DENSE.format("nets/a", "P")
+        + DENSE.format("nets/b", "P")
+        + ADAM.format("optims/a/[0]")
+        + ADAM.format("optims/b/[0]"),
+        ["nets/a", "nets/b"],
+    ),
+}
+
+
+def made_of(name):
+    text, ats = KINDS[name]
+    found = made(text, ats)
+    found.states = {
+        tuple(int(part[1:-1]) if part[0] == "[" else part for part in at): None
+        for at in found.states
+    }
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_model_is_a_state_with_its_own_optimizer(name):
+    chosen = check_roles(made_of(name))
+    for one in chosen.survey.states:
+        number = one.at[-1]
+        others = {key for key in one.stored.values() if number not in key}
+        assert not others
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("target", ["linen", "nnx", "nnx-state", "nnx-pure"])
+def test_models_in_turn_come_back(name, target):
+    made_tree = made_of(name)
+    check_way_back(made_tree, check_roles(made_tree), target)
+    check_params_only(made_tree, check_roles(made_tree))
+
+
+@pytest.mark.parametrize("name", ["NNX optimizers in a list", "optax in a list"])
+def test_one_model_of_a_list_stands_alone_without_a_gap(name):
+    chosen = check_roles(made_of(name))
+    at = "params[1]" if "optax" in name else "models[1]"
+    alone = choose_part(chosen.survey.tree, SurveyOptions(), at=at).survey
+    assert [one.at for one in alone.states] == [()]
+    tree = converted(alone, Options(to="linen", params_only=True), None, None).tree
+    assert all(1 not in key for key in tree)
