@@ -26,6 +26,8 @@ REPOSITORY = Path(__file__).parents[1]
 CACHE = Path(
     os.environ.get("NNXCONV_COMPATIBILITY", Path.home() / ".cache" / "nnxconv" / "compatibility")
 )
+QUIET = "ignore::DeprecationWarning"
+"""What old libraries warn of each other."""
 NEWEST = ""
 """A version that is not pinned."""
 
@@ -104,7 +106,7 @@ def run(folder: Path, *, workers: int) -> tuple[bool, str]:
     """Whether the everyday tests pass, and pytest's last line."""
     with tempfile.TemporaryDirectory() as temporary:
         command = [folder / "bin" / "python", "-m", "pytest", "-q"]
-        command += ["-W", "ignore::DeprecationWarning", "-o", f"cache_dir={temporary}/cache"]
+        command += ["-W", QUIET, "-o", f"cache_dir={temporary}/cache"]
         command += ["--basetemp", f"{temporary}/tests"]
         passed, told = _pytest([*command, "-n", str(workers)])
         if passed:
@@ -115,7 +117,10 @@ def run(folder: Path, *, workers: int) -> tuple[bool, str]:
 
 def _pytest(command: Sequence[str | Path]) -> tuple[bool, str]:
     """Whether all tests pass, and the last line; what fails is printed."""
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONWARNINGS": QUIET}  # of what the tests start
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]]
     if done.returncode:
         print("\n".join(lines[-40:]), file=sys.stderr)
