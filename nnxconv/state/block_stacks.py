@@ -107,11 +107,13 @@ def _only_rests(
     """
     families = list(families)
     marks = {family.mark for family in families if family.remainder} - {""}
+    ends = {family.remainder[-1] for family in families if family.remainder}
+    ending = [path for path in kids if path[-1] in ends]
     for must_have_mark, family in itertools.product((True, False), families):
         above, rest = family.remainder, family.rest
         if not above or rest is None or family.is_general or family.apart not in names:
             continue
-        for path in kids:
+        for path in ending:
             parent = path[: -len(above)]
             key = (*parent, family.apart)
             if path[-len(above) :] != above or key in settled or (*parent, family.stack) in kids:

@@ -32,8 +32,10 @@ class Member:
 
     def numbers(self, names: Collection[str | int]) -> list[int] | None:
         """The numbers of a numbered member's names; None where a name is none of it."""
+        if not all(str(name).startswith(self.name) for name in names):
+            return None
         digits = [str(name).removeprefix(self.name) for name in names]
-        if not all(str(n).startswith(self.name) for n in names) or not all(map(is_digits, digits)):
+        if not all(map(is_digits, digits)):
             return None
         return sorted(map(int, digits))
 

@@ -82,9 +82,10 @@ def _telling(
     layers = _numbered(telling, names).keys() - set(begin)
     found: dict[Key, Key] = {}
     for path in paths:
-        if not telling.isdisjoint(path):
-            back = path[::-1]
-            size = len(path) - min(map(back.index, telling.intersection(path)))
+        size = len(path)
+        while size and path[size - 1] not in telling:
+            size -= 1
+        if size:
             is_layer = path[size - 1] in layers
             found.setdefault(path[: size if is_layer else size + 1], path[: size + 1])
     return dict.fromkeys(found.values())

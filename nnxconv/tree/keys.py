@@ -48,4 +48,6 @@ def in_order(keys: Iterable[Key]) -> list[Key]:
 
 def is_digits(part: str | int) -> bool:
     """True for a mapping key that spells a non-negative int, such as `"12"`."""
-    return isinstance(part, str) and re.fullmatch(r"0|[1-9][0-9]*", part) is not None
+    if not isinstance(part, str) or not part.isdecimal() or not part.isascii():
+        return False
+    return part == "0" or part[0] != "0"
