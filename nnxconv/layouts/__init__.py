@@ -2,7 +2,8 @@
 state, and encodes that again; no I/O. Other packages may have more layouts (`plugins`).
 
 ```
-surveying      a whole tree: its states, their copies, the role of every leaf (`located`)
+surveying      a whole tree: its states, their copies, the role of every leaf (`located`);
+               recorded_states where nnxconv wrote it, else found_states
 finding        where states stand, by structure: outline, optimizers, vocabulary, gathering
 recognition    which layout one state is in; understanding: its meaning and its layers
 conversion     from one layout to another; conforming: as `--like` has it

@@ -40,7 +40,7 @@ from .recognition import ITEMS as ITEMS
 from .reducing import FLOATS as FLOATS
 from .restore_lines import restoring as restoring
 from .restore_lines import restoring_converted as restoring_converted
-from .surveying import SurveyOptions as SurveyOptions
+from .survey_options import SurveyOptions as SurveyOptions
 from .surveying import survey as survey
 from .understanding import RECORD as RECORD
 from .understanding import TENSORS as TENSORS

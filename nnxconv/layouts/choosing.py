@@ -10,7 +10,8 @@ from nnxconv.layouts.located import Survey
 from nnxconv.layouts.params_from import with_params_from
 from nnxconv.layouts.replicas import one_replica
 from nnxconv.layouts.subset import Subset
-from nnxconv.layouts.surveying import SurveyOptions, survey
+from nnxconv.layouts.survey_options import SurveyOptions
+from nnxconv.layouts.surveying import survey
 from nnxconv.state import Tree
 from nnxconv.tree import Key, spell
 

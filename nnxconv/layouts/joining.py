@@ -14,7 +14,7 @@ from nnxconv.layouts.names import ALONE
 from nnxconv.layouts.options import Options
 from nnxconv.layouts.parts import bare
 from nnxconv.layouts.placement import Placement, at_key
-from nnxconv.layouts.surveying import STATES
+from nnxconv.layouts.recorded_states import STATES
 from nnxconv.state import Tree
 from nnxconv.tree import Key, Leaf, Literal, counted, in_order, notation, sources_of, spell
 

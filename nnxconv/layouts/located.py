@@ -1,6 +1,6 @@
 """A tree with its meaning: its states and their copies, where they stand, and all roles."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -156,3 +156,30 @@ def _canonical_role(key: Key, leaf: Leaf) -> Role:
         case "step":
             return "step"
     return "rng" if is_rng_state(key[1:], leaf) else "variables"
+
+
+def survey_of(
+    tree: Tree,
+    states: Sequence[Located],
+    copies: Sequence[Located],
+    roles: Mapping[Key, Role],
+    around: Iterable[Key] | None = None,
+) -> Survey:
+    """The survey of a tree with these states: roles are those of the states' meaning."""
+    roles = dict(roles)
+    claimed: set[Key] = set()
+    for located in (*states, *copies):
+        for key, role in located.own_roles.items():
+            if roles.get(key) == "step" and role == "optimizer":
+                continue  # where several optimizers follow one model, each counts
+            if located.copy_of is not None and role != "rng":
+                role = "optimizer" if roles.get(key) == "optimizer" else "variables"
+            roles[key] = role
+        claimed.update(located.stored.values())
+    rest = [key for key in tree if key not in claimed] if around is None else list(around)
+    for key in tree:
+        roles.setdefault(key, "other")
+    for key in rest:
+        if roles[key] == "parameters":
+            roles[key] = "other"
+    return Survey(tree, tuple(states), tuple(copies), {k: tree[k] for k in rest}, roles)

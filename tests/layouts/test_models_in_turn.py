@@ -4,7 +4,7 @@ import pytest
 
 from nnxconv.commands.convert import converted
 from nnxconv.layouts import Options, choose_part
-from nnxconv.layouts.surveying import SurveyOptions
+from nnxconv.layouts.survey_options import SurveyOptions
 from tests.layouts.test_any_tree import check_params_only, check_roles, check_way_back
 from tests.layouts.test_trees_people_save import ADAM, DENSE, made
 

@@ -9,7 +9,7 @@ import pytest
 from nnxconv.commands.convert import converted
 from nnxconv.errors import BadInput, CannotHold
 from nnxconv.layouts import Options, choose_part
-from nnxconv.layouts.surveying import SurveyOptions
+from nnxconv.layouts.survey_options import SurveyOptions
 from nnxconv.state import parameter_trees
 from nnxconv.tree import first_source
 from tests.layouts.test_any_tree import check_params_only, check_roles, check_way_back
