@@ -15,6 +15,7 @@ from nnxconv.state.layer_groups import (
     Apart,
     LayerGroup,
     Spelling,
+    is_fixed,
     joined,
     sections_of,
 )
@@ -71,7 +72,8 @@ def _telling(
 ) -> dict[Key, None]:
     """The paths, each down to what stands below the last name that layers may have.
 
-    Of all that stands below one layer, such as `layers_3`, one name is told, and a family's mark.
+    Of all that stands below one layer, such as `layers_3`, one name is told, and a family's mark;
+    of modules whose layers stay as they are, nothing.
     """
     concrete = (family.called(name) for family, name in for_names(families, names))
     begin = (*names, *{word for family in concrete for word in family.names()})
@@ -81,7 +83,7 @@ def _telling(
     layers = _numbered(telling, names).keys() - set(begin)
     found: dict[Key, Key] = {}
     for path in paths:
-        if not telling.isdisjoint(path):
+        if not telling.isdisjoint(path) and not is_fixed(path):
             back = path[::-1]
             size = len(path) - min(map(back.index, telling.intersection(path)))
             is_layer = path[size - 1] in layers
