@@ -14,6 +14,7 @@ from nnxconv.layouts.target import bare_form, spelling_of, target_codec, target_
 from nnxconv.layouts.understanding import Understood
 from nnxconv.state import (
     DEFAULT_AXIS,
+    FIXED,
     SCALES,
     Apart,
     Arrangement,
@@ -32,7 +33,7 @@ from nnxconv.state import (
     shared_rngs,
     told_by_marks,
 )
-from nnxconv.tree import Key, Leaf, in_order
+from nnxconv.tree import Key, Leaf, in_order, spell
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def convert_tree(
         arrangements = {group.key: group.arrangement for group in like.groups}
     blocks = _blocks(source, options) if scan_layers and arrangements is None else {}
     layers_told = _told_of(blocks, options) + _told_of_none(source, options, scan_layers, is_copy)
+    layers_told += _told_of_fixed(source, options)
     arrangements = choose(
         source.groups,
         scan_layers=scan_layers,
@@ -168,6 +170,19 @@ def _told_of_none(
         for one in series
         if scan_layers
     ]
+
+
+def _told_of_fixed(source: Understood, options: Options) -> list[str]:
+    """What is said of layers that are neither stacked nor taken apart."""
+    if options.scan_layers is None:
+        return []
+    modules = {
+        path[: path.index(name) + 1]: why
+        for path in source.state.params
+        for name, why in FIXED.items()
+        if name in path
+    }
+    return [f"`{spell(key)}` stays as it is: {modules[key]}" for key in in_order(modules)]
 
 
 def _aux_axes(state: TrainState, *layouts: str) -> dict[str, int]:

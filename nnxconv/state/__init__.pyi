@@ -9,6 +9,7 @@ from .in_blocks import blocks_for as blocks_for
 from .in_blocks import told_by_marks as told_by_marks
 from .layer_groups import DEFAULT_AXIS as DEFAULT_AXIS
 from .layer_groups import DEFAULT_NAMES as DEFAULT_NAMES
+from .layer_groups import FIXED as FIXED
 from .layer_groups import PARAMS as PARAMS
 from .layer_groups import SCALES as SCALES
 from .layer_groups import Apart as Apart

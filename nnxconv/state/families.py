@@ -66,6 +66,7 @@ class Family:
     mark: str = ""
     mark_of: str = ""
     alike: str = ""
+    never_stacked: str = ""
 
     @property
     def is_general(self) -> bool:

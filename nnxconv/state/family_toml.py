@@ -8,7 +8,7 @@ from typing import Any
 from nnxconv.errors import BadInput
 from nnxconv.state.families import Family, Member
 
-_TEXTS = ("models", "stack", "apart", "remainder", "mark", "mark_of", "alike")
+_TEXTS = ("models", "stack", "apart", "remainder", "mark", "mark_of", "alike", "never_stacked")
 _NUMBERS = ("period", "prefix")
 
 

@@ -61,9 +61,17 @@ def _by_mark(state: TrainState, group: LayerGroup, families: Iterable[Family]) -
         if path[:size] == group.key and path[size] in names:
             names[path[size]].update(map(str, path[size + 1 :]))  # pyright: ignore
     for family in families:
-        if not family.mark or group.key[-1] != family.apart or family.period is None:
+        if not family.mark or group.key[-1] != family.apart:
             continue
         marked = [i for i, parts in names.items() if family.mark in parts]
+        if marked and family.never_stacked:
+            raise LayerError(
+                f"the layers of `{spell(group.key)}` are those of {family.models}, which are never"
+                f" stacked: {family.never_stacked}",
+                hint="without `--scan_layers` they stay apart",
+            )
+        if family.period is None:
+            continue
         for period in (family.period, *range(2, len(names) + 1)) if marked else ():
             blocks = Blocks(DEFAULT_AXIS, period, family=family, prefix=family.prefix)
             if _fits(group, blocks, marked):

@@ -13,7 +13,17 @@ from nnxconv.state.quantised import scales_of
 from nnxconv.state.train_state import RNGS, TrainState, below, children, under
 from nnxconv.tree import Key, Leaf, Literal
 
-DEFAULT_NAMES = ("layers", "dense_layers", "moe_layers")
+FIXED = {
+    "pipeline_module": "MaxText has the layers of a pipeline by stages, with `scan_layers` and"
+    " without",
+    "Llama4VisionEncoder_0": "MaxText stacks these layers neither with `scan_layers` nor without",
+}
+"""Modules whose layers are neither stacked nor taken apart, and why."""
+
+DEFAULT_NAMES = (
+    *("layers", "dense_layers", "moe_layers"),
+    *("layers_outside_pipeline", "moe_layers_outside_pipeline"),
+)
 DEFAULT_AXIS = 1
 
 Spelling: TypeAlias = OneOf["suffix", "index"]
@@ -197,6 +207,11 @@ def apart(key: Key, layer: int, spelling: Spelling) -> Key:
     if spelling == "index":
         return (*key, str(layer))
     return (*key[:-1], f"{key[-1]}_{layer}")
+
+
+def is_fixed(path: Key) -> bool:
+    """True for what stands below a module whose layers stay as they are."""
+    return not FIXED.keys().isdisjoint(path)
 
 
 def names_in(state: TrainState) -> set[str]:

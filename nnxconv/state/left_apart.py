@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nnxconv.errors import LayerError
-from nnxconv.state.layer_groups import DEFAULT_NAMES
+from nnxconv.state.layer_groups import DEFAULT_NAMES, is_fixed
 from nnxconv.state.train_state import TrainState
 from nnxconv.tree import Key, is_digits, notation, spell
 
@@ -53,7 +53,7 @@ def alike_series(state: TrainState) -> list[Series]:
     modules: dict[tuple[Key, bool], dict[int, dict[Key, str]]] = defaultdict(dict)
     spelled: dict[tuple[Key, bool, int], Key] = {}
     for path, leaf in state.params.items():
-        place = _numbered(path)
+        place = None if is_fixed(path) else _numbered(path)
         if place is not None:
             key, number, is_suffix, rest = place
             modules[key, is_suffix].setdefault(number, {})[rest] = notation(leaf)

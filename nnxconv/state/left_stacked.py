@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from nnxconv.errors import LayerError
-from nnxconv.state.layer_groups import Arrangement, Blocks, LayerGroup, is_module
+from nnxconv.state.layer_groups import Arrangement, Blocks, LayerGroup, is_fixed, is_module
 from nnxconv.state.train_state import RNGS, TrainState, below, children
 from nnxconv.tree import Key, Leaf, Literal, is_digits, notation, spell
 
@@ -23,6 +23,8 @@ def refuse_left_stacked(state: TrainState, groups: Iterable[LayerGroup]) -> None
     known = {group.key for group in groups if group.problem}
     inside: dict[Key, list[tuple[Key, Leaf]]] = defaultdict(list)
     for path, leaf in state.params.items():
+        if is_fixed(path):
+            continue
         for size in range(1, len(path)):
             is_whole = not isinstance(path[size - 1], int) and not isinstance(path[size], int)
             if is_whole and _LIKE_LAYERS.fullmatch(str(path[size - 1])):

@@ -16,6 +16,7 @@ from nnxconv.state.layer_groups import (
     Apart,
     LayerGroup,
     Spelling,
+    is_fixed,
     joined,
     sections_of,
 )
@@ -72,7 +73,8 @@ def _telling(
 ) -> dict[Key, None]:
     """The paths, each down to what stands below the last name that layers may have.
 
-    Of all that stands below one layer, such as `layers_3`, one name is told, and a family's mark.
+    Of all that stands below one layer, such as `layers_3`, one name is told, and a family's mark;
+    of modules whose layers stay as they are, nothing.
     """
     concrete = (family.called(name) for family, name in for_names(families, names))
     begin = (*names, *{word for family in concrete for word in family.names()})
@@ -85,7 +87,7 @@ def _telling(
         size = len(path)
         while size and path[size - 1] not in telling:
             size -= 1
-        if size:
+        if size and not is_fixed(path):
             is_layer = path[size - 1] in layers
             found.setdefault(path[: size if is_layer else size + 1], path[: size + 1])
     return dict.fromkeys(found.values())

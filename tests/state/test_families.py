@@ -404,7 +404,7 @@ def test_where_there_are_no_layers_the_result_says_so(scan, option, tmp_path):
     assert result.conversion.assumed == (said,)
 
 
-@pytest.mark.parametrize("name", ["moe_layers_2_3", "layers_outside_pipeline"])
+@pytest.mark.parametrize("name", ["moe_layers_2_3", "vision_layers_outside_pipeline"])
 def test_stacks_of_some_layers_are_not_left_in_silence(name, tmp_path):
     some = stacked([values(LOCAL, i) for i in range(2)], 1)
     source = saved(tmp_path, "a", state({name: some, "moe_layers_engram_4": values(GLOBAL, 4)}))

@@ -1,0 +1,129 @@
+"""What MaxText has beside plain layers: pipelines, RNGs of some layers, layers never stacked."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nnxconv
+from nnxconv.errors import LayerError
+from tests.support import checkpoints
+
+KEPT = (
+    "`decoder.pipeline_module` stays as it is: MaxText has the layers of a pipeline by stages, with"
+    " `scan_layers` and without"
+)
+
+
+def kernels(*shape: int, seed: int = 0) -> dict[str, Any]:
+    """The parameters of a layer, or of several along further axes."""
+    names = {f"wi_{i}": {"kernel": checkpoints.values((*shape, 5), seed + i)} for i in range(2)}
+    return {"mlp": names, "norm": {"scale": checkpoints.values((*shape[:-1], 6), seed)}}
+
+
+# the stages of a pipeline, and what layers outside of it are called
+PIPELINES = {
+    "one layer each, in repeats": (kernels(2, 2, 4), []),
+    "one layer each": (kernels(2, 4), ["layers_outside_pipeline"]),
+    "several layers apart": (
+        {f"layers_{i}": kernels(2, 4) for i in range(2)},
+        ["moe_layers_outside_pipeline", "dense_layers"],
+    ),
+    "several layers stacked": ({"scanned_layers": kernels(2, 2, 4, 2)}, []),
+}
+
+
+def state(decoder: dict[str, Any], aux: dict[str, Any] | None = None) -> dict[str, Any]:
+    params = {"params": {"decoder": decoder}}
+    adam = {"count": np.int32(2), "mu": params, "nu": params}
+    tree = {"step": np.int32(2), "params": params, "opt_state": [adam]}
+    return tree | ({"nnx_aux": {"model": {"decoder": aux}}} if aux else {})
+
+
+def saved(path: Path, tree: Any) -> str:
+    return str(checkpoints.save_item(path, tree))
+
+
+def keys(path: str) -> set[Any]:
+    return set(nnxconv.inspect(path).item.tree)
+
+
+@pytest.mark.parametrize(("stages", "groups"), PIPELINES.values(), ids=PIPELINES)
+def test_a_pipeline_stays_as_it_is_and_layers_outside_of_it_do_not(stages, groups, tmp_path):
+    layers = [kernels(4, seed=10 * i) for i in range(3)]
+    apart = {f"{name}_{i}": layer for name in groups for i, layer in enumerate(layers)}
+    stacked = {name: checkpoints.stacked(layers, 1) for name in groups}
+    pipeline = {"pipeline_module": {"layers": stages}}
+    paths = [saved(tmp_path / n, state(t | pipeline)) for n, t in (("a", apart), ("b", stacked))]
+    for (source, wanted), scan in zip((paths, paths[::-1]), (True, False), strict=True):
+        new = str(tmp_path / f"new_{scan}")
+        result = nnxconv.convert(source, new, to="linen", scan_layers=scan)
+        none = f"no layers are known here, and `--{'' if scan else 'no-'}scan_layers` leaves"
+        assert result.conversion.assumed[-1] == KEPT
+        assert [t.startswith(none) for t in result.conversion.assumed[:-1]] == [True] * (not groups)
+        assert keys(new) == keys(wanted)
+        report = nnxconv.compare(
+            new, wanted, compare_values=True, compare_only="all", atol=0, rtol=0
+        )
+        assert report.findings == []
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_layers_of_an_encoder_that_are_never_stacked_stay_apart(scan, tmp_path):
+    layers = {f"layers_{i}": kernels(4, seed=i) for i in range(3)}
+    tree = state(layers)
+    encoder = {"Llama4VisionModel_0": {"Llama4VisionEncoder_0": layers}}
+    tree["params"]["params"]["vision_encoder"] = encoder
+    source, new = saved(tmp_path / "a", tree), str(tmp_path / "b")
+    result = nnxconv.convert(source, new, to="linen", scan_layers=scan)
+    assert result.conversion.assumed == (
+        "`vision_encoder.Llama4VisionModel_0.Llama4VisionEncoder_0` stays as it is: MaxText stacks"
+        " these layers neither with `scan_layers` nor without",
+    )
+    kept = {key for key in keys(source) if "vision_encoder" in key}
+    assert kept == {key for key in keys(new) if "vision_encoder" in key}
+    assert any("layers" in key for key in keys(new)) == scan
+
+
+def test_rngs_that_only_the_first_layer_has_are_left_out_where_others_have_rngs_elsewhere(tmp_path):
+    def rngs(number: int) -> dict[str, Any]:
+        return {"rngs": {"params": {"count": np.uint32(number)}}}
+
+    aux = {f"layers_{i}": {"mlp": {"wi_0": {"op": rngs(i)}}} for i in range(3)}
+    aux["layers_0"] |= {"attention": rngs(7)}
+    source = saved(tmp_path / "a", state({f"layers_{i}": kernels(4) for i in range(3)}, aux))
+    result = nnxconv.convert(source, str(tmp_path / "b"), to="maxtext", scan_layers=True)
+    assert result.conversion.left_out == {
+        ("aux", "rngs", "decoder", "layers", 0, "attention", "rngs", "params", "count"): (
+            "one set for all layers, which stands in the first one alone"
+        )
+    }
+    there = {key for key in keys(str(tmp_path / "b")) if "rngs" in key}
+    head = ("nnx_aux", "model", "decoder", "layers")
+    assert there == {(*head, "mlp", "wi_0", "op", "rngs", "params", "count")}
+
+
+def test_rngs_of_a_first_layer_unlike_the_others_are_no_set_for_all(tmp_path):
+    aux = {
+        "layers_0": {"attention": {"rngs": {"params": {"count": np.uint32(0)}}}},
+        "layers_1": {"mlp": {"rngs": {"params": {"count": np.uint32(1)}}}},
+    }
+    decoder = {"layers_0": kernels(4) | {"bias": {"scale": np.ones(3)}}, "layers_1": kernels(4)}
+    source = saved(tmp_path / "a", state(decoder, aux))
+    with pytest.raises(LayerError, match="differ in 5 places"):
+        nnxconv.convert(source, str(tmp_path / "b"), to="maxtext", scan_layers=True)
+
+
+def test_layers_that_their_program_never_stacks_are_not_stacked(tmp_path):
+    layer = kernels(4) | {"per_layer_input_gate": {"kernel": np.ones((4, 2))}}
+    decoder = {f"layers_{i}": layer | {"layer_scalar": np.ones(1)} for i in range(6)}
+    source = saved(tmp_path / "a", state(decoder))
+    with pytest.raises(LayerError) as refused:
+        nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=True)
+    assert refused.value.message == (
+        "the layers of `decoder.layers` are those of Gemma 4 E2B and E4B, which are never stacked:"
+        " some of them use keys and values of others"
+    )
+    assert refused.value.hint == "without `--scan_layers` they stay apart"
+    nnxconv.convert(source, str(tmp_path / "c"), to="linen", scan_layers=False)
