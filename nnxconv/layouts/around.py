@@ -5,7 +5,7 @@ from shlex import quote
 
 from nnxconv.errors import CannotHold
 from nnxconv.layouts.leaving_out import is_excluded
-from nnxconv.layouts.located import Survey
+from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.options import Options
 from nnxconv.layouts.placement import at_key
 from nnxconv.state import Tree, is_stored
@@ -55,11 +55,11 @@ def _refuse_around(layout: str, around: Tree, survey: Survey) -> None:
     """
     states = survey.states
     if len(states) > 1:
-        ats = [spell(one.at) for one in states if one.at]
+        first = next(one for one in states if one.at)
         raise CannotHold(
             f"the {layout} layout holds one state, and there are {len(states)}",
             details=[spell(one.at) or "(the root)" for one in states],
-            hint=f"`--at {quote(ats[0])}` takes that one alone",
+            hint=f"`{_alone(first, around)}` takes that one alone",
         )
     state = next(iter(states))
     at = state.at
@@ -67,12 +67,12 @@ def _refuse_around(layout: str, around: Tree, survey: Survey) -> None:
         raise CannotHold(
             f"the {layout} layout has no place for a state below `{spell(at)}`",
             details=[f"{spell(key)}  {notation(leaf)}" for key, leaf in around.items()],
-            hint=f"`--at {quote(spell(at))}` takes it alone",
+            hint=f"`{_alone(state, around)}` takes it alone",
         )
     if not around:
         return
     width = max(len(spell(key)) for key in around)
-    taken = {key[:n] for key in state.stored.values() for n in range(len(key) + 1)}
+    taken = _beginnings(state)
     roots = dict.fromkeys(spell(_root_of(key, at, taken)) for key in around)
     raise CannotHold(
         f"the {layout} layout has no place for {counted(len(around), 'leaf', 'leaves')}"
@@ -84,7 +84,24 @@ def _refuse_around(layout: str, around: Tree, survey: Survey) -> None:
 
 def dropping(roots: Iterable[str]) -> str:
     """The hint that leaves out what stands at these keys: one text for a command line."""
-    return "`" + " ".join(f"--drop '{root}'" for root in roots) + "` leaves out what is in the way"
+    return f"`{_drops(roots)}` leaves out what is in the way"
+
+
+def _drops(roots: Iterable[str]) -> str:
+    return " ".join(f"--drop '{root}'" for root in roots)
+
+
+def _alone(state: Located, around: Tree) -> str:
+    """The options that take one state, without what stands in its subtree besides."""
+    at, taken = state.at, _beginnings(state)
+    inner = [key for key in around if key[: len(at)] == at]
+    roots = dict.fromkeys(spell(_root_of(key, at, taken)[len(at) :]) for key in inner)
+    return " ".join(filter(None, (f"--at {quote(spell(at))}", _drops(roots))))
+
+
+def _beginnings(state: Located) -> set[Key]:
+    """All that the keys of a state begin with."""
+    return {key[:n] for key in state.stored.values() for n in range(len(key) + 1)}
 
 
 def _root_of(key: Key, at: Key, taken: Collection[Key]) -> Key:

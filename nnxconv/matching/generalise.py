@@ -9,7 +9,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import chain
 from typing import TypeAlias
 
 from nnxconv.matching.modules import NUMBER, Numbers
@@ -67,7 +68,12 @@ def skeleton(key: Key) -> tuple[str, ...]:
     >>> skeleton(("blocks", 3, "norm1"))
     ('blocks', '[#]', 'norm#')
     """
-    return tuple("[#]" if isinstance(part, int) else NUMBER.sub("#", part) for part in key)
+    return tuple(map(_bare, key))
+
+
+@lru_cache(maxsize=2**16)
+def _bare(part: str | int) -> str:
+    return "[#]" if isinstance(part, int) else NUMBER.sub("#", part)
 
 
 def _modules(wanted: Wanted) -> list[Move]:
@@ -116,7 +122,12 @@ def _common_end(a: Key, b: Key) -> int:
 
 def numbers_in(key: Key) -> Numbers:
     """The numbers in a key, in the order in which they are spelled."""
-    return tuple(int(text) for part in key for text in NUMBER.findall(str(part)))
+    return tuple(chain.from_iterable(map(_numbers_of, key)))
+
+
+@lru_cache(maxsize=2**16)
+def _numbers_of(part: str | int) -> Numbers:
+    return tuple(map(int, NUMBER.findall(str(part))))
 
 
 _DIGITS = re.compile("[0-9]+")
@@ -142,7 +153,12 @@ class _Index:
 
 def _loose(key: Key) -> Key:
     """The names of a key with all of its digits alike."""
-    return tuple("[#]" if isinstance(part, int) else _DIGITS.sub("#", part) for part in key)
+    return tuple(map(_loose_name, key))
+
+
+@lru_cache(maxsize=2**16)
+def _loose_name(part: str | int) -> str:
+    return "[#]" if isinstance(part, int) else _DIGITS.sub("#", part)
 
 
 def _general(members: Sequence[Move], wanted: _Index) -> Rule | None:

@@ -249,9 +249,13 @@ def with_layers_alike(paths: Sequence[Path]) -> Path:
 def _place(key: Key) -> _Place:
     *above, last = names_in(key) or ("",)
     own, leaf = _own(last)
-    found = [_numbered(name) for name in (*above, *own)]
-    numbers = tuple(chain.from_iterable(numbers for _, numbers in found))
-    return _Place(tuple(name for name, _ in found), numbers, leaf)
+    names: list[str] = []
+    numbers: list[int] = []
+    for name in (*above, *own):
+        bare, found = _numbered(name)
+        names.append(bare)
+        numbers += found
+    return _Place(tuple(names), tuple(numbers), leaf)
 
 
 @lru_cache(maxsize=2**16)
@@ -274,7 +278,7 @@ def _repeated(modules: Collection[tuple[Path, Numbers]]) -> set[Path]:
     found: dict[Path, dict[Numbers, set[tuple[Path, Numbers]]]] = defaultdict(
         lambda: defaultdict(set)
     )
-    ends = {names: tuple(_scope_ends(names)) for names, _ in modules}
+    ends = {names: tuple(_scope_ends(names)) for names in {names for names, _ in modules}}
     for names, numbers in modules:
         for path, rest, count in ends[names]:
             found[path][numbers[:count]].add((rest, numbers[count:]))

@@ -41,15 +41,15 @@ def _sizes(modules: Iterable[ModuleFamily]) -> dict[Path, Sizes]:
         path: dict.fromkeys(scope.members, 0) for path, scope in scopes.items()
     }
     for module in modules:
-        path = module.scope.path
+        path, members = module.scope.path, module.scope.members
         around = [path[:end] for end in range(len(path) + 1) if path[:end] in scopes]
+        depths = [(totals[outer], sum(name.count("#") for name in outer)) for outer in around]
         for slot in module.slots.values():
             for rank, shape in zip(slot.ranks, slot.shapes or (), strict=False):
-                numbers = module.scope.members[rank]
-                for outer in around:
-                    member = numbers[: sum(name.count("#") for name in outer)]
-                    known = totals[outer]
-                    known[member] = known.get(member, 0) + math.prod(shape)
+                numbers, size = members[rank], math.prod(shape)
+                for known, depth in depths:
+                    member = numbers[:depth]
+                    known[member] = known.get(member, 0) + size
     return {path: tuple(totals[path][m] for m in sorted(totals[path])) for path in scopes}
 
 

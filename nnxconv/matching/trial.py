@@ -33,7 +33,7 @@ class Trial:
         """What the rules do not do that they should."""
         if not rules.rules:
             return
-        renamed = rename(self.source, self.groups, rules, spelling="suffix")
+        renamed = rename(self.source, self.groups, rules, spelling="suffix", has_notes=False)
         found = variables(renamed.state)
         yield from renamed.problems
         slots = (slot for p in pairs.certain for leaf in p.leaves for slot in leaf.templates)

@@ -47,7 +47,10 @@ class Number:
 
     def value(self, binding: Mapping[str, int | str]) -> int:
         """The sum for these numbers."""
-        return self.plus + sum(factor * int(binding[name]) for factor, name in self.terms)
+        total = self.plus
+        for factor, name in self.terms:
+            total += factor * int(binding[name])
+        return total
 
     def solve(self, value: int, binding: Binding) -> bool:
         """Adds the open numbers that give a value to the binding; False when there are none.
@@ -184,7 +187,16 @@ class Pattern:
 
     def fill(self, binding: Binding) -> Key:
         """The key for what was open."""
-        return tuple(part.fill(binding) for part in self.parts)
+        key = list(self._blank)
+        for place, part in self._not_fixed:
+            key[place] = part.fill(binding)
+        return tuple(key)
+
+    @cached_property
+    def _blank(self) -> Key:
+        """The key, its open parts still empty."""
+        fixed = dict(self.fixed)
+        return tuple(fixed.get(place, "") for place in range(len(self.parts)))
 
     @cached_property
     def names(self) -> frozenset[str]:

@@ -57,8 +57,12 @@ def rename(
     layer_axis: int | None = None,
     is_scanned: bool | None = None,
     families: Sequence[Family] | None = None,
+    has_notes: bool = True,
 ) -> Renamed:
-    """The state with the rules applied to all its trees, and its layers found anew."""
+    """The state with the rules applied to all its trees, and its layers found anew.
+
+    `has_notes=False` saves asking whether the rules can be undone.
+    """
     sections, rest = sections_of(state)
     keys = list(dict.fromkeys(key for tree in sections.values() for key in tree))
     rules = rules.counted(keys)
@@ -91,7 +95,7 @@ def rename(
         tuple(sorted(kept, key=lambda group: len(group.key))),
         tuple(dict.fromkeys(problems)),
         moves,
-        _notes(rules, moves, changed),
+        _notes(rules, moves, changed) if has_notes else (),
     )
 
 

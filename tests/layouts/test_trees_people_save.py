@@ -591,6 +591,24 @@ def test_all_that_is_in_the_way_is_left_out_by_one_command():
     assert refused.value.hint == "`--drop 'epoch' --drop 'loss'` leaves out what is in the way"
 
 
+BELOW = (
+    DENSE.format("run/params", "P")
+    + ADAM.format("run/opt_state/[0]")
+    + DENSE.format("run/ema_params", "V")
+    + "run/loss f32[] X\nepoch i32[] X"
+)
+
+
+def test_one_state_is_taken_alone_by_options_that_suffice():
+    tree = source_tree(unmarked(BELOW))
+    with pytest.raises(CannotHold) as refused:
+        converted(choose_part(tree, SurveyOptions()).survey, Options(to="maxtext"), None, None)
+    hint = "`--at run --drop 'loss' --drop 'ema_params'` takes it alone"
+    assert refused.value.hint == hint
+    alone = choose_part(tree, SurveyOptions(), at="run", drop=["loss", "ema_params"]).survey
+    assert converted(alone, Options(to="maxtext"), None, None).states
+
+
 @pytest.mark.parametrize("target", ["nnx", "maxtext"])
 def test_what_stands_at_the_paths_of_parameters_is_said_to_be_kept_by_no_layout(target):
     tree = source_tree(unmarked(LINEN) + "\nmasks/dense/kernel i32[2,3]")
