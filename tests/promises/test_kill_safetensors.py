@@ -9,6 +9,7 @@ import shutil
 import signal
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ SIZES = Sizes(512, 8, 4, 64, 2048, 2000, 3, 1)
 """50 MB."""
 
 # kind: which source, the name of the target, options
-KINDS = {
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "names only": ("hf", "out", {"to": "safetensors", "shard_size": "8MB"}),
     "one file": ("hf", "out.safetensors", {"to": "safetensors"}),
     "replaced": ("hf", "out", {"to": "safetensors", "shard_size": "8MB", "overwrite": True}),

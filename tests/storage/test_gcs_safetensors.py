@@ -4,6 +4,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_one_file_in_a_bucket_is_read(storage, folder, tmp_path):
 def test_what_is_written_to_a_bucket_is_what_is_written_here(
     name, resume, verify, storage, folder, tmp_path
 ):
-    how = {"to": "safetensors", "shard_size": "150kB"}
+    how: dict[str, Any] = {"to": "safetensors", "shard_size": "150kB"}
     wanted = tmp_path / name.removeprefix("out/")
     nnxconv.convert(str(folder), str(wanted), **how)
     nnxconv.convert(str(folder), storage.path(name), **how, resume=resume, verify=verify)
@@ -70,7 +71,7 @@ def test_what_is_written_to_a_bucket_is_what_is_written_here(
     assert {n.split("/")[0] for n in storage.names("out")} == {name.removeprefix("out/")}
 
 
-HOW = {"to": "safetensors", "shard_size": "150kB"}
+HOW: dict[str, Any] = {"to": "safetensors", "shard_size": "150kB"}
 KEPT = ".orbax-checkpoint-tmp-resume"
 
 
@@ -99,7 +100,7 @@ def test_a_failed_upload_leaves_nothing(storage, folder):
 
 def test_shards_that_are_up_are_not_sent_again(storage, folder, tmp_path):
     """What an interrupted run has sent stays, and the index comes last."""
-    how = {"shard_size": "30kB", "resume": True}
+    how: dict[str, Any] = {"shard_size": "30kB", "resume": True}
     denied = storage.proxy.inject(Status(403, "no"), kind="upload", name="*/0/work/*", skip=5)
     with denied, pytest.raises(StorageError) as failed:
         convert(folder, storage.path("out/x"), **how)
@@ -158,7 +159,7 @@ def test_what_a_killed_run_leaves_has_no_index_and_is_told(
                 server.kill()
 
         with storage.proxy.watching(look):
-            options = {**HOW, "dtype": "bfloat16", "resume": resume}
+            options: dict[str, Any] = {**HOW, "dtype": "bfloat16", "resume": resume}
             status, _ = server.convert(folder, target, None, **options)
         assert status == -signal.SIGKILL
         assert "model.safetensors.index.json" not in storage.names("out/x")
