@@ -1,6 +1,5 @@
 from .beside import ExtraFiles as ExtraFiles
 from .beside import files_beside as files_beside
-from .commit import Place as Place
 from .commit import nothing_left_on_failure as nothing_left_on_failure
 from .encoded_chunks import EncodedChunks as EncodedChunks
 from .item import Item as Item
@@ -11,7 +10,6 @@ from .location import absolute as absolute
 from .location import finished_directory as finished_directory
 from .location import locate as locate
 from .opening import open_item as open_item
-from .raw_items import tensors_item as tensors_item
 from .reading import Reader as Reader
 from .reading import read_number as read_number
 from .reading import read_numbers as read_numbers
