@@ -82,6 +82,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "step": {"metavar": "STEP"},
     "at": {"metavar": "KEY"},
     "at_b": {"metavar": "KEY"},
+    "adapter_at": {"metavar": "KEY"},
     "at_template": {"metavar": "KEY"},
     "by_values": _FLAG,
     "drop": _GLOBS,

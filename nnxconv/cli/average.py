@@ -17,7 +17,7 @@ from nnxconv.cli.output import say
 @click.argument("paths", nargs=-1, required=True, metavar="A [B ...] DST")
 @options(
     "average",
-    *("weights", "last", "ema", "precision", "max_memory", "compression"),
+    *("weights", "last", "ema", "precision", "at", "max_memory", "compression"),
     *("dry_run", "verify", "overwrite", "resume", "allow_uncommitted"),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -21,7 +21,7 @@ from nnxconv.cli.output import say
 @options(
     "merge_lora",
     *("alpha", "rslora", "unmerge", "dequantize", "layer_axis"),
-    *("precision", "max_memory", "compression"),
+    *("precision", "at", "adapter_at", "max_memory", "compression"),
     *("dry_run", "verify", "overwrite", "resume", "allow_uncommitted"),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

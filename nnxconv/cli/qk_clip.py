@@ -19,7 +19,7 @@ from nnxconv.cli.output import say
 @click.argument("target", metavar="DST")
 @options(
     "qk_clip_checkpoint",
-    *("max_logits", "threshold", "qk_nope_head_dim", "missing", "precision", "step"),
+    *("max_logits", "threshold", "qk_nope_head_dim", "missing", "precision", "step", "at"),
     *("max_memory", "compression", "dry_run", "verify", "overwrite", "resume", "allow_uncommitted"),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -12,7 +12,7 @@ from nnxconv.commands.options import documented
 from nnxconv.commands.result import Result
 from nnxconv.comparing import agree_on_layers, line_up
 from nnxconv.errors import BadInput, Mismatch
-from nnxconv.layouts import FLOATS, is_rng_state
+from nnxconv.layouts import FLOATS, Options, is_rng_state
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.tree import (
     Average,
@@ -41,6 +41,7 @@ def average(
     last: int | None = None,
     ema: float | None = None,
     precision: str = "float32",
+    at: str | None = None,
     max_memory: int | str = "2GiB",
     compression: str | None = None,
     overwrite: bool = False,
@@ -67,7 +68,8 @@ def average(
     share_one_heap()
     paths = _steps(source_paths, last)
     shares = _weights(len(paths), weights, ema)
-    every = [opened(path, allow_uncommitted=allow_uncommitted) for path in paths]
+    how = Options(at=at)
+    every = [opened(path, how=how, allow_uncommitted=allow_uncommitted) for path in paths]
     first, *others = every
     state, names = first.understood.state, tuple(paths)
     columns = _columns(first, others)
@@ -88,7 +90,7 @@ def average(
         way,
         deed=(f"average {many}", f"averaged {many}"),
         notes=_notes(first, shares, names),
-        options={"sources": names, "weights": shares, "precision": precision},
+        options={"sources": names, "weights": shares, "precision": precision, "at": at},
         started=started,
     )
 

@@ -51,8 +51,9 @@ def opened(
     *,
     how: Options | None = None,
     allow_uncommitted: bool = False,
+    option: str = "--at",
 ) -> Read:
-    """Opens a checkpoint whose values will be read.
+    """Opens a checkpoint whose values will be read; `option` names the one of several states.
 
     Raises:
       BadInput: it holds several states.
@@ -60,9 +61,7 @@ def opened(
     found = open_checkpoint(
         path, step, how or Options(), allow_uncommitted=allow_uncommitted, is_read=True
     )
-    return Read(
-        path, found, one_state(found.survey, "arithmetic", f"nnxconv convert {path} NEW --at")
-    )
+    return Read(path, found, one_state(found.survey, "arithmetic", option))
 
 
 def write_computed(

@@ -60,6 +60,8 @@ def merge_lora(
     dequantize: bool = False,
     layer_axis: int | None = None,
     precision: str = "float32",
+    at: str | None = None,
+    adapter_at: str | None = None,
     max_memory: int | str = "2GiB",
     compression: str | None = None,
     overwrite: bool = False,
@@ -72,7 +74,8 @@ def merge_lora(
     """Adds low-rank adapters to the weights that they belong to: `w + alpha / r * a @ b`.
 
     The base gives the layout, the arrangement of layers and the container; the adapter may be
-    arranged otherwise, or stand in the same tree, whose path is then given twice. Everything else
+    arranged otherwise, or stand in the same tree, whose path is then given twice, with `adapter_at`
+    where it is a subtree of its own. Everything else
     of the base, the optimizer's state included, is as it was. `state.lora` has the names that are
     known.
 
@@ -85,9 +88,13 @@ def merge_lora(
     """
     started = time.monotonic()
     share_one_heap()
-    base = _open(base_path, layer_axis, allow_uncommitted)
-    is_one = adapter_path == base_path
-    adapter = base if is_one else _open(adapter_path, layer_axis, allow_uncommitted)
+    how = Options(layer_axis=layer_axis, at=at)
+    base = _open(base_path, how, allow_uncommitted, "--at")
+    is_one = adapter_path == base_path and adapter_at in (None, at)
+    adapter = base
+    if not is_one:
+        how = replace(how, at=adapter_at)
+        adapter = _open(adapter_path, how, allow_uncommitted, "--adapter_at")
     stored = base.understood.state
     state, scales = dequantised(stored, None) if dequantize else (stored, dict[Key, str]())
     ours = _arrays(state)
@@ -126,7 +133,7 @@ def merge_lora(
         notes=[f"{adapters} {what}, times {scale}", *notes],
         aside=aside,
         options={"adapter": adapter_path, "alpha": alpha, "rslora": scale.by_root}
-        | {"unmerge": unmerge, "dequantize": dequantize},
+        | {"unmerge": unmerge, "dequantize": dequantize, "at": at, "adapter_at": adapter_at},
         started=started,
     )
 
@@ -146,8 +153,8 @@ def _notes(
     return notes
 
 
-def _open(path: str, layer_axis: int | None, allow_uncommitted: bool) -> Read:
-    read = opened(path, how=Options(layer_axis=layer_axis), allow_uncommitted=allow_uncommitted)
+def _open(path: str, how: Options, allow_uncommitted: bool, option: str) -> Read:
+    read = opened(path, how=how, allow_uncommitted=allow_uncommitted, option=option)
     _refuse_unclear(read)
     return read
 

@@ -74,6 +74,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "step": "which step of a root of steps, by number or name",
         "at": "the subtree at this key is the checkpoint; keys are those of `inspect --tree`",
         "at_b": "the same for side b, where it is another key than `--at`; '' is the whole tree",
+        "adapter_at": "the same for the adapter, where that is a subtree of its checkpoint",
         "at_template": "the same for the template, where it is a checkpoint",
         "by_values": "pair leaves by what they hold: the template is a checkpoint of the same"
         " weights",

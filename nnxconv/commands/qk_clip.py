@@ -18,6 +18,7 @@ from nnxconv.commands.computing import opened, write_computed
 from nnxconv.commands.options import documented
 from nnxconv.commands.result import Result
 from nnxconv.errors import BadInput
+from nnxconv.layouts import Options
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import LOGITS, attention_modules, clip, logits_of, refuse_infinite
 from nnxconv.tree import Key, Source, counted, spell
@@ -35,6 +36,7 @@ def qk_clip_checkpoint(
     missing: OneOf["error", "keep"] = "error",
     precision: str = "float32",
     step: int | None = None,
+    at: str | None = None,
     max_memory: int | str = "2GiB",
     compression: str | None = None,
     overwrite: bool = False,
@@ -59,7 +61,7 @@ def qk_clip_checkpoint(
     started = time.monotonic()
     share_one_heap()
     check_numbers(threshold, qk_nope_head_dim)
-    source = opened(source_path, step, allow_uncommitted=allow_uncommitted)
+    source = opened(source_path, step, how=Options(at=at), allow_uncommitted=allow_uncommitted)
     state = source.understood.state
     modules = attention_modules(state.params)
     logits = logits_of(modules, read_logits(max_logits))
@@ -83,7 +85,8 @@ def qk_clip_checkpoint(
         way,
         deed=(f"clip {kernels}", f"clipped {kernels}"),
         notes=notes if state.opt_state is not None else [n for n in notes if "moments" not in n],
-        options={"max_logits": max_logits, "threshold": threshold, "nope": qk_nope_head_dim},
+        options={"max_logits": max_logits, "threshold": threshold, "nope": qk_nope_head_dim}
+        | {"at": at},
         started=started,
     )
 

@@ -164,8 +164,23 @@ def test_of_several_states_the_way_to_one_of_them_is_a_command_that_there_is(tmp
     source = str(checkpoints.save_item(tmp_path / "gan", tree))
     with pytest.raises(BadInput) as caught:
         nnxconv.average([source, source], str(tmp_path / "out"))
-    ways = [f"`nnxconv convert {source} NEW --at {name}`" for name in ("D", "G")]
-    assert str(caught.value).endswith(f"hint: {' or '.join(ways)}")
+    assert str(caught.value).endswith("hint: `--at D` or `--at G`")
+
+
+def test_one_of_several_states_is_averaged_alone(tmp_path):
+    kernels = [np.full((16, 32), 1, "float32")] * 2
+    pair = {"a": kernels, "b": [kernels[0] * 3] * 2}
+    both, alone = [], []
+    for name, some in pair.items():
+        tree = checkpoints.linen_with(some)
+        two = {"D": tree, "G": checkpoints.linen()}
+        both.append(str(checkpoints.save_item(tmp_path / name, two)))
+        alone.append(str(checkpoints.save_item(tmp_path / f"{name} alone", tree)))
+    outcome = run("average", *both, tmp_path / "out", "--at", "D", "--verify")
+    assert outcome.exit_code == 0, outcome.stderr
+    nnxconv.average(alone, str(tmp_path / "wanted"))
+    places = str(tmp_path / "out"), str(tmp_path / "wanted")
+    assert nnxconv.compare(*places, compare_values=True, compare_only="all").is_match
 
 
 def test_second_copies_stay_as_the_first_has_them(tmp_path):

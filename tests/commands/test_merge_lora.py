@@ -381,3 +381,21 @@ def test_stacks_that_shapes_do_not_tell_are_refused_without_an_axis(tmp_path):
     with pytest.raises(BadInput) as refused:
         nnxconv.merge_lora(*map(str, where), str(tmp_path / "out"), alpha=ALPHA)
     assert refused.value.hint == "`--layer_axis 0` or `--layer_axis 1` says which it is"
+
+
+@pytest.mark.parametrize("is_one", [False, True])
+def test_base_and_adapter_may_be_subtrees(is_one, tmp_path):
+    """Of one checkpoint, which is given twice, or of two."""
+    tree, other, wanted, _ = trees(qwix, "a matrix", base=1)
+    both = {"model": tree, "lora": other, "critic": checkpoints.linen()}
+    base = str(checkpoints.save_item(tmp_path / "base", both))
+    adapter = base if is_one else str(checkpoints.save_item(tmp_path / "ad", {"lora": other}))
+    with pytest.raises(BadInput) as refused:
+        nnxconv.merge_lora(base, adapter, str(tmp_path / "out"), alpha=ALPHA, layer_axis=1)
+    assert "`--at " in refused.value.render()
+    where = ["--at", "model", "--adapter_at", "lora"]
+    how = ["--alpha", ALPHA, "--layer_axis", 1, "--verify"]
+    outcome = run("merge-lora", base, adapter, tmp_path / "out", *where, *how)
+    assert outcome.exit_code == 0, outcome.stderr
+    for found, expected in zip(weights_of(tmp_path / "out"), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)

@@ -225,3 +225,18 @@ def test_a_file_that_is_no_npz_is_called_so(tmp_path):
             file.write_text(text)
         outcome = clip(source, tmp_path / "b", file)
         assert (outcome.exit_code, outcome.stderr) == (2, f"error: `{file}` {told}\n")
+
+
+def test_a_subtree_is_clipped_as_the_checkpoint_that_it_is(tmp_path):
+    alone = saved(tmp_path / "alone")
+    tree = {"actor": checkpoints.restore(alone), "critic": checkpoints.linen()}
+    path = str(checkpoints.save_item(tmp_path / "both", tree))
+    logits = recorded(tmp_path, "npz of each layer")
+    how = ["--max_logits", logits, "--threshold", 100, "--qk_nope_head_dim", NOPE]
+    outcome = run("qk-clip", path, tmp_path / "out", "--at", "actor", *how)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert run("qk-clip", alone, tmp_path / "wanted", *how).exit_code == 0
+    compared = nnxconv.compare(
+        *map(str, (tmp_path / "out", tmp_path / "wanted")), compare_values=True, compare_only="all"
+    )
+    assert compared.is_match

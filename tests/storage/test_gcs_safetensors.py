@@ -4,12 +4,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nnxconv
-from nnxconv.errors import BadInput, DamagedCheckpoint, PlanError, StorageError
+from nnxconv.errors import BadInput, DamagedCheckpoint, PlanError, StorageError, with_notes
 from nnxconv.storage.gcs.retries import LEASE
+from nnxconv.storage.resume.journal import Unit
 from tests.support.gcs_proxy import Status
 from tests.support.gcs_twins import pytestmark
 from tests.support.hugging_face import Sizes, arrays_of, save_folder
@@ -58,7 +60,7 @@ def test_one_file_in_a_bucket_is_read(storage, folder, tmp_path):
 def test_what_is_written_to_a_bucket_is_what_is_written_here(
     name, resume, verify, storage, folder, tmp_path
 ):
-    how = {"to": "safetensors", "shard_size": "150kB"}
+    how: dict[str, Any] = {"to": "safetensors", "shard_size": "150kB"}
     wanted = tmp_path / name.removeprefix("out/")
     nnxconv.convert(str(folder), str(wanted), **how)
     nnxconv.convert(str(folder), storage.path(name), **how, resume=resume, verify=verify)
@@ -69,7 +71,7 @@ def test_what_is_written_to_a_bucket_is_what_is_written_here(
     assert {n.split("/")[0] for n in storage.names("out")} == {name.removeprefix("out/")}
 
 
-HOW = {"to": "safetensors", "shard_size": "150kB"}
+HOW: dict[str, Any] = {"to": "safetensors", "shard_size": "150kB"}
 KEPT = ".orbax-checkpoint-tmp-resume"
 
 
@@ -96,25 +98,30 @@ def test_a_failed_upload_leaves_nothing(storage, folder):
     assert storage.names("out") == []
 
 
-def test_shards_that_are_up_are_not_sent_again(storage, folder, wanted, tmp_path):
+def test_shards_that_are_up_are_not_sent_again(storage, folder, tmp_path):
     """What an interrupted run has sent stays, and the index comes last."""
-    with denied(storage, 3), pytest.raises(StorageError) as failed:
-        convert(folder, storage.path("out/x"), resume=True)
-    assert failed.value.__notes__ == [
-        f"kept: `{storage.path('out/x' + KEPT)}` has what is finished;"
+    how: dict[str, Any] = {"shard_size": "30kB", "resume": True}
+    denied = storage.proxy.inject(Status(403, "no"), kind="upload", name="*/0/work/*", skip=5)
+    with denied, pytest.raises(StorageError) as failed:
+        convert(folder, storage.path("out/x"), **how)
+    assert with_notes("", failed.value) == (
+        f"\n\nkept: `{storage.path('out/x' + KEPT)}` has what is finished;"
         " the same command with `--resume` goes on with it"
-    ]
-    there = {name.rpartition("/")[2] for name in storage.names(f"out/x{KEPT}/0/work")}
-    assert there and "model-00003-of-00003.safetensors" not in there
+    )
+    journal = f"out/x{KEPT}/0/journal"
+    told = "".join(storage.read(f"{journal}/{n}").decode() for n in storage.names(journal))
+    units = [Unit.from_line(line) for line in told.splitlines(keepends=True)]
+    done = {file for unit in units if unit is not None for file in unit.files}
+    assert len(done) >= 2
     with storage.proxy.recording() as traffic:
-        result = convert(folder, storage.path("out/x"), resume=True)
+        result = convert(folder, storage.path("out/x"), **how)
     assert result.moved is not None
     assert "an interrupted run was continued" in result.moved.notes[-1]
     sent = [r.name.rpartition("/")[2] for r in traffic.of("upload") if "/out/x/" in f"/{r.name}"]
     assert sent[-1] == "model.safetensors.index.json"
-    sent = {request.name.rpartition("/")[2] for request in traffic.of("upload")}
-    assert not there & sent
-    assert content(storage.get("out/x", tmp_path / "x")) == wanted
+    assert not done & {request.name.rpartition("/")[2] for request in traffic.of("upload")}
+    convert(folder, str(tmp_path / "wanted"), shard_size="30kB")
+    assert content(storage.get("out/x", tmp_path / "x")) == content(tmp_path / "wanted")
     assert {name.split("/")[0] for name in storage.names("out")} == {"x"}
 
 
@@ -152,7 +159,7 @@ def test_what_a_killed_run_leaves_has_no_index_and_is_told(
                 server.kill()
 
         with storage.proxy.watching(look):
-            options = {**HOW, "dtype": "bfloat16", "resume": resume}
+            options: dict[str, Any] = {**HOW, "dtype": "bfloat16", "resume": resume}
             status, _ = server.convert(folder, target, None, **options)
         assert status == -signal.SIGKILL
         assert "model.safetensors.index.json" not in storage.names("out/x")

@@ -1,6 +1,7 @@
 """`--resume` with safetensors as the target: ranges that are filled stay as they are."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ SIZES = Sizes(64, 4, 2, 16, 128, 300, 3, 1)
 KEPT = ".orbax-checkpoint-tmp-resume"
 
 # kind: the source, the target's name, options
-KINDS = {
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "copies": ("hf", "out", {"to": "safetensors", "shard_size": "150kB"}),
     "one file": ("hf", "out.safetensors", {"to": "safetensors"}),
     "blocks": ("maxtext", "out", {"to": "hf", "shard_size": "150kB", "max_memory": "1MiB"}),
@@ -131,7 +132,7 @@ def test_an_old_folder_stays_until_the_new_one_is_complete(sources, tmp_path, mo
     convert("copies", sources, target)
     (target / "README.md").write_text("kept")
     before = content(target)
-    more = {"dtype": "bfloat16", "overwrite": True}
+    more: dict[str, Any] = {"dtype": "bfloat16", "overwrite": True}
     interrupt("copies", sources, target, monkeypatch, **more)
     assert content(target) == before
     convert("copies", sources, target, resume=True, **more)

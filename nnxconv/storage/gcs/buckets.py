@@ -109,5 +109,7 @@ def place_of(url: str, options: Mapping[str, Any]) -> str:
     if found is None:
         return url.partition("?")[0]
     named = re.search(r"[?&]name=([^&]+)", url)
-    name = found[2] or (named and named[1]) or options.get("name") or options.get("prefix") or ""
+    begun = (options.get("json") or {}).get("name")  # of an upload in several requests
+    name = found[2] or (named and named[1]) or options.get("name") or begun
+    name = name or options.get("prefix") or ""
     return f"gs://{unquote(found[1])}/{unquote(str(name))}".rstrip("/")
