@@ -21,6 +21,7 @@ from nnxconv.layouts.named_states import NamedStates, core_of, rest_of
 from nnxconv.layouts.names import TUNIX_ITEMS
 from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, is_counting, repeats_in, walk
 from nnxconv.layouts.outline import Node, is_integer, outline
+from nnxconv.layouts.partners import Partner, are_apart, first_number, in_turn
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.vocabulary import (
     COLLECTIONS,
@@ -33,7 +34,7 @@ from nnxconv.layouts.vocabulary import (
     words,
 )
 from nnxconv.state import LEVEL, Role, Tree, is_stored
-from nnxconv.tree import Key, Literal, is_digits
+from nnxconv.tree import Key, Literal
 
 _KEYS_ENCODER = "k"
 """What the encoder of keys is called beside that of queries, of which it is an average (MoCo)."""
@@ -74,15 +75,6 @@ def find(tree: Tree, items: Collection[str] = ()) -> Found:
     return Found(root, tops.nodes, places, roles_of(tree, tops, places))
 
 
-@dataclass(frozen=True)
-class _Partner:
-    """The parameters that a tree of moments repeats."""
-
-    moments: Node
-    part: Node
-    whole: Node
-
-
 class _Finder:
     """One tree, and what has been found in it so far."""
 
@@ -114,10 +106,10 @@ class _Finder:
 
     def _with_optimizers(self) -> list[Place]:
         """Parameters and the optimizers that follow them."""
-        partners: dict[Key, list[tuple[Node, _Partner]]] = defaultdict(list)
+        partners: dict[Key, list[tuple[Node, Partner]]] = defaultdict(list)
         taken: set[Key] = set()
         for top in self.tops.nodes:
-            mine: list[_Partner] = []
+            mine: list[Partner] = []
             for moments in self._moments(top):
                 partner = self._partner(moments, top, taken)
                 if partner is not None:
@@ -134,14 +126,14 @@ class _Finder:
             places.append(Place(at, whole, optimizers, parts, copies=inside))
         return _with_sgd(places, self.tops, self.nodes)
 
-    def _apart(self, top: Node, mine: Sequence[_Partner]) -> Iterator[tuple[Node, _Partner]]:
+    def _apart(self, top: Node, mine: Sequence[Partner]) -> Iterator[tuple[Node, Partner]]:
         """Whose optimizer's each tree of moments is: of a list of optimizers, that in the list."""
         size = len(top.key)
-        mine = _in_turn(mine, size)
+        mine = in_turn(mine, size)
         by_kid: dict[str | int, set[Key]] = defaultdict(set)
         for partner in mine:
             by_kid[partner.moments.key[size]].add(partner.whole.key)
-        is_list = len(by_kid) > 1 and _are_apart(by_kid.values())
+        is_list = len(by_kid) > 1 and are_apart(by_kid.values())
         for partner in mine:
             yield top.kids[partner.moments.key[size]] if is_list else top, partner
 
@@ -163,7 +155,7 @@ class _Finder:
             return False
         return any(twin.key not in self.in_tops for twin in self.repeats.get(node.paths, ()))
 
-    def _partner(self, moments: Node, top: Node, taken: Collection[Key]) -> _Partner | None:
+    def _partner(self, moments: Node, top: Node, taken: Collection[Key]) -> Partner | None:
         twins = [n for n in self.repeats.get(moments.paths, ()) if n.key not in self.in_tops]
         found = twins or self._holding(moments)
         found = [node for node in found if top.key[: len(node.key)] != node.key]
@@ -171,7 +163,7 @@ class _Finder:
             return None
         same = [node for node in found if node.shapes == moments.shapes] or found
         part = min(same, key=lambda node: self._rank(node, moments, top, taken))
-        return _Partner(moments, part, self._whole(part, top))
+        return Partner(moments, part, self._whole(part, top))
 
     def _rank(
         self, node: Node, moments: Node, top: Node, taken: Collection[Key]
@@ -180,7 +172,7 @@ class _Finder:
         common = _common([node.key, top.key])
         own = node.key[len(common) :]
         alike = len(words(own) & words(moments.key[len(common) :]))
-        alike += 1 if _first_number(own) == _first_number(moments.key[len(common) :]) else 0
+        alike += 1 if first_number(own) == first_number(moments.key[len(common) :]) else 0
         is_usual = any(str(part) in PARAMETERS for part in own)
         names_them = bool(words(own) & set(PARAMETERS))
         likely = (not is_usual, not names_them, _KEYS_ENCODER in words(own))
@@ -339,36 +331,6 @@ def _has_copies_alone(node: Node, own: Node) -> bool:
     """True where all that stands beside some parameters is a second copy: `online`, `target`."""
     others = [kid for kid in node.trees() if kid is not own and kid.trainable]
     return bool(others) and all(is_copys((k.name,)) and k.shapes == own.shapes for k in others)
-
-
-def _in_turn(mine: Sequence[_Partner], size: int) -> Sequence[_Partner]:
-    """The partners, of a list of models each by itself that has an optimizer of its own.
-
-    Args:
-      mine: the partners of one optimizer's state, or of a list of such.
-      size: how long its key is.
-    """
-    [*wholes] = {partner.whole.key: partner.whole for partner in mine}.values()
-    if len(wholes) != 1 or not all(isinstance(name, int) for name in wholes[0].kids):
-        return mine
-    by_kid: dict[str | int, set[Key]] = defaultdict(set)
-    for partner in mine:
-        by_kid[partner.moments.key[size]].add(partner.part.key)
-    elements = {kid.key for kid in wholes[0].kids.values()}
-    are_all = elements == {part for some in by_kid.values() for part in some}
-    if len(by_kid) < 2 or not are_all or not _are_apart(by_kid.values()):
-        return mine
-    return [replace(partner, whole=partner.part) for partner in mine]
-
-
-def _are_apart(groups: Collection[set[Key]]) -> bool:
-    """True for groups of one each, all different."""
-    return all(len(some) == 1 for some in groups) and len(set[Key]().union(*groups)) == len(groups)
-
-
-def _first_number(key: Key) -> int | None:
-    """The first number in a key, which tells models in turn apart, and their optimizers."""
-    return next((int(part) for part in key if isinstance(part, int) or is_digits(part)), None)
 
 
 def _keys_below(node: Node) -> Iterator[Key]:
