@@ -10,6 +10,7 @@ from nnxconv.layouts.names import AUX_AXES
 from nnxconv.layouts.options import Options
 from nnxconv.layouts.parts import collections_to_record, is_rng_state, refuse_misfits
 from nnxconv.layouts.reducing import reduced, uncast
+from nnxconv.layouts.replicas import refuse_rearranged_replicas
 from nnxconv.layouts.target import bare_form, spelling_of, target_codec, target_form
 from nnxconv.layouts.understanding import Understood
 from nnxconv.state import (
@@ -113,6 +114,7 @@ def convert_tree(
         aux_axes=_aux_axes(state, source.codec.name, codec.name) | _scale_axes(state, options),
         blocks=blocks,
     )
+    refuse_rearranged_replicas(source.as_stored, source.groups, arrangements)
     state, homeless = _without_homeless(state, source, arrangements)
     left_out |= homeless
     taken: list[Key] = []

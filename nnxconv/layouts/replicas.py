@@ -1,7 +1,9 @@
 """One of the replicas that a state has along the leading axis of all its arrays (`jax.pmap`)."""
 
-from nnxconv.errors import BadInput
-from nnxconv.state import Tree
+from collections.abc import Iterable, Mapping
+
+from nnxconv.errors import BadInput, LayerError
+from nnxconv.state import Apart, Arrangement, LayerGroup, TrainState, Tree
 from nnxconv.tree import Key, Leaf, Literal, View, counted, in_order, notation, slot, spell
 
 
@@ -37,3 +39,29 @@ def _one(leaf: Leaf, index: int) -> Leaf:
         return leaf
     view: View = slot(leaf, 0, index)
     return view
+
+
+def refuse_rearranged_replicas(
+    state: TrainState, groups: Iterable[LayerGroup], chosen: Mapping[Key, Arrangement | None]
+) -> None:
+    """Refuses to stack layers, or to take them apart, where all arrays are of several replicas.
+
+    Raises:
+      LayerError: the step has one number for each replica, as every array has a place.
+    """
+    if state.step is None or len(state.step.shape) != 1:
+        return
+    count = state.step.shape[0]
+    arrays = [leaf.shape for leaf in state.params.values() if not isinstance(leaf, Literal)]
+    changed = [
+        spell(group.key)
+        for group in groups
+        if group.arrangement != chosen[group.key]
+        and not (isinstance(group.arrangement, Apart) and isinstance(chosen[group.key], Apart))
+    ]
+    if changed and arrays and all(shape[:1] == (count,) for shape in arrays):
+        raise LayerError(
+            f"the layers of `{changed[0]}` are in {counted(count, 'replica')}, along the first axis"
+            " of every array: they are not arranged anew",
+            hint="`--replica 0` takes one of the replicas, with `--at KEY` where they are a part",
+        )

@@ -127,3 +127,22 @@ def test_layers_that_their_program_never_stacks_are_not_stacked(tmp_path):
     )
     assert refused.value.hint == "without `--scan_layers` they stay apart"
     nnxconv.convert(source, str(tmp_path / "c"), to="linen", scan_layers=False)
+
+
+@pytest.mark.parametrize("is_stacked", [True, False])
+def test_layers_in_replicas_are_not_arranged_anew(is_stacked, tmp_path):
+    layers = [kernels(2, 4, seed=i) for i in range(3)]
+    apart = {f"layers_{i}": layer for i, layer in enumerate(layers)}
+    stacked = {"layers": checkpoints.stacked(layers, 2)}
+    tree = state(stacked if is_stacked else apart)
+    tree["step"] = tree["opt_state"][0]["count"] = np.full(2, 7, np.int32)
+    source = saved(tmp_path / "a", tree)
+    with pytest.raises(LayerError) as refused:
+        nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=not is_stacked)
+    assert refused.value.message == (
+        "the layers of `decoder.layers` are in 2 replicas, along the first axis of every array:"
+        " they are not arranged anew"
+    )
+    new = str(tmp_path / "one")
+    nnxconv.convert(source, new, to="linen", scan_layers=not is_stacked, replica=0)
+    assert any("layers_2" in key for key in keys(new)) == is_stacked
