@@ -229,7 +229,7 @@ def test_a_file_that_is_no_npz_is_called_so(tmp_path):
 
 def test_a_subtree_is_clipped_as_the_checkpoint_that_it_is(tmp_path):
     alone = saved(tmp_path / "alone")
-    tree = {"actor": checkpoints.restore(alone), "critic": checkpoints.linen()}
+    tree = {"actor": checkpoints.restore(tmp_path / "alone"), "critic": checkpoints.linen()}
     path = str(checkpoints.save_item(tmp_path / "both", tree))
     logits = recorded(tmp_path, "npz of each layer")
     how = ["--max_logits", logits, "--threshold", 100, "--qk_nope_head_dim", NOPE]

@@ -12,7 +12,7 @@ import nnxconv
 from nnxconv.errors import BadInput, DamagedCheckpoint, PlanError, StorageError, with_notes
 from nnxconv.storage.gcs.retries import LEASE
 from nnxconv.storage.resume.journal import Unit
-from tests.support.gcs_proxy import Status
+from tests.support.gcs_proxy import Reset, Shorten, Status, Truncate
 from tests.support.gcs_twins import pytestmark
 from tests.support.hugging_face import Sizes, arrays_of, save_folder
 from tests.support.kills import serving
@@ -204,3 +204,23 @@ def test_a_truncated_object_is_told(storage, folder, tmp_path):
         with pytest.raises(DamagedCheckpoint) as damaged:
             nnxconv.inspect(storage.path("in/cut.safetensors"))
         assert told in damaged.value.render()
+
+
+@pytest.mark.parametrize("fault", [Status(503), Reset(), Truncate(), Shorten()])
+@pytest.mark.parametrize("skip", [0, 5])
+def test_reads_that_fail_are_made_again(skip, fault, storage, folder, wanted, tmp_path):
+    """Those of headers, which are the first five, and of arrays."""
+    path = storage.put(folder, "in/hf", is_committed=False)
+    faults = storage.proxy.inject(fault, kind="read", name="*.safetensors", skip=skip, times=2)
+    with faults as injected:
+        nnxconv.convert(path, str(tmp_path / "x"), **HOW, dtype="bfloat16")
+    assert injected.hits
+    assert content(tmp_path / "x") == wanted
+
+
+@pytest.mark.parametrize("fault", [Status(503), Reset()])
+def test_uploads_that_fail_are_made_again(fault, storage, folder, wanted, tmp_path):
+    with storage.proxy.inject(fault, kind="upload", name="*/model-00002*", times=1) as injected:
+        convert(folder, storage.path("out/x"))
+    assert injected.hits
+    assert content(storage.get("out/x", tmp_path / "x")) == wanted

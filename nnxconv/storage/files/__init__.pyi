@@ -23,7 +23,6 @@ from .operations import files_below as files_below
 from .operations import generation_of as generation_of
 from .operations import generations_below as generations_below
 from .operations import is_complete as is_complete
-from .operations import is_tensors_mark as is_tensors_mark
 from .operations import read_if_there as read_if_there
 from .operations import read_objects as read_objects
 from .operations import remove_files as remove_files

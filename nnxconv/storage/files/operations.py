@@ -173,10 +173,10 @@ def is_mark(name: str) -> bool:
     Of safetensors that is the index, or the only file of weights: it is written last.
     """
     file = name.rpartition("/")[2]
-    return file == COMMITTED or (file == name and is_tensors_mark(file))
+    return file == COMMITTED or (file == name and _is_tensors_mark(file))
 
 
-def is_tensors_mark(name: str) -> bool:
+def _is_tensors_mark(name: str) -> bool:
     """True for the name of the file by which readers of safetensors find a complete folder."""
     return name.endswith(".safetensors.index.json") or name in _ONLY_FILES
 

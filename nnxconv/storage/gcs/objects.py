@@ -1,6 +1,7 @@
 """One object in a bucket: what the server says of it, and writes on condition of its generation."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,7 @@ from etils import epath
 
 from nnxconv.storage.gcs.client import filesystem
 from nnxconv.storage.gcs.paths import bucket_and_name
+from nnxconv.storage.gcs.retries import count_repetition, pauses
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,20 @@ def object_at(path: epath.Path) -> Object | None:
 
 
 def read_part(path: epath.Path, start: int, nbytes: int) -> bytes:
-    """Bytes of an object, as far as it has them. One request.
+    """Bytes of an object that has them. One request, and others where answers end too early.
 
     Raises:
       FileNotFoundError: there is no such object.
+      ValueError: every answer ends too early.
     """
-    return filesystem().cat_file(path.as_posix(), start=start, end=start + nbytes)
+    for pause in [*pauses(), None]:
+        content = filesystem().cat_file(path.as_posix(), start=start, end=start + nbytes)
+        if len(content) == nbytes:
+            return content
+        if pause is not None:
+            count_repetition()
+            time.sleep(pause)
+    raise ValueError("the file ends before its arrays")
 
 
 def write_generation(path: epath.Path, generation: str, told: Mapping[str, str]) -> str:
