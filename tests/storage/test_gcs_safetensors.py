@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 import nnxconv
 from nnxconv.errors import BadInput, DamagedCheckpoint, PlanError, StorageError, with_notes
+from nnxconv.storage.files import operations
+from nnxconv.storage.gcs import filesystem, retries
 from nnxconv.storage.gcs.retries import LEASE
 from nnxconv.storage.resume.journal import Unit
 from tests.support.gcs_proxy import Reset, Shorten, Status, Truncate
@@ -224,3 +227,47 @@ def test_uploads_that_fail_are_made_again(fault, storage, folder, wanted, tmp_pa
         convert(folder, storage.path("out/x"))
     assert injected.hits
     assert content(storage.get("out/x", tmp_path / "x")) == wanted
+
+
+def damaging(monkeypatch, times: int) -> list[str]:
+    """The first uploads of shards of so many are changed in one bit on the way; all are noted."""
+    put_file, seen = filesystem().put_file, []
+
+    def put(source: str, target: str, **how: Any) -> None:
+        seen.append(target)
+        if len(seen) > times:
+            put_file(source, target, **how)
+            return
+        content = bytearray(Path(source).read_bytes())
+        content[-1] ^= 1
+        with tempfile.NamedTemporaryFile() as file:
+            Path(file.name).write_bytes(content)
+            put_file(file.name, target, **how)
+
+    monkeypatch.setattr(filesystem(), "put_file", put)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setenv(retries.RETRIES, "2")
+    return seen
+
+
+def test_a_shard_that_was_damaged_on_the_way_is_sent_again_in_its_pieces(
+    storage, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(operations, "_UPLOAD_BYTES", 2**18)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.1)
+    sent = damaging(monkeypatch, 1)
+    convert(folder, storage.path("out/x"), shard_size="500kB")
+    assert sent[0] == sent[1]
+    assert len(sent) == len(set(sent)) + 1
+    assert max(storage.sizes("out/x").values()) > 2**18
+    convert(folder, str(tmp_path / "here"), shard_size="500kB")
+    assert content(storage.get("out/x", tmp_path / "x")) == content(tmp_path / "here")
+
+
+def test_damage_of_uploads_that_lasts_is_one_message(storage, folder, monkeypatch):
+    damaging(monkeypatch, 100)
+    with pytest.raises(StorageError) as raised:
+        convert(folder, storage.path("out/x"))
+    assert raised.value.message == "the object was damaged on the way, again and again"
+    assert raised.value.details == ("its checksum is another one than that of the file",)
+    assert storage.names("out") == []

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -99,21 +99,14 @@ def upload(source: Path, target: epath.Path) -> None:
     Raises:
       StorageError: it was damaged each time.
     """
-    for pause in [*pauses(), None]:
+
+    def is_up() -> bool:
         filesystem().put_file(os.fspath(source), target.as_posix(), chunksize=_UPLOAD_BYTES)
         found = object_at(target)
         told = None if found is None else found.entry.get("crc32c")
-        if found is not None and told in (None, file_crc32c(source)):
-            return
-        if pause is not None:
-            count_repetition()
-            time.sleep(pause)
-    raise StorageError(
-        "the object was damaged on the way, again and again",
-        where=target.as_posix(),
-        details=["its checksum is another one than that of the file"],
-        hint="try again later",
-    )
+        return found is not None and told in (None, file_crc32c(source))
+
+    _until_whole(is_up, target, "its checksum is another one than that of the file")
 
 
 def _download(source: epath.Path, target: epath.Path) -> None:
@@ -122,7 +115,8 @@ def _download(source: epath.Path, target: epath.Path) -> None:
     Raises:
       StorageError: they were damaged each time.
     """
-    for pause in [*pauses(), None]:
+
+    def is_here() -> bool:
         filesystem().get_file(
             source.as_posix(),
             os.fspath(target),
@@ -130,15 +124,27 @@ def _download(source: epath.Path, target: epath.Path) -> None:
             max_prefetch_size=2 * _DOWNLOAD_BYTES,
         )
         told = filesystem().info(source.as_posix()).get("crc32c")
-        if told is None or told == file_crc32c(Path(target)):
+        return told in (None, file_crc32c(Path(target)))
+
+    _until_whole(is_here, source, "its checksum is another one than the server tells")
+
+
+def _until_whole(move: Callable[[], bool], place: epath.Path, otherwise: str) -> None:
+    """Moves an object until its bytes are there as they were.
+
+    Raises:
+      StorageError: they were damaged each time.
+    """
+    for pause in [*pauses(), None]:
+        if move():
             return
         if pause is not None:
             count_repetition()
             time.sleep(pause)
     raise StorageError(
         "the object was damaged on the way, again and again",
-        where=source.as_posix(),
-        details=["its checksum is another one than the server tells"],
+        where=place.as_posix(),
+        details=[otherwise],
         hint="try again later",
     )
 
