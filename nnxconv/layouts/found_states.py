@@ -30,7 +30,7 @@ def states_in(found: Found, tree: Tree, how: SurveyOptions) -> Survey:
         copies += [
             copy
             for key in place.copies
-            if (copy := _copy(key, place, found, tree, located, how)) is not None
+            if (copy := _copy(key, place, found, tree, how)) is not None
         ]
     if not states:
         is_below = bool(problems) and all(place.at for place in found.places)
@@ -119,14 +119,12 @@ def _is_sound(located: Located, roles: Mapping[Key, Role]) -> bool:
     )
 
 
-def _copy(
-    key: Key, place: Place, found: Found, tree: Tree, located: Located, how: SurveyOptions
-) -> Located | None:
+def _copy(key: Key, place: Place, found: Found, tree: Tree, how: SurveyOptions) -> Located | None:
     """A second copy of parameters, as parameters alone; None where it cannot be read so."""
     inner = replace(how, layout=None, custom_metadata={})
     core = found.root.at(key).core().key
+    keys = [k for k in tree if k[: len(key)] == key]
     for placement in (at_key(key), Placement(((core, ("params",)),))):
-        keys = [k for k in tree if k[: len(key)] == key]
         stored = placement.gathered(keys)
         if stored is None:
             continue

@@ -104,7 +104,7 @@ def upload(source: Path, target: epath.Path) -> None:
         filesystem().put_file(os.fspath(source), target.as_posix(), chunksize=_UPLOAD_BYTES)
         found = object_at(target)
         told = None if found is None else found.entry.get("crc32c")
-        return found is not None and told in (None, file_crc32c(source))
+        return found is not None and (told is None or told == file_crc32c(source))
 
     _until_whole(is_up, target, "its checksum is another one than that of the file")
 
@@ -124,7 +124,7 @@ def _download(source: epath.Path, target: epath.Path) -> None:
             max_prefetch_size=2 * _DOWNLOAD_BYTES,
         )
         told = filesystem().info(source.as_posix()).get("crc32c")
-        return told in (None, file_crc32c(Path(target)))
+        return told is None or told == file_crc32c(Path(target))
 
     _until_whole(is_here, source, "its checksum is another one than the server tells")
 
