@@ -427,6 +427,7 @@ def test_an_index_says_how_many_bytes_and_where():
 CONVERT = [sys.executable, "-c", "from nnxconv.cli import main; main()", "convert"]
 
 
+@pytest.mark.full
 @pytest.mark.trust
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("seed", range(8))
