@@ -111,8 +111,6 @@ def merge_lora(
         factor = -scale.of(rank) if unmerge else scale.of(rank)
         changed[key] = _sum(ours[key], theirs[one.a], theirs[one.b], factor, precision, key)
     gone = {key for one in found for key in (one.a, one.b)} if is_one else set[Key]()
-    params = {k: changed.get(k, leaf) for k, leaf in state.params.items() if k not in gone}
-    aux = {k: changed.get(k[1:], leaf) for k, leaf in state.aux.items() if k[1:] not in gone}
     opt_state, moments = _without_moments(state, gone)
     notes = _notes(told, alpha, scales, None if opt_state is None else len(moments))
     adapters = counted(len(found), "adapter")
@@ -122,19 +120,27 @@ def merge_lora(
     aside |= {key: (leaf, what) for key, leaf in _at(state, gone).items()}
     aside |= {key: (leaf, f"moments of what was {what}") for key, leaf in moments.items()}
     way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
-    way = replace(way, compression=compression)
     return write_computed(
         base,
-        replace(state, params=params, aux=aux, opt_state=opt_state),
+        replace(_with(state, changed, gone), opt_state=opt_state),
         [] if is_one else [adapter],
         target_path,
-        way,
+        replace(way, compression=compression),
         deed=_deed(adapters, unmerge),
         notes=[f"{adapters} {what}, times {scale}", *notes],
         aside=aside,
         options={"adapter": adapter_path, "alpha": alpha, "rslora": scale.by_root}
         | {"unmerge": unmerge, "dequantize": dequantize, "at": at, "adapter_at": adapter_at},
         started=started,
+    )
+
+
+def _with(state: TrainState, changed: Mapping[Key, View], gone: Collection[Key]) -> TrainState:
+    """A state with these arrays at their paths in the model, and without what has gone."""
+    return replace(
+        state,
+        params={k: changed.get(k, leaf) for k, leaf in state.params.items() if k not in gone},
+        aux={k: changed.get(k[1:], leaf) for k, leaf in state.aux.items() if k[1:] not in gone},
     )
 
 
