@@ -1,7 +1,7 @@
 """`merge-lora`: low-rank adapters added to the weights that they belong to, or taken out again."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -104,12 +104,9 @@ def merge_lora(
     told = lora_configuration(adapter)
     alpha = known_alpha(told, alpha, adapter_path)
     scale = LoraScale(alpha, bool(told.get("use_rslora")) if rslora is None else rslora)
-    changed: dict[Key, View] = {}
     for one in found:
-        key, rank = _weights(one, ours, changed), rank_of(theirs[one.a])
-        refuse_other_rank(told, rank, one)
-        factor = -scale.of(rank) if unmerge else scale.of(rank)
-        changed[key] = _sum(ours[key], theirs[one.a], theirs[one.b], factor, precision, key)
+        refuse_other_rank(told, rank_of(theirs[one.a]), one)
+    changed = _changed(found, ours, theirs, scale, is_added=not unmerge, precision=precision)
     gone = {key for one in found for key in (one.a, one.b)} if is_one else set[Key]()
     opt_state, moments = _without_moments(state, gone)
     notes = _notes(told, alpha, scales, None if opt_state is None else len(moments))
@@ -133,6 +130,28 @@ def merge_lora(
         | {"unmerge": unmerge, "dequantize": dequantize, "at": at, "adapter_at": adapter_at},
         started=started,
     )
+
+
+def _changed(
+    found: Sequence[Adapter],
+    ours: Mapping[Key, View],
+    theirs: Mapping[Key, View],
+    scale: LoraScale,
+    *,
+    is_added: bool,
+    precision: str,
+) -> dict[Key, View]:
+    """The weights that have adapters, each with its own added, or taken out of it.
+
+    Raises:
+      BadInput: an adapter fits no weights.
+    """
+    changed: dict[Key, View] = {}
+    for one in found:
+        key, factor = _weights(one, ours, changed), scale.of(rank_of(theirs[one.a]))
+        factor = factor if is_added else -factor
+        changed[key] = _sum(ours[key], theirs[one.a], theirs[one.b], factor, precision, key)
+    return changed
 
 
 def _with(state: TrainState, changed: Mapping[Key, View], gone: Collection[Key]) -> TrainState:
