@@ -93,8 +93,9 @@ def merge_lora(
     is_one = adapter_path == base_path and adapter_at in (None, at)
     adapter = base
     if not is_one:
-        how = replace(how, at=adapter_at)
-        adapter = _open(adapter_path, how, allow_uncommitted, "--adapter_at")
+        adapter = _open(
+            adapter_path, replace(how, at=adapter_at), allow_uncommitted, "--adapter_at"
+        )
     stored = base.understood.state
     state, scales = dequantised(stored, None) if dequantize else (stored, dict[Key, str]())
     ours = _arrays(state)
