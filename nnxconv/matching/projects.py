@@ -158,13 +158,13 @@ PROJECTS = (
         "token=wte norm.final=ln_f head=lm_head",
     ),
     Project(
-        "transformers, models/opt/modeling_opt.py, clip/modeling_clip.py, whisper",
+        "transformers, models/opt/modeling_opt.py, bart/modeling_bart.py, clip/modeling_clip.py",
         "query=attention.q_proj key=attention.k_proj value=attention.v_proj out=attention.out_proj"
         " up=fc1 down=fc2 up=mlp.fc1 down=mlp.fc2 norm.attention=self_attn_layer_norm"
         " norm.attention=layer_norm1 norm.mlp=layer_norm2 norm.cross=encoder_attn_layer_norm"
         " norm.mlp=final_layer_norm",
         "token=embed_tokens position=embed_positions norm.final=final_layer_norm head=lm_head"
-        " token=token_embedding position=position_embedding",
+        " token=token_embedding position=position_embedding norm.embedding=layernorm_embedding",
     ),
     Project(
         "transformers, models/bert/modeling_bert.py",
