@@ -25,6 +25,16 @@ class Project:
     is_whole: bool = False
 
 
+_LSTM = (
+    "input.i=ii input.f=if input.f=if_ input.g=ig input.o=io"
+    " hidden.i=hi hidden.f=hf hidden.g=hg hidden.o=ho"
+    " input.gates=dense_i hidden.gates=dense_h"
+)
+_GRU = (
+    "input.r=ir input.z=iz input.n=in hidden.r=hr hidden.z=hz hidden.n=hn"
+    " input.gates=dense_i hidden.gates=dense_h"
+)
+
 PROJECTS = (
     Project(
         "transformers, models/llama/modeling_llama.py",
@@ -299,6 +309,16 @@ PROJECTS = (
         " norm.attention=layer_norm_0 norm.mlp=layer_norm_1 up=dense_0 down=dense_1"
         " up=mlp.dense_0 down=mlp.dense_1",
         is_whole=True,
+    ),
+    Project(
+        "google/flax, flax/linen/recurrent.py and flax/nnx/nn/recurrent.py, cells of an LSTM",
+        _LSTM,
+        _LSTM,
+    ),
+    Project(
+        "google/flax, flax/linen/recurrent.py and flax/nnx/nn/recurrent.py, cells of a GRU",
+        _GRU,
+        _GRU,
     ),
     Project(
         "google-deepmind/nanodo, nanodo/model.py",
