@@ -218,6 +218,12 @@ def _lined_up(
             side if family is None else from_hugging_face(side, family, Options())
             for side, family in zip((couple.a, couple.b), families, strict=True)
         )
+        if (
+            selection.compare_only == "params"
+            and rules
+            and any(rule.computes for rule in rules.rules)
+        ):
+            left = replace(left, state=replace(left.state, opt_state=None))  # no rules for moments
         left, _ = follow(left, rules, None, Options())
         left, right = agree_on_layers(left, right)
         states = [left.state, right.state]

@@ -54,5 +54,9 @@ class Add:
         return Add(-self.amount)
 
 
+ARITHMETIC = (Times, DivideBy, Add)
+"""All of these steps."""
+
+
 def _each(views: Sequence[View], what: Arithmetic) -> list[View]:
     return [scaled(view, what) for view in views]

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnxconv.errors import BadInput
+from nnxconv.renaming.numbers import ARITHMETIC
 from nnxconv.renaming.pattern import Name, Pattern, part_is_open
 from nnxconv.renaming.steps import MAKE_ONE, MAKE_SEVERAL, Step, why_not_undone
 from nnxconv.tree import Key, fits_no_key
@@ -30,6 +31,11 @@ class Rule:
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.sources))
+
+    @property
+    def computes(self) -> bool:
+        """True when it changes elements, which moments do not follow as they follow axes."""
+        return any(isinstance(step, ARITHMETIC) for step in self.steps)
 
     def check(self) -> None:
         """Refuses a rule that leaves something open on one side only, or joins and cuts at once.

@@ -199,6 +199,23 @@ def train_state(params):
     return {"step": np.asarray(3, np.int32), "params": params, "opt_state": [adam, None]}
 
 
+@pytest.mark.parametrize("step", ["times = 2.0", "over = 2.0", "plus = -1.0"])
+def test_numbers_change_weights_and_no_moments(step, tmp_path):
+    """The moments of twice the weights are not twice the moments: who trains on needs others."""
+    source = save_item(tmp_path / "a", train_state(arrays({"w": (3,), "v": (2,)})))
+    rename = rules_file(tmp_path, f'"w" = {{ to = "x", {step} }}')
+    with pytest.raises(RuleError) as refused:
+        nnxconv.convert(str(source), str(tmp_path / "b"), to="linen", rename=rename)
+    assert list(refused.value.details) == [
+        f"opt_state[0].{moments}.w is of the optimizer, and `times`, `over` and `plus` are for"
+        " weights: `--params_only` (or `--compare_only params`) leaves it out"
+        for moments in ("mu", "nu")
+    ]
+    target = str(tmp_path / "b")
+    nnxconv.convert(str(source), target, to="linen", rename=rename, params_only=True)
+    assert nnxconv.compare(str(source), target, rename=rename, compare_values=True).is_match
+
+
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("layers", [False, True])
 @pytest.mark.parametrize(("text", "before", "after"), STEPS.values(), ids=STEPS.keys())
