@@ -224,7 +224,7 @@ def _lined_up(
             and any(rule.computes for rule in rules.rules)
         ):
             left = replace(left, state=replace(left.state, opt_state=None))  # no rules for moments
-        left, _ = follow(left, rules, None, Options())
+        left, _ = follow(left, rules, None, Options(params_only=selection.compare_only == "params"))
         left, right = agree_on_layers(left, right)
         states = [left.state, right.state]
         if dequantize:

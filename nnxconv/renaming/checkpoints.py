@@ -5,11 +5,12 @@ from dataclasses import replace
 
 from nnxconv.errors import NnxconvError, RuleError
 from nnxconv.layouts import Options, Understood, is_excluded, unlike, with_layer_names
+from nnxconv.renaming.apply import fits
 from nnxconv.renaming.builtin import builtin_rules
 from nnxconv.renaming.rule import UNDOING, Rules
 from nnxconv.renaming.understood import reread, with_new_names
-from nnxconv.state import RNGS, TrainState, known_families
-from nnxconv.tree import Key, Leaf
+from nnxconv.state import RNGS, TrainState, known_families, sections_of
+from nnxconv.tree import Key, Leaf, spell
 
 
 def renamed(
@@ -38,9 +39,31 @@ def _tried(
     """The checkpoint with its keys renamed, and what does not fit."""
     source = _reread_with(in_terms_of(source, rules), rules.layer_names()[0], options.layer_axis)
     new, problems = with_new_names(source, rules, options.layer_axis)
+    if not options.params_only and "opt_state" not in options.without:
+        problems += _computed_with(source.state, rules)
     if like is not None:
         problems += _unlike_modules(new, like, options)
     return new, problems
+
+
+def _computed_with(state: TrainState, rules: Rules) -> list[str]:
+    """Arithmetic on weights that the optimizer's state would have to follow, each tree once.
+
+    Moments are of gradients and of their squares, which change otherwise than the weights do.
+    """
+    if not any(rule.computes for rule in rules.rules):
+        return []
+    trees = {h: tree for h, tree in sections_of(state)[0].items() if h[0] == "opt_state"}
+    told: dict[Key, str] = {}
+    for head, tree in trees.items():
+        for key, fit in fits(tree, rules.counted(list(tree))).items():
+            if rules.rules[fit.rule].computes:
+                told.setdefault(
+                    head,
+                    f"{spell((*head, *key))} is of the optimizer, and `times`, `over` and `plus`"
+                    " are for weights: `--params_only` (or `--compare_only params`) leaves it out",
+                )
+    return list(told.values())
 
 
 def _other_way(source: Understood, rules: Rules, options: Options, like: Understood | None) -> str:

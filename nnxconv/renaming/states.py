@@ -109,7 +109,7 @@ def _unlike_parameters(
     """Leaves of the optimizer that shall be cut, or joined, but are not shaped as parameters."""
     if head[0] != "opt_state":
         return []
-    problems = _computed_with(head, tree, rules, found)
+    problems = []
     for key, leaf in tree.items():
         fit = found.get(key)
         param = params[key]
@@ -120,23 +120,6 @@ def _unlike_parameters(
             told = f"{notation(leaf)}, but its parameter is {notation(param)}"
             problems.append(f"{spell((*head, *key))} is {told}: no step can be applied to it")
     return problems
-
-
-def _computed_with(head: Key, tree: Mapping[Key, Leaf], rules: Rules, found: Fits) -> list[str]:
-    """Arithmetic on weights that the optimizer's state would have to follow, each kind once.
-
-    Moments are of gradients and of their squares, which change otherwise than the weights do.
-    """
-    told: dict[int, str] = {}
-    for key in tree:
-        fit = found.get(key)
-        if fit is not None and rules.rules[fit.rule].computes:
-            told.setdefault(
-                fit.rule,
-                f"{spell((*head, *key))} is of the optimizer, and `times`, `over` and `plus` are"
-                " for weights: `--params_only` (or `--compare_only params`) leaves it out",
-            )
-    return list(told.values())
 
 
 def _notes(rules: Rules, moves: Mapping[Key, tuple[Key, ...]], changed: int) -> tuple[str, ...]:
