@@ -234,8 +234,12 @@ def _lined_up(
             replace(group, key=(*couple.head, *group.key))
             for group in (*left.groups, *right.groups)
         ]
-    rest = (around(side, ignore_rngs=selection.ignore_rngs) for side in (a, b))
-    _take(both, (), next(rest), next(rest), selection)
+    (left, aside_a), (right, aside_b) = (
+        around(side, ignore_rngs=selection.ignore_rngs) for side in (a, b)
+    )
+    _take(both, (), left, right, selection)
+    both.ignored_a += aside_a
+    both.ignored_b += aside_b
     return both
 
 

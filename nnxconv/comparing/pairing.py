@@ -8,9 +8,9 @@ from typing import Literal as OneOf
 from nnxconv.comparing.difference import Difference
 from nnxconv.comparing.report import Finding
 from nnxconv.errors import LayerError
-from nnxconv.layouts import Understood
+from nnxconv.layouts import Understood, is_rng_state
 from nnxconv.renaming import reread
-from nnxconv.state import RNGS, Family, LayerGroup, Tree
+from nnxconv.state import Family, LayerGroup, Tree
 from nnxconv.tree import (
     Key,
     Leaf,
@@ -56,7 +56,7 @@ def select(leaves: Tree, selection: Selection) -> tuple[dict[Key, Leaf], Counter
     chosen: dict[Key, Leaf] = {}
     ignored: Counter[str] = Counter()
     for key, leaf in leaves.items():
-        option = _ignoring_option(key, selection)
+        option = _ignoring_option(key, leaf, selection)
         if option is None:
             chosen[key] = leaf
         else:
@@ -64,10 +64,10 @@ def select(leaves: Tree, selection: Selection) -> tuple[dict[Key, Leaf], Counter
     return chosen, ignored
 
 
-def _ignoring_option(key: Key, selection: Selection) -> str | None:
+def _ignoring_option(key: Key, leaf: Leaf, selection: Selection) -> str | None:
     if selection.compare_only == "params" and key[0] != "params":
         return "--compare_only params"
-    if selection.ignore_rngs and key[0] == "aux" and RNGS in key:  # of copies too
+    if selection.ignore_rngs and key[0] == "aux" and is_rng_state(key[1:], leaf):  # of copies too
         return "--ignore_rngs"
     name = spell(key)
     if selection.filter and not any(matches(name, glob) for glob in selection.filter):

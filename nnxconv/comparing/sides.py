@@ -1,5 +1,6 @@
 """Two surveyed trees side by side: which state of one is which of the other."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -44,8 +45,11 @@ def _told(side: str, states: dict[Key, Understood]) -> Iterator[str]:
         yield f"{side}: {spell(at) or 'the root'}  {state.layout}"
 
 
-def around(survey: Survey, *, ignore_rngs: bool) -> dict[Key, Leaf]:
-    """What is compared besides states: copies of parameters, and what belongs to no state."""
+def around(survey: Survey, *, ignore_rngs: bool) -> tuple[dict[Key, Leaf], Counter[str]]:
+    """What is compared besides states, and how much is left aside by which option.
+
+    These are copies of parameters, and what belongs to no state.
+    """
     found: dict[Key, Leaf] = {}
     for copy in survey.copies:
         found |= copy_leaves(copy)
@@ -54,4 +58,5 @@ def around(survey: Survey, *, ignore_rngs: bool) -> dict[Key, Leaf]:
         for key, leaf in survey.around.items()
         if not (ignore_rngs and survey.roles[key] == "rng")
     }
-    return found | under(OTHER, rest)
+    aside = len(survey.around) - len(rest)
+    return found | under(OTHER, rest), Counter({"--ignore_rngs": aside} if aside else {})

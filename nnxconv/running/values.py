@@ -109,12 +109,21 @@ def _computed(values: np.ndarray, what: Arithmetic) -> np.ndarray:
 
 
 def converted(values: np.ndarray, view: View, where: str) -> np.ndarray:
-    """Stored values as the view has them; integers must keep their value.
+    """Stored values as the view has them; integers must keep their value, and numbers be finite.
 
     Raises:
-      BadInput: an integer does not fit in the view's element type; the message names `where`.
+      BadInput: a number does not fit in the view's element type; the message names `where`.
     """
-    viewed = as_viewed(values, view)
+    try:
+        with np.errstate(over="raise"):
+            viewed = as_viewed(values, view)
+    except FloatingPointError:
+        largest = np.abs(values[np.isfinite(values)].astype(float)).max()
+        raise BadInput(
+            f"{largest:g} does not fit in {dtype_of(view)}, of which it would be infinite",
+            where=where,
+            hint="`--dtype bfloat16` has the range of float32",
+        ) from None
     if values.dtype.kind in "iu" and viewed.dtype != values.dtype and not _same(viewed, values):
         worst = values.flat[int(np.argmax(np.abs(values.astype(float))))]
         raise BadInput(f"{worst} does not fit in {viewed.dtype.name}", where=where)
