@@ -27,7 +27,7 @@ def parts_of(place: Place, root: Node) -> set[Key]:
 def _are_streams(node: Node) -> bool:
     """True for RNG streams, as NNX modules have them, and no keys by other names."""
     names = {str(bare(leaf.key)[-1]) for leaf in node.leaves() if leaf.key}
-    return bool(names) and names <= {"count", "key"}
+    return bool(names) and names <= {"count", "key"} and node.value() is None
 
 
 def placements(place: Place, found: Found) -> Iterator[Placement]:

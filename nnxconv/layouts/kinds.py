@@ -75,6 +75,19 @@ def is_rng_tree(node: Node, tree: Tree) -> bool:
     return bool(leaves) and all(is_key(leaf) or is_stream(leaf.key, tree) for leaf in leaves)
 
 
+def the_number(node: Node) -> Node | None:
+    """The only integer beside parameters and their optimizer in a tuple, which names nothing."""
+    if not all(isinstance(name, int) for name in node.kids):
+        return None
+    values = [(kid, kid.value()) for kid in node.kids.values()]
+    numbers = [
+        kid
+        for kid, value in values
+        if not isinstance(value, Literal | None) and is_integer(value) and value.shape == ()
+    ]
+    return numbers[0] if len(numbers) == 1 else None
+
+
 def has_arrays(node: Node) -> bool:
     return any(
         not isinstance(leaf.leaf, Literal) and not is_number(leaf.leaf) for leaf in node.leaves()

@@ -14,7 +14,7 @@ from nnxconv.layouts.kinds import (
 from nnxconv.layouts.names import TUNIX_ITEMS
 from nnxconv.layouts.outline import Node, is_integer
 from nnxconv.layouts.places import Place
-from nnxconv.layouts.vocabulary import MOMENTS, PARAMETERS, STEPS, is_copys
+from nnxconv.layouts.vocabulary import COLLECTIONS, MOMENTS, PARAMETERS, STEPS, is_copys
 from nnxconv.state import LEVEL, Tree
 from nnxconv.tree import Key
 
@@ -103,7 +103,19 @@ def _has_step(node: Node) -> bool:
 def core_of(node: Node) -> Node:
     """Where the weights stand below something that is called `params`: below `params/params`."""
     below = node.kids.get(LEVEL)
-    return below.core() if below is not None and below.trainable and not below.value() else node
+    if below is None or not below.trainable or below.value() or _has_modules_beside(node, below):
+        return node
+    return below.core()
+
+
+def _has_modules_beside(node: Node, level: Node) -> bool:
+    """True when what stands beside a level `params` are modules, which have names of their own."""
+    others = [kid for name, kid in node.kids.items() if kid is not level and kid.trainable]
+    own = level.kids.keys()
+    return bool(others) and all(
+        kid.name not in COLLECTIONS and own.isdisjoint(kid.kids) and has_named_weights(kid)
+        for kid in others
+    )
 
 
 def _in_turn(node: Node, first: Node, *others: Node) -> Place:

@@ -9,11 +9,14 @@ from nnxconv.tree import Key
 PARAMETERS = ("params", "model", "weights", "parameters", "model_params", "variables", "net")
 """What a subtree of parameters is usually called."""
 
-STEPS = ("step", "global_step", "train_step")
+STEPS = ("step", "global_step", "train_step", "_step")
 """What the number of steps done is called."""
 
-COUNTS = ("count", "mini_step", "notfinite_count", "step_count", "steps_since_sync")
-"""Counters in optimizer states (optax)."""
+COUNTS = (
+    *("count", "mini_step", "notfinite_count", "step_count", "steps_since_sync"),
+    "step_counter",
+)
+"""Counters in optimizer states (optax, K-FAC)."""
 
 UNMISTAKABLE = frozenset(
     (
@@ -28,7 +31,17 @@ UNMISTAKABLE = frozenset(
 """
 
 MOMENTS = UNMISTAKABLE | {
-    *("v", "m", "velocity", "momentum", "momentums", "mu_hat", "nu_hat", "weights_memory"),
+    *(
+        "v",
+        "m",
+        "velocity",
+        "velocities",
+        "momentum",
+        "momentums",
+        "mu_hat",
+        "nu_hat",
+        "weights_memory",
+    ),
     *("updates", "e_g", "e_x", "prev_grads", "prev_updates", "step_sizes", "ema", "z"),
     *("params0", "grad_sum", "grad_sq_sum"),
 }
@@ -43,7 +56,11 @@ COLLECTIONS = (
 )
 """Collections of variables that belong to a model, and are not trained."""
 
-_OPTIMIZER = {"opt", "opts", "optim", "optims", "optimizer", "optimizers", "optimiser", "optax"}
+OPTIMIZER = frozenset(
+    ("opt", "opts", "optim", "optims", "optimizer", "optimizers", "optimiser", "optax")
+)
+"""The words in what an optimizer's state is called."""
+
 _COPY = {"ema", "target", "best", "avg", "average", "averaged", "old", "prev", "previous"} | {
     *("emas", "targets", "averages", "copies", "snapshots"),
     *("copy", "slow", "teacher", "swa", "polyak", "frozen", "initial", "init", "backup", "shadow"),
@@ -81,7 +98,7 @@ def words(key: Iterable[str | int]) -> set[str]:
 
 def is_optimizers(name: str) -> bool:
     """True for what an optimizer's state is called: `opt_state`, `gen_opt`, `optimizer`."""
-    return bool(tokens(name) & _OPTIMIZER)
+    return bool(tokens(name) & OPTIMIZER)
 
 
 def is_copys(key: Key) -> bool:

@@ -4,6 +4,7 @@ from .families import Family as Family
 from .family_sources import asked_family as asked_family
 from .family_sources import families_with as families_with
 from .family_sources import known_families as known_families
+from .following import named_as_layers as named_as_layers
 from .following import refuse_unfollowed as refuse_unfollowed
 from .in_blocks import blocks_for as blocks_for
 from .in_blocks import told_by_marks as told_by_marks

@@ -447,6 +447,81 @@ TREES = {
         """,
         [""],
     ),
+    # a level for each of two models, and an optimizer for each (Anakin)
+    "levels of two models": (
+        DENSE.format("params/actor_params/params", "P")
+        + "params/critic_params/params/out/kernel f32[3,1] P\n"
+        + ADAM.format("opt_states/actor_opt_state/[0]").replace("u/dense", "u/params/dense")
+        + "opt_states/critic_opt_state/[0]/trace/params/out/kernel f32[3,1] O\n"
+        + "key u32[2] R\n",
+        ["params/actor_params/params", "params/critic_params/params"],
+    ),
+    # one optimizer for two models, which it calls otherwise
+    "one optimizer for two names": (
+        DENSE.format("actor_params", "P")
+        + "critic_params/out/kernel f32[3,1] P\n"
+        + ADAM.format("opt_state/[0]").replace("u/dense", "u/actor/dense")
+        + "opt_state/[0]/mu/critic/out/kernel f32[3,1] O\n"
+        + "opt_state/[0]/nu/critic/out/kernel f32[3,1] O\n"
+        + "step i32[] S",
+        [""],
+    ),
+    "one optimizer for a pair": (
+        DENSE.format("q_params", "P")
+        + "policy_params/out/kernel f32[3,1] P\n"
+        + ADAM.format("opt_state/[0]").replace("u/dense", "u/[0]/dense")
+        + "opt_state/[0]/mu/[1]/out/kernel f32[3,1] O\n"
+        + "opt_state/[0]/nu/[1]/out/kernel f32[3,1] O\n",
+        [""],
+    ),
+    # what names nothing: of numbers, one is the step
+    "a step in a tuple": (
+        DENSE.format("[0]", "P") + ADAM.format("[1]/[0]") + "[2] i32[] S",
+        [""],
+    ),
+    "numbers in a tuple": (
+        DENSE.format("[0]", "P") + ADAM.format("[1]/[0]") + "[2] i32[] X\n[3] i64[] X",
+        [""],
+    ),
+    # a module called `params` beside another, and no moments that tell
+    "module called params alone": (
+        DENSE.format("params/params", "P") + "params/head/kernel f32[3,4] P",
+        [""],
+    ),
+    "weights of two kinds alone": (
+        DENSE.format("params/params", "P") + "params/slow/dense/kernel f32[2,3] V",
+        [""],
+    ),
+    # the state of K-FAC, under whatever name
+    "factors": (
+        DENSE.format("params", "P")
+        + DENSE.format("kfac/velocities", "O")
+        + """
+        kfac/estimator_state/blocks/dense_0/factor f32[2,2] O
+        kfac/damping f32[] O
+        kfac/step_counter i32[] O
+        """,
+        [""],
+    ),
+    # a vector for each axis of each parameter (SM3)
+    "a vector for each axis": (
+        """
+        params/dense/kernel f32[2,3] P
+        params/dense/bias f32[3] P
+        opt_state/[0]/mu/dense/kernel/[0] f32[2] O
+        opt_state/[0]/mu/dense/kernel/[1] f32[3] O
+        opt_state/[0]/mu/dense/bias/[0] f32[3] O
+        opt_state/[0]/nu/dense/kernel f32[2,3] O
+        opt_state/[0]/nu/dense/bias f32[3] O
+        step i32[] S
+        """,
+        [""],
+    ),
+    # Levanter's name of the step
+    "a step with an underscore": (
+        DENSE.format("model", "P") + ADAM.format("opt_state/[0]") + "_step i32[] S",
+        [""],
+    ),
     "split in two beside an optimizer": (
         DENSE.format("params", "P")
         + """
@@ -527,6 +602,14 @@ def test_parameters_alone_are_exported(name):
         "keys by purpose",
         "numbers as labels",
         "models in turn beside digits",
+        "levels of two models",
+        "one optimizer for two names",
+        "one optimizer for a pair",
+        "a step in a tuple",
+        "module called params alone",
+        "factors",
+        "a vector for each axis",
+        "a step with an underscore",
     ],
 )
 def test_what_has_a_meaning_is_not_refused(name, target):
