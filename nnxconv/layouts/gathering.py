@@ -130,7 +130,7 @@ def _levels(place: Place, root: Node, moves: _Moves, level: Key) -> _Moves:
             continue  # MaxText keeps nested chains as NNX programs do, without the level
         stored = root.at(moments).core().key
         usual = _under(moments, moves)
-        wanted = (*usual, *level, *part[len(place.params) :])
+        wanted = (*usual, *_under(part, moves)[1:])  # below what the layout calls the parameters
         if _under(stored, moves) != wanted:
             found[stored] = wanted
     return found

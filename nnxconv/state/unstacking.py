@@ -49,7 +49,8 @@ def unstack(
     groups: list[LayerGroup] = []
     settled: set[Key] = set()
     paths = _telling(sections[PARAMS], names, families)
-    while found := _find(paths, names, settled, families):
+    lists = _lists_in(paths, names)
+    while found := _find(paths, names, settled, families, lists):
         stacks_first = [group for group in found if group.stack is not None] or found
         for group in stacks_first:
             settled.add(group.key)
@@ -93,11 +94,24 @@ def _telling(
     return dict.fromkeys(found.values())
 
 
+def _lists_in(paths: Iterable[Key], names: Sequence[str]) -> dict[Key, tuple[int, ...]]:
+    """Where layers are the elements of a list or tuple, and their numbers."""
+    found: dict[Key, set[int]] = defaultdict(set)
+    for path in paths:
+        for place, name in enumerate(path[:-1]):
+            number = path[place + 1]
+            if isinstance(number, int) and name in names:
+                found[path[: place + 1]].add(number)
+    return {key: tuple(sorted(numbers)) for key, numbers in found.items()}
+
+
 _Value = TypeVar("_Value")
 
 
 def _number(tree: Mapping[Key, _Value], key: Key, spelling: Spelling) -> dict[Key, _Value]:
-    """The tree with an int for every layer of a group that is apart."""
+    """The tree with an int for every layer of a group that is apart, as a sequence has it."""
+    if spelling == "sequence":
+        return dict(tree)
     last = len(key)
     above, place = (key, last) if spelling == "index" else (key[:-1], last - 1)
     numbered: dict[str | int, Key] = {}
@@ -126,9 +140,13 @@ class _Found:
 
 
 def _find(
-    paths: Collection[Key], names: Sequence[str], settled: set[Key], families: Sequence[Family]
+    paths: Collection[Key],
+    names: Sequence[str],
+    settled: set[Key],
+    families: Sequence[Family],
+    lists: Mapping[Key, tuple[int, ...]],
 ) -> list[_Found]:
-    """The outermost groups among the paths that are not settled yet."""
+    """The outermost groups among the paths that are not settled yet; `lists` are those stored."""
     suffixed: dict[Key, set[int]] = defaultdict(set)
     inside: dict[Key, set[str | int]] = defaultdict(set)
     numbered = _numbered(set(chain.from_iterable(paths)), names)
@@ -148,9 +166,12 @@ def _find(
         if key not in inside and key not in settled
     ]
     for key, kids in inside.items():
-        if key in suffixed or key in settled or any(isinstance(kid, int) for kid in kids):
+        if key in suffixed or key in settled:
             continue
-        if all(map(is_digits, kids)):
+        if any(isinstance(kid, int) for kid in kids):
+            if key in lists:
+                found.append(_Found(key, "sequence", lists[key]))
+        elif all(map(is_digits, kids)):
             found.append(_Found(key, "index", tuple(sorted(int(kid) for kid in kids))))
         elif not all(_IS_LAYER.fullmatch(str(kid)) for kid in kids):
             found.append(_Found(key, stack=Stack(key, key)))

@@ -15,6 +15,7 @@ from nnxconv.layouts import Options, choose_part
 from nnxconv.layouts.survey_options import SurveyOptions
 from nnxconv.loading.template import template_of
 from nnxconv.state import parameter_trees
+from tests.support.disk import on_disk
 from tests.support.layouts import source_tree
 
 ADAM, SM3, LBFGS = optax.adam(1e-3), optax.sm3(0.1), optax.lbfgs(memory_size=2)
@@ -124,3 +125,30 @@ def test_factors_of_layers_are_not_stacked():
     assert refused.value.details == (
         "opt_state.estimator_state.blocks.dense_0.factor is a factor of one layer",
     )
+
+
+IN_LIST = """
+    step i32[]
+    params/layers/[0]/kernel f32[4,5]
+    params/layers/[1]/kernel f32[4,5]
+    params/layers/[2]/kernel f32[4,5]
+    opt_state/[0]/count i32[]
+    opt_state/[0]/trace/layers/[0]/kernel f32[4,5]
+    opt_state/[0]/trace/layers/[1]/kernel f32[4,5]
+    opt_state/[0]/trace/layers/[2]/kernel f32[4,5]
+"""
+KERNELS = {
+    ("linen", True): ("params", "layers", "kernel"),
+    ("maxtext", True): ("params", "params", "layers", "kernel"),
+    ("maxtext", None): ("params", "params", "layers_2", "kernel"),
+    ("nnx-pure", None): ("model", "layers", "2", "kernel"),
+}
+
+
+@pytest.mark.parametrize(("target", "scan_layers"), KERNELS)
+def test_layers_in_a_list_are_layers_and_come_back_as_a_list(target, scan_layers):
+    disk = on_disk(source_tree(IN_LIST))
+    there, conversion = disk.converted(to=target, scan_layers=scan_layers)
+    assert KERNELS[target, scan_layers] in conversion.tree
+    back, _ = there.converted(to="linen", scan_layers=False if scan_layers else None)
+    assert back.contents() == disk.contents()
