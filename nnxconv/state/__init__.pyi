@@ -71,4 +71,5 @@ from .train_state import Tree as Tree
 from .train_state import below as below
 from .train_state import children as children
 from .train_state import under as under
+from .unstacking import number_layers as number_layers
 from .unstacking import unstack as unstack
