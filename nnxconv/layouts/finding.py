@@ -15,13 +15,15 @@ from nnxconv.layouts.kinds import (
     is_in_modules,
     is_key,
     is_rng_tree,
+    the_number,
 )
 from nnxconv.layouts.leaf_roles import roles_of
-from nnxconv.layouts.named_states import NamedStates, core_of, rest_of
+from nnxconv.layouts.lone_optimizers import with_lone_optimizers
+from nnxconv.layouts.named_states import NamedStates, rest_of
 from nnxconv.layouts.names import TUNIX_ITEMS
 from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, is_counting, repeats_in, walk
 from nnxconv.layouts.outline import Node, is_integer, outline
-from nnxconv.layouts.partners import Partner, are_apart, first_number, in_turn
+from nnxconv.layouts.partners import Partner, are_apart, common, first_number, in_turn
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.vocabulary import (
     COLLECTIONS,
@@ -122,9 +124,9 @@ class _Finder:
             optimizers = tuple(dict.fromkeys(top.key for top, _ in found))
             parts = {p.moments.key: p.part.key for _, p in found}
             inside = tuple(self._copies_inside(whole, set(parts.values())))
-            at = _common([whole, *optimizers])
+            at = common([whole, *optimizers])
             places.append(Place(at, whole, optimizers, parts, copies=inside))
-        return _with_sgd(places, self.tops, self.nodes)
+        return with_lone_optimizers(places, self.tops, self.nodes)
 
     def _apart(self, top: Node, mine: Sequence[Partner]) -> Iterator[tuple[Node, Partner]]:
         """Whose optimizer's each tree of moments is: of a list of optimizers, that in the list."""
@@ -169,14 +171,14 @@ class _Finder:
         self, node: Node, moments: Node, top: Node, taken: Collection[Key]
     ) -> tuple[object, ...]:
         """The likeliest parameters of some moments come first."""
-        common = _common([node.key, top.key])
-        own = node.key[len(common) :]
-        alike = len(words(own) & words(moments.key[len(common) :]))
-        alike += 1 if first_number(own) == first_number(moments.key[len(common) :]) else 0
+        size = len(common([node.key, top.key]))
+        own = node.key[size:]
+        alike = len(words(own) & words(moments.key[size:]))
+        alike += 1 if first_number(own) == first_number(moments.key[size:]) else 0
         is_usual = any(str(part) in PARAMETERS for part in own)
         names_them = bool(words(own) & set(PARAMETERS))
         likely = (not is_usual, not names_them, _KEYS_ENCODER in words(own))
-        return (is_copys(own), -len(common), -alike, *likely, node.key in taken, len(own))
+        return (is_copys(own), -size, -alike, *likely, node.key in taken, len(own))
 
     def _holding(self, moments: Node) -> list[Node]:
         """The subtrees that have every path of the moments, which are masked in part."""
@@ -196,7 +198,7 @@ class _Finder:
         """The parameters that a part belongs to: what is usually called so."""
         if part.name in PARAMETERS:
             return part
-        floor = len(_common([part.key, top.key]))
+        floor = len(common([part.key, top.key]))
         for size in range(len(part.key) - 1, floor, -1):
             above = self.nodes[part.key[:size]]
             own = self.nodes[part.key[: size + 1]]
@@ -245,11 +247,14 @@ class _Finder:
         step: Key | None = None
         sorted_out: dict[str, list[Key]] = defaultdict(list)
         counts = any(is_counting(self.nodes[key]) for key in place.optimizers)
+        lone = the_number(self.nodes[place.at]) if place.optimizers else None
         for above in (place.params[:n] for n in range(len(place.at), len(place.params))):
             for kid in self.nodes[above].kids.values():
                 if kid.key in place.rest or kid.key in claimed or kid.key in spine:
                     continue
                 kind = self._kind(kid, params, is_inner=above != place.at)
+                if kid is lone:
+                    kind = "step"
                 if kind == "step" and step is None and not counts:
                     step = kid.key
                 elif kind != "step":
@@ -308,25 +313,6 @@ class _Finder:
         return places
 
 
-def _with_sgd(places: list[Place], tops: Tops, nodes: Mapping[Key, Node]) -> list[Place]:
-    """The states with optimizers that keep no moments, which stand beside the parameters."""
-    used = {key for place in places for key in place.optimizers}
-    used |= {key[:size] for key in used for size in range(1, len(key))}
-    lone = [top for top in tops.nodes if top.key not in used and top.key]
-    done = []
-    for place in places:
-        mine = [t.key for t in lone if t.key[:-1] == place.at and place.at != place.params]
-        lone = [t for t in lone if t.key not in mine]
-        done.append(replace(place, optimizers=(*place.optimizers, *mine)))
-    for top in lone:
-        above = nodes[top.key[:-1]]
-        called = [k for k in above.trees() if k.name in PARAMETERS and k.trainable]
-        if called and not any(p.params[: len(k.key)] == k.key for p in done for k in called):
-            core = core_of(called[0])
-            done.append(Place(above.key, core.key, (top.key,)))
-    return done
-
-
 def _has_copies_alone(node: Node, own: Node) -> bool:
     """True where all that stands beside some parameters is a second copy: `online`, `target`."""
     others = [kid for kid in node.trees() if kid is not own and kid.trainable]
@@ -343,15 +329,6 @@ def _keys_of(places: Iterable[Place]) -> Iterator[Key]:
     for place in places:
         yield place.params
         yield from place.optimizers
-
-
-def _common(keys: Sequence[Key]) -> Key:
-    """The longest key that all these begin with."""
-    first, *others = keys
-    size = 0
-    while all(key[: size + 1] == first[: size + 1] for key in others) and size < len(first):
-        size += 1
-    return first[:size]
 
 
 def _outermost_alike(node: Node, nodes: Mapping[Key, Node]) -> Node:

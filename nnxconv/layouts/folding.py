@@ -12,12 +12,12 @@ so of the other.
 
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
 from nnxconv.state import Tree
-from nnxconv.tree import Key, Leaf, Literal, Source, dtype_of, first_source
+from nnxconv.tree import Key, Leaf, Literal, Source, dtype_of, first_source, is_digits
 
 _KEPT = 3
 """Of all numbers that are alike, how many stay: one alone would not show that there are several."""
@@ -29,17 +29,23 @@ class Folded:
 
     Attributes:
       tree: what is left of it.
-      like: for each leaf of the whole tree, in its order, the one in `tree` that is as it is.
+      like: for each leaf of the whole tree, in its order, the place in `tree` of the one that is as
+        it is.
       repeated: the names that were left aside, and those that stand for them.
     """
 
     tree: Tree
-    like: Sequence[Key]
+    like: Sequence[int]
     repeated: frozenset[str | int]
 
     def is_repeated(self, keys: Iterable[Key]) -> bool:
         """True when any of these keys stands in layers of which some were left aside."""
         return not self.repeated.isdisjoint(chain.from_iterable(keys))
+
+    def unfolded(self, tree: Tree, keys: Collection[Key]) -> list[Key]:
+        """The leaves of the whole tree that are as these of what is left of it."""
+        is_one = [key in keys for key in self.tree]
+        return [key for key, place in zip(tree, self.like, strict=True) if is_one[place]]
 
 
 def folded(tree: Tree) -> Folded | None:
@@ -52,8 +58,8 @@ def folded(tree: Tree) -> Folded | None:
         repeated |= alike.keys() | set(alike.values())
     if not stand_in:
         return None
-    other = stand_in.get
-    like = [tuple(map(other, key, key)) for key in tree]
+    other, places = stand_in.get, {key: place for place, key in enumerate(short)}
+    like = [places[tuple(map(other, key, key))] for key in tree]
     return Folded(short, like, frozenset(repeated))
 
 
@@ -61,11 +67,12 @@ def folded(tree: Tree) -> Folded | None:
 class _Number:
     """One number of a name: how it is spelled, and where it stands.
 
-    A sequence has ints where a mapping has digits; both are the same number.
+    A sequence has ints where a mapping has digits; both are the same number. Each place is told by
+    the number of all that is in it besides.
     """
 
     names: dict[type, str | int] = field(default_factory=dict)
-    places: list[Hashable] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
 
 def _alike(tree: Tree) -> dict[str | int, str | int]:
@@ -85,20 +92,23 @@ def _alike(tree: Tree) -> dict[str | int, str | int]:
         for name in number.names.values()
     }
     names = frozenset(places)
+    known: dict[Hashable, int] = {}
+    number_of = known.setdefault
     for key, leaf in tree.items():
         for name in names.intersection(key):
             place = key.index(name)
+            rest = (type(name), key[:place], key[place + 1 :])
             form = (
-                (leaf.shape, leaf.dtype, leaf.kind, leaf.prng_impl)
+                (*rest, leaf.shape, leaf.dtype, leaf.kind, leaf.prng_impl)
                 if isinstance(leaf, Source)
-                else _form(leaf)
+                else (*rest, _form(leaf))
             )
-            places[name].append((type(name), key[:place], key[place + 1 :], form))
+            places[name].append(number_of(form, len(known)))
     alike: dict[str | int, str | int] = {}
     for found in many.values():
         kept: dict[Hashable, list[_Number]] = defaultdict(list)
-        for number in found.values():
-            same = kept[tuple(number.places)]
+        for digits, number in found.items():
+            same = kept[is_digits(digits), tuple(number.places)]  # `layers_01` is no layer
             if len(same) < _KEPT:
                 same.append(number)
             else:

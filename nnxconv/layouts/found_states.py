@@ -22,7 +22,13 @@ def states_in(found: Found, tree: Tree, how: SurveyOptions) -> Survey:
     claims = {place.at: parts_of(place, found.root) for place in found.places}
     for place in found.places:
         try:
-            located = _located(place, found, claims[place.at], tree, how)
+            try:
+                located = _located(place, found, claims[place.at], tree, how)
+            except UnknownLayout:
+                if place.parts or not place.optimizers:
+                    raise
+                place = _alone(place)
+                located = _located(place, found, parts_of(place, found.root), tree, how)
         except UnknownLayout as error:
             problems.append(error)
             continue
@@ -39,6 +45,15 @@ def states_in(found: Found, tree: Tree, how: SurveyOptions) -> Survey:
     order = {key: number for number, key in enumerate(tree)}
     states.sort(key=lambda one: min(order[k] for k in one.stored.values()))
     return survey_of(tree, states, copies, found.roles)
+
+
+def _alone(place: Place) -> Place:
+    """The parameters without an optimizer that follows none of them, which stays beside them.
+
+    PyTorch's numbers its parameters.
+    """
+    inner = [key for key in place.copies if key[: len(place.params)] == place.params]
+    return Place(place.params, place.params, copies=tuple(inner))
 
 
 def _no_state(tree: Tree, how: SurveyOptions) -> UnknownLayout:

@@ -27,7 +27,7 @@ def parts_of(place: Place, root: Node) -> set[Key]:
 def _are_streams(node: Node) -> bool:
     """True for RNG streams, as NNX modules have them, and no keys by other names."""
     names = {str(bare(leaf.key)[-1]) for leaf in node.leaves() if leaf.key}
-    return bool(names) and names <= {"count", "key"}
+    return bool(names) and names <= {"count", "key"} and node.value() is None
 
 
 def placements(place: Place, found: Found) -> Iterator[Placement]:
@@ -130,7 +130,7 @@ def _levels(place: Place, root: Node, moves: _Moves, level: Key) -> _Moves:
             continue  # MaxText keeps nested chains as NNX programs do, without the level
         stored = root.at(moments).core().key
         usual = _under(moments, moves)
-        wanted = (*usual, *level, *part[len(place.params) :])
+        wanted = (*usual, *_under(part, moves)[1:])  # below what the layout calls the parameters
         if _under(stored, moves) != wanted:
             found[stored] = wanted
     return found

@@ -9,6 +9,7 @@ from typing import Any
 from nnxconv.errors import BadInput, CannotHold
 from nnxconv.layouts.around import dropping, stays_around
 from nnxconv.layouts.conversion import Conversion
+from nnxconv.layouts.left_behind import refuse_left_behind
 from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.names import ALONE
 from nnxconv.layouts.options import Options
@@ -130,6 +131,8 @@ def join(
     Raises:
       CannotHold: the target's program has no place for what is around, or keys are taken twice.
     """
+    if not options.params_only:
+        refuse_left_behind(survey, conversions)
     layouts = {c.layout for located, c in conversions if located.copy_of is None}
     is_alone = bool(layouts & set(ALONE))
     parts = [

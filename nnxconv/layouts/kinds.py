@@ -4,7 +4,15 @@ from collections.abc import Collection, Sequence
 
 from nnxconv.layouts.outline import Node, is_integer, is_number
 from nnxconv.layouts.parts import bare, collection_of, is_rng, is_rng_array
-from nnxconv.layouts.vocabulary import PARAMETERS, WEAK, is_copys, is_rngs, is_weights
+from nnxconv.layouts.vocabulary import (
+    PARAMETERS,
+    WEAK,
+    is_copys,
+    is_numbered_weight,
+    is_of_an_optimizer,
+    is_rngs,
+    is_weights,
+)
 from nnxconv.state import LEVEL, Tree
 from nnxconv.tree import Key, Leaf, Literal, prng_impl_of
 
@@ -75,6 +83,19 @@ def is_rng_tree(node: Node, tree: Tree) -> bool:
     return bool(leaves) and all(is_key(leaf) or is_stream(leaf.key, tree) for leaf in leaves)
 
 
+def the_number(node: Node) -> Node | None:
+    """The only integer beside parameters and their optimizer in a tuple, which names nothing."""
+    if not all(isinstance(name, int) for name in node.kids):
+        return None
+    values = [(kid, kid.value()) for kid in node.kids.values()]
+    numbers = [
+        kid
+        for kid, value in values
+        if not isinstance(value, Literal | None) and is_integer(value) and value.shape == ()
+    ]
+    return numbers[0] if len(numbers) == 1 else None
+
+
 def has_arrays(node: Node) -> bool:
     return any(
         not isinstance(leaf.leaf, Literal) and not is_number(leaf.leaf) for leaf in node.leaves()
@@ -112,7 +133,14 @@ def _within(name: str, names: Collection[str]) -> bool:
 
 def has_named_weights(node: Node) -> bool:
     """True where something that could be trained is called as parameters are."""
-    return any(leaf.trainable and is_weights(_bare_name(leaf)) for leaf in node.leaves())
+    return any(leaf.trainable and _is_weight(leaf) for leaf in node.leaves())
+
+
+def _is_weight(leaf: Node) -> bool:
+    """True where a leaf is called as parameters are, boxed or not."""
+    key = bare(leaf.key)
+    is_numbered = len(key) > 1 and is_numbered_weight(key[-2], key[-1])
+    return is_numbered or (bool(key) and is_weights(str(key[-1])))
 
 
 def is_module(node: Node, others: Sequence[Node]) -> bool:
@@ -152,8 +180,10 @@ def is_bare(root: Node, tree: Tree) -> bool:
             continue
         if leaf.trainable:
             name = _bare_name(leaf)
+            if is_of_an_optimizer(name):
+                return False
             is_matrix = leaf.leaf is not None and len(leaf.leaf.shape) > 1
-            named += is_weights(name) and (name not in WEAK or is_matrix)
+            named += _is_weight(leaf) and (name not in WEAK or is_matrix)
         elif is_integer(leaf.leaf) and not _is_models(leaf, tree):
             return False
     return named > 0

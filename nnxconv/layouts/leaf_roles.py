@@ -7,7 +7,7 @@ from nnxconv.layouts.optimizers import Tops
 from nnxconv.layouts.outline import Node, is_floating, is_integer
 from nnxconv.layouts.parts import WRAPPER, bare, collection_of
 from nnxconv.layouts.places import Place
-from nnxconv.layouts.vocabulary import MOMENTS, STEPS
+from nnxconv.layouts.vocabulary import STEPS, is_moments
 from nnxconv.state import BATCH_STATS, LEVEL, Role, Tree
 from nnxconv.tree import Key, Literal, prng_impl_of
 
@@ -18,7 +18,7 @@ def roles_of(tree: Tree, tops: Tops, places: Sequence[Place]) -> dict[Key, Role]
     for place in places:
         regions[place.params] = "parameters"
         regions |= dict.fromkeys((*place.variables, *place.copies, *place.rest), "variables")
-        moments = [key for key in place.copies if key[-1] in MOMENTS - {"ema"}]
+        moments = [key for key in place.copies if is_moments(str(key[-1]))]
         regions |= dict.fromkeys(moments, "optimizer")
         regions |= dict.fromkeys(place.rngs, "rng")
         if place.at != place.params:
@@ -66,6 +66,11 @@ def _is_called(key: Key) -> bool:
     return collection_of((bare(key) or ("",))[-1]) is not None
 
 
+def _is_running(path: Key) -> bool:
+    """True for statistics whose names say that they are a layer's: `moving_mean`."""
+    return collection_of(path[-1]) == BATCH_STATS and path[-1] not in ("mean", "var")
+
+
 def _path(key: Key) -> Key:
     """A key without the levels and boxes that moments may have, and their parameters not."""
     return tuple(part for part in key if part not in (LEVEL, WRAPPER))
@@ -85,6 +90,6 @@ def _own_role(key: Key, role: Role, tree: Tree, counting: Collection[Key]) -> Ro
     if role == "other" and path:
         if is_key(Node(key, {}, leaf)):
             return "rng"
-        if BATCH_STATS in path and is_floating(leaf):
+        if (BATCH_STATS in path or _is_running(path)) and is_floating(leaf):
             return "variables"
     return role

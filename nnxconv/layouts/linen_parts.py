@@ -8,6 +8,7 @@ from nnxconv.layouts.form import Form
 from nnxconv.layouts.parts import (
     CACHE,
     gaps_assumed,
+    has_weights,
     is_wrapped,
     step_form,
     step_leaf,
@@ -47,13 +48,26 @@ def has_level(tree: Tree) -> bool:
 
 
 def _has_modules_beside(tree: Tree) -> bool:
-    """True when the optimizer has moments of what stands beside `params/params`."""
+    """True when what stands beside `params/params` are modules of the same model.
+
+    The optimizer's moments tell. Where there is none, collections have the names of modules that
+    have parameters too, and modules have parameters of their own.
+    """
     beside = {one for one in children(tree, PARAMS) if one not in (LEVEL, *COLLECTIONS)}
-    return bool(beside) and any(
+    if not beside:
+        return False
+    followed = (
         part in beside and (*PARAMS, *key[place:]) in tree
         for key in tree
         if key[:1] == OPT_STATE
         for place, part in enumerate(key)
+    )
+    if any(key[:1] == OPT_STATE and len(key) > 1 for key in tree):
+        return any(followed)
+    own = set(children(tree, (*PARAMS, LEVEL)))
+    return all(
+        own.isdisjoint(children(tree, (*PARAMS, one))) and has_weights(below(tree, (*PARAMS, one)))
+        for one in beside
     )
 
 
@@ -114,19 +128,19 @@ def _is_average(collection: Tree, params: Tree) -> bool:
 def write_variables(state: TrainState, form: Form) -> dict[Key, Leaf]:
     """The inverse: parameters and collections as the form spells them.
 
-    A module called `params` would be taken for the level, where no moments show what it is.
+    A module called `params` may be taken for the level, where no moments show what it is.
     """
     is_alike = state.opt_state is None and LEVEL in children(state.params)
-    has_level = form.has_level or is_alike
+    is_leveled = form.has_level or (is_alike and has_level(under(PARAMS, state.params)))
     params = boxed(state.params, form.boxed)
-    tree = under((*PARAMS, LEVEL) if has_level else PARAMS, params)
+    tree = under((*PARAMS, LEVEL) if is_leveled else PARAMS, params)
     for root in map(str, children(state.aux)):
         found = below(state.aux, (root,))
         if root in form.leveled:
             found = under((LEVEL,), boxed(found, form.boxed))
         elif root in form.boxed_collections:
             found = wrapped(found)
-        is_inner = has_level and root in form.inner_collections
+        is_inner = is_leveled and root in form.inner_collections
         tree |= under((*PARAMS, root) if is_inner else (root,), found)
     return tree
 

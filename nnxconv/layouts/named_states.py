@@ -14,7 +14,16 @@ from nnxconv.layouts.kinds import (
 from nnxconv.layouts.names import TUNIX_ITEMS
 from nnxconv.layouts.outline import Node, is_integer
 from nnxconv.layouts.places import Place
-from nnxconv.layouts.vocabulary import MOMENTS, PARAMETERS, STEPS, is_copys
+from nnxconv.layouts.vocabulary import (
+    COLLECTIONS,
+    MOMENTS,
+    PARAMETERS,
+    STEPS,
+    copied,
+    is_copys,
+    is_gradients,
+    tokens,
+)
 from nnxconv.state import LEVEL, Tree
 from nnxconv.tree import Key
 
@@ -71,6 +80,8 @@ class NamedStates:
         ]
         if called or below or known or node.key:
             yield from below
+        elif _are_several(free):
+            yield from self._models_in([kid for kid in free if not _are_settings(kid)])
         elif is_bare(node, self.tree):
             yield Place(node.key, node.key)
         else:
@@ -82,6 +93,7 @@ class NamedStates:
         models = [kid for kid in named if kid.name not in MOMENTS]
         alike = {kid.shapes for kid in models}
         models += [kid for kid in named if kid.name in MOMENTS and kid.shapes not in alike]
+        models = [kid for kid in models if not is_gradients(kid.name)]
         return (Place(kid.key, kid.key) for kid in models if not is_copys(kid.key))
 
     def _by_item(self, item: Node, claimed: set[Key], known: Sequence[Place]) -> Iterator[Place]:
@@ -94,6 +106,36 @@ class NamedStates:
         yield from found
 
 
+def _are_several(kids: Sequence[Node]) -> bool:
+    """True for models that are called parameters each, or stand beside settings, or copies."""
+    trees = [kid for kid in kids if kid.trainable and kid.value() is None]
+    are_called_so = all(tokens(kid.name) & {"params", "parameters"} for kid in trees)
+    has_others = any(_are_settings(kid) or _is_twin(kid, trees) for kid in trees)
+    return bool(trees) and (are_called_so or has_others)
+
+
+def _is_twin(node: Node, kids: Sequence[Node]) -> bool:
+    """True for a gradient or second copy of one of the models beside it, by shapes and names.
+
+    A module may be called `target_embedder` as well, beside no `embedder`.
+    """
+    alike = [kid for kid in kids if kid is not node and kid.shapes == node.shapes]
+    if is_gradients(node.name):
+        return bool(alike)
+    original = copied(node.name)
+    is_named = any(tokens(kid.name) == original for kid in alike)
+    return is_copys((node.name,)) and (is_named or (not original and bool(alike) and len(kids) < 3))
+
+
+def _are_settings(node: Node) -> bool:
+    """True for what has floats that are no parameters: the betas of a diffusion's schedule."""
+    return bool(tokens(node.name) & _SETTINGS) and not has_named_weights(node)
+
+
+_SETTINGS = {"scheduler", "schedule", "config", "settings", "hparams", "metrics", "tokenizer"}
+"""What subtrees are called that hold the settings of models beside them."""
+
+
 def _has_step(node: Node) -> bool:
     """True where a number of steps stands, which the parameters beside it have done."""
     steps = (node.kids[name].value() for name in STEPS if name in node.kids)
@@ -103,7 +145,19 @@ def _has_step(node: Node) -> bool:
 def core_of(node: Node) -> Node:
     """Where the weights stand below something that is called `params`: below `params/params`."""
     below = node.kids.get(LEVEL)
-    return below.core() if below is not None and below.trainable and not below.value() else node
+    if below is None or not below.trainable or below.value() or _has_modules_beside(node, below):
+        return node
+    return below.core()
+
+
+def _has_modules_beside(node: Node, level: Node) -> bool:
+    """True when what stands beside a level `params` are modules, which have names of their own."""
+    others = [kid for name, kid in node.kids.items() if kid is not level and kid.trainable]
+    own = level.kids.keys()
+    return bool(others) and all(
+        kid.name not in COLLECTIONS and own.isdisjoint(kid.kids) and has_named_weights(kid)
+        for kid in others
+    )
 
 
 def _in_turn(node: Node, first: Node, *others: Node) -> Place:

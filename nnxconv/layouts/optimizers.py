@@ -96,6 +96,8 @@ def _is_element(node: Node, repeats: Repeats, *, is_one_of_many: bool) -> bool:
         return False
     if any(is_optimizers(kid.name) for kid in trees):
         return False
+    if names >= _OF_KFAC:
+        return True
     is_counted = any(is_integer(kid.value()) for n, kid in node.kids.items() if n in COUNTS)
     others = [kid for kid in node.kids.values() if kid.value() is not None]
     is_placed = _is_placed(node.key)
@@ -112,6 +114,10 @@ def _is_element(node: Node, repeats: Repeats, *, is_one_of_many: bool) -> bool:
     if is_counted or is_placed:
         return not any(is_floating(other.value()) for other in others)
     return len(trees) > 1 and _repeat_parameters(trees, others, node, repeats)
+
+
+_OF_KFAC = {"velocities", "estimator_state"}
+"""What the state of K-FAC holds: trees of the parameters' shapes, and factors of its own."""
 
 
 def _is_placed(key: Key) -> bool:
@@ -157,10 +163,15 @@ def _repeat_parameters(trees: list[Node], others: list[Node], node: Node, repeat
         return False
     if any(is_copys((kid.name,)) for kid in trees) or is_copys(node.key):
         return False
+    if node.name in PARAMETERS:
+        return False
     size = len(node.key)
     return all(
         any(
-            twin.name in PARAMETERS and twin.shapes == kid.shapes and twin.key[:size] != node.key
+            twin.name in PARAMETERS
+            and twin.shapes == kid.shapes
+            and twin.key[:size] != node.key
+            and UNMISTAKABLE.isdisjoint(twin.key)
             for twin in repeats.get(kid.paths, ())[:_ENOUGH]
         )
         for kid in trees
@@ -181,6 +192,8 @@ def _is_named_so(node: Node) -> bool:
     kids = set(map(str, node.kids))
     if kids & {*PARAMETERS, "target"}:
         return False
+    if node.kids and all(map(_is_bare_count, node.kids.values())):
+        return True
     if is_counting(node) and is_integer(node.kids["step"].value()):
         return WRAPPER in node.kids["step"].kids or not is_number(node.kids["step"].leaf)
     leaves = list(node.leaves())
@@ -215,7 +228,13 @@ def _top(node: Node, parents: Mapping[Key, Node], inside: set[Key]) -> Node:
 def _each_of(node: Node) -> list[Node]:
     """The states of several instances of `nnx.Optimizer`, which stand together; or one state."""
     kids = list(node.kids.values())
-    return kids if kids and all(map(is_whole, kids)) else [node]
+    are_apart = kids and (all(map(is_whole, kids)) or all(map(_is_bare_count, kids)))
+    return kids if are_apart else [node]
+
+
+def _is_bare_count(node: Node) -> bool:
+    """True for the state of an `nnx.Optimizer` of plain SGD: a `step`, and nothing else."""
+    return set(node.kids) == {"step"} and is_integer(node.kids["step"].value())
 
 
 def is_whole(node: Node) -> bool:

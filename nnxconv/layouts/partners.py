@@ -45,3 +45,12 @@ def are_apart(groups: Collection[set[Key]]) -> bool:
 def first_number(key: Key) -> int | None:
     """The first number in a key, which tells models in turn apart, and their optimizers."""
     return next((int(part) for part in key if isinstance(part, int) or is_digits(part)), None)
+
+
+def common(keys: Sequence[Key]) -> Key:
+    """The longest key that all these begin with."""
+    first, *others = keys
+    size = 0
+    while all(key[: size + 1] == first[: size + 1] for key in others) and size < len(first):
+        size += 1
+    return first[:size]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nnxconv.errors import CannotHold
 from nnxconv.layouts.form import PARAMETERS, Form, Record
-from nnxconv.layouts.vocabulary import is_copys, is_weights
+from nnxconv.layouts.vocabulary import is_copys, is_numbered_weight, is_weights
 from nnxconv.state import BATCH_STATS, RNGS, TrainState, Tree, parameter_trees, under, with_level
 from nnxconv.tree import (
     Key,
@@ -56,7 +56,11 @@ def collection_of(name: str | int) -> str | None:
 
 def has_weights(tree: Tree) -> bool:
     """True where an array has a name that libraries give to parameters, such as `kernel`."""
-    return any(is_weights(str(key[-1])) for key in arrays(tree) if key)
+    return any(
+        is_weights(str(key[-1])) or (len(key) > 1 and is_numbered_weight(*key[-2:]))
+        for key in arrays(tree)
+        if key
+    )
 
 
 def is_linens(tree: Tree) -> bool:

@@ -1,7 +1,8 @@
 """Parameters that stand beside their optimizer, module by module, with no level of their own.
 
 ```
-encoder/...  decoder/...  opt_state/0/mu/{encoder,decoder}/...
+encoder/...       decoder/...        opt_state/0/mu/{encoder,decoder}/...
+actor_params/...  critic_params/...  opt_state/0/mu/{actor,critic}/...      or {0,1}
 ```
 
 They are read as if they stood under `params`, and stay where they are.
@@ -16,9 +17,12 @@ from nnxconv.layouts.located import Located, Survey
 from nnxconv.layouts.optimizers import walk
 from nnxconv.layouts.outline import Node
 from nnxconv.layouts.placement import Placement
-from nnxconv.layouts.vocabulary import UNMISTAKABLE, is_copys
+from nnxconv.layouts.vocabulary import UNMISTAKABLE, is_copys, tokens
 from nnxconv.state import LEVEL, Tree
-from nnxconv.tree import Key
+from nnxconv.tree import Key, is_digits
+
+_Names = Mapping[str | int, str | int]
+"""What stands in one place, and what the optimizer there calls it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Spread:
       real: for each of its keys, the key in the tree as it is.
     """
 
-    homes: Mapping[Key, tuple[str | int, ...]]
+    homes: Mapping[Key, _Names]
     tree: Tree
     real: Mapping[Key, Key]
 
@@ -47,7 +51,7 @@ class Spread:
             if target is None:
                 continue
             moves.pop(level, None)
-            moves |= {(*home, name): (*target, name) for name in names}
+            moves |= {(*home, real): (*target, name) for real, name in names.items()}
         return Placement(tuple(moves.items()), placement.apart)
 
 
@@ -55,18 +59,19 @@ def spread_parameters(tree: Tree, found: Found) -> Spread | None:
     """The tree with parameters under `params` that stand beside their optimizers; None for none."""
     sure = (place for place in found.places if not is_copys(place.params))
     used = {key for place in sure for key in place.optimizers}
-    homes: dict[Key, tuple[str | int, ...]] = {}
+    homes: dict[Key, _Names] = {}
     for top in found.tops:
         if top.key not in used and (home := _home(top, found.root)) is not None:
-            names = (*homes.get(home[0].key, ()), *home[1])
-            homes[home[0].key] = tuple(dict.fromkeys(names))
+            homes[home[0].key] = {**homes.get(home[0].key, {}), **home[1]}
     if not homes:
         return None
     real = {_under_level(key, homes): key for key in tree}
+    if len(real) != len(tree):
+        return None
     return Spread(homes, {new: tree[old] for new, old in real.items()}, real)
 
 
-def _home(top: Node, root: Node) -> tuple[Node, tuple[str | int, ...]] | None:
+def _home(top: Node, root: Node) -> tuple[Node, _Names] | None:
     """What stands around an optimizer and has all modules of its moments, and their names."""
     for moments in _moments(top):
         core = moments.core()
@@ -76,8 +81,35 @@ def _home(top: Node, root: Node) -> tuple[Node, tuple[str | int, ...]] | None:
             names = tuple(name for name in node.kids if str(name) in wanted)
             are_trees = all(node.kids[name].value() is None for name in names)
             if names and are_trees and LEVEL not in node.kids and holds(node, core, alike=True):
-                return node, names
+                return node, {name: name for name in names}
+            others = _by_other_names(node, core, top)
+            if others:
+                return node, others
     return None
+
+
+def _by_other_names(node: Node, core: Node, top: Node) -> _Names:
+    """What stands around an optimizer that calls it otherwise: `actor_params`, of which it is
+    `actor`, or the first one of several; nothing where not each has one of its own.
+    """
+    wanted = [kid for kid in core.kids.values() if kid.trainable]
+    free = [
+        kid
+        for kid in node.trees()
+        if kid.trainable and top.key[: len(kid.key)] != kid.key and not is_copys((kid.name,))
+    ]
+    if len(wanted) < 2 or any(kid.value() is not None for kid in wanted):
+        return {}
+    found: dict[str | int, str | int] = {}
+    for kid in wanted:
+        alike = [one for one in free if one.core().shapes == kid.core().shapes]
+        called = [one for one in alike if tokens(kid.name) < tokens(one.name)]
+        mine = called if called or not is_digits(kid.name) else alike
+        mine = [one for one in mine if one.key[-1] not in found]
+        if len(mine) != 1:
+            return {}
+        found[mine[0].key[-1]] = kid.key[-1]
+    return found
 
 
 def _moments(top: Node) -> Iterator[Node]:
@@ -85,9 +117,9 @@ def _moments(top: Node) -> Iterator[Node]:
     return (node for node in walk(top) if node.name in UNMISTAKABLE and node.trainable)
 
 
-def _under_level(key: Key, homes: Mapping[Key, tuple[str | int, ...]]) -> Key:
+def _under_level(key: Key, homes: Mapping[Key, _Names]) -> Key:
     for home, names in homes.items():
         size = len(home)
         if key[:size] == home and key[size : size + 1] and key[size] in names:
-            return (*home, LEVEL, *key[size:])
+            return (*home, LEVEL, names[key[size]], *key[size + 1 :])
     return key

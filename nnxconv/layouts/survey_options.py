@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnxconv.layouts.form import Codec, Reading
 from nnxconv.layouts.understanding import RECORD, Understood, understand
 from nnxconv.state import Family, Tree
 
@@ -26,9 +25,12 @@ class SurveyOptions:
         self,
         tree: Tree,
         record: Mapping[str, Any] | None = None,
-        known: tuple[Codec, Reading] | None = None,
+        like: Understood | None = None,
     ) -> Understood:
-        """A tree with its meaning; `record` takes the place of what the metadata say."""
+        """A tree with its meaning; `record` takes the place of what the metadata say.
+
+        It is known of a tree that has the same layers, of which some were left aside in `like`.
+        """
         custom = self.custom_metadata if record is None else {RECORD: record}
         return understand(
             tree,
@@ -39,5 +41,5 @@ class SurveyOptions:
             layer_group=self.layer_group,
             family=self.family,
             where=self.where,
-            known=known,
+            like=like,
         )

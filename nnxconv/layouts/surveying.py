@@ -5,7 +5,6 @@ from dataclasses import replace
 from nnxconv.errors import BadInput, NnxconvError, UnknownLayout
 from nnxconv.layouts.finding import Found, find
 from nnxconv.layouts.folding import Folded, folded
-from nnxconv.layouts.form import Reading
 from nnxconv.layouts.former_optimizers import Rearranged, rearranged
 from nnxconv.layouts.found_states import states_in
 from nnxconv.layouts.located import Located, Survey, survey_of
@@ -16,7 +15,7 @@ from nnxconv.layouts.recorded_states import STATES, recorded_placements, states_
 from nnxconv.layouts.spread import Spread, spread_parameters
 from nnxconv.layouts.survey_options import SurveyOptions
 from nnxconv.layouts.understanding import RECORD, TENSORS
-from nnxconv.state import Tree
+from nnxconv.state import Role, Tree
 
 
 def survey(tree: Tree, how: SurveyOptions) -> Survey:
@@ -99,26 +98,25 @@ def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Sur
         return None
     whole: list[Located] = []
     for one in found:
-        mine = frozenset(one.stored.values())
-        own = [key for key, like in zip(tree, short.like, strict=True) if like in mine]
+        own = short.unfolded(tree, frozenset(one.stored.values()))
         stored = one.placement.gathered(own)
         if stored is None:
             return None
         gathered = dict(zip(stored, map(tree.__getitem__, stored.values()), strict=True))
-        read = one.understood
-        known = read.codec, Reading(read.evidence, others=read.others)
-        whole.append(replace(one, understood=how.of(gathered, {}, known), stored=stored))
+        understood = how.of(gathered, {}, one.understood)
+        whole.append(replace(one, understood=understood, stored=stored))
     states = whole[: len(few.states)]
     if len(states) > 1:
         order = {key: number for number, key in enumerate(tree)}
         states.sort(key=lambda one: min(order[k] for k in one.stored.values()))
-    around = [key for key, like in zip(tree, short.like, strict=True) if like in few.around]
+    around = short.unfolded(tree, few.around)
+    roles: list[Role] = [few.roles[key] for key in short.tree]
     return Survey(
         tree,
         states=tuple(states),
         copies=tuple(whole[len(few.states) :]),
         around={key: tree[key] for key in around},
-        roles={key: few.roles[like] for key, like in zip(tree, short.like, strict=True)},
+        roles={key: roles[place] for key, place in zip(tree, short.like, strict=True)},
     )
 
 

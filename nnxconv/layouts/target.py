@@ -87,9 +87,10 @@ def target_form(
 ) -> Form:
     if like is not None:
         return like.form
-    if codec.name == source.codec.name:
-        return source.form
     recorded = source.record.forms.get(codec.name)
+    if codec.name == source.codec.name:
+        known = {} if recorded is None else recorded.spellings
+        return replace(source.form, spellings={**known, **source.form.spellings})
     is_export = state.opt_state is None and state.step is None
     if recorded is not None and is_export and recorded.opt_state not in NO_OPTIMIZER:
         return bare_form(recorded, codec.default_form(state))

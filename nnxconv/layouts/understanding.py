@@ -19,6 +19,7 @@ from nnxconv.state import (
     alike_series,
     families_with,
     names_in,
+    number_layers,
     unstack,
 )
 from nnxconv.tree import Key, Leaf
@@ -77,16 +78,23 @@ def understand(
     layer_group: Sequence[str] = (),
     family: Family | None = None,
     where: str = "",
-    known: tuple[Codec, Reading] | None = None,
+    like: Understood | None = None,
 ) -> Understood:
-    """Recognises a tree's layout, unless it is `known`, and brings it to the canonical state.
+    """Recognises a tree's layout, and brings it to the canonical state.
+
+    A tree with the same layers as one that is known, and more of them, is understood as it is
+    (`like`).
 
     Raises:
       UnknownLayout: no layout fits, or several do.
       BadInput: the tree is not of the stated layout, or has no group of a stated name.
     """
     record = _record(custom_metadata, where)
-    codec, reading = known or _layout_of(tree, layout, record, where)
+    codec, reading = (
+        _layout_of(tree, layout, record, where)
+        if like is None
+        else (like.codec, Reading(like.evidence, others=like.others))
+    )
     decoded = codec.decode(tree, record)
     refuse_unknown(layer_group, decoded.state)
     understood = Understood(
@@ -104,7 +112,10 @@ def understand(
         others=reading.others,
         families=families_with(family),
     )
-    return with_layers(understood, layer_axis)
+    numbered = None if like is None else number_layers(decoded.state, like.groups)
+    if numbered is None:
+        return with_layers(understood, layer_axis)
+    return _with_groups(understood, *numbered)
 
 
 def _record(custom_metadata: Mapping[str, Any], where: str) -> Record:
@@ -146,6 +157,12 @@ def with_layers(understood: Understood, layer_axis: int | None) -> Understood:
         aux_axis=AUX_AXES.get(understood.codec.name),
         families=understood.families,
     )
+    return _with_groups(understood, state, groups)
+
+
+def _with_groups(
+    understood: Understood, state: TrainState, groups: Sequence[LayerGroup]
+) -> Understood:
     form = replace(understood.form, spellings=_spellings(understood.codec, groups))
     return replace(understood, state=state, groups=tuple(groups), form=form)
 

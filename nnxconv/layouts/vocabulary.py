@@ -6,14 +6,20 @@ from functools import cache
 
 from nnxconv.tree import Key
 
-PARAMETERS = ("params", "model", "weights", "parameters", "model_params", "variables", "net")
+PARAMETERS = (
+    *("params", "model", "weights", "parameters", "model_params", "variables", "net"),
+    *("model_state_dict", "state_dict"),
+)
 """What a subtree of parameters is usually called."""
 
-STEPS = ("step", "global_step", "train_step")
+STEPS = ("step", "global_step", "train_step", "_step")
 """What the number of steps done is called."""
 
-COUNTS = ("count", "mini_step", "notfinite_count", "step_count", "steps_since_sync")
-"""Counters in optimizer states (optax)."""
+COUNTS = (
+    *("count", "mini_step", "notfinite_count", "step_count", "steps_since_sync"),
+    *("step_counter", "iteration"),
+)
+"""Counters in optimizer states (optax, K-FAC, Keras)."""
 
 UNMISTAKABLE = frozenset(
     (
@@ -28,7 +34,17 @@ UNMISTAKABLE = frozenset(
 """
 
 MOMENTS = UNMISTAKABLE | {
-    *("v", "m", "velocity", "momentum", "momentums", "mu_hat", "nu_hat", "weights_memory"),
+    *(
+        "v",
+        "m",
+        "velocity",
+        "velocities",
+        "momentum",
+        "momentums",
+        "mu_hat",
+        "nu_hat",
+        "weights_memory",
+    ),
     *("updates", "e_g", "e_x", "prev_grads", "prev_updates", "step_sizes", "ema", "z"),
     *("params0", "grad_sum", "grad_sq_sum"),
 }
@@ -43,7 +59,11 @@ COLLECTIONS = (
 )
 """Collections of variables that belong to a model, and are not trained."""
 
-_OPTIMIZER = {"opt", "opts", "optim", "optims", "optimizer", "optimizers", "optimiser", "optax"}
+OPTIMIZER = frozenset(
+    ("opt", "opts", "optim", "optims", "optimizer", "optimizers", "optimiser", "optax")
+)
+"""The words in what an optimizer's state is called."""
+
 _COPY = {"ema", "target", "best", "avg", "average", "averaged", "old", "prev", "previous"} | {
     *("emas", "targets", "averages", "copies", "snapshots"),
     *("copy", "slow", "teacher", "swa", "polyak", "frozen", "initial", "init", "backup", "shadow"),
@@ -81,7 +101,7 @@ def words(key: Iterable[str | int]) -> set[str]:
 
 def is_optimizers(name: str) -> bool:
     """True for what an optimizer's state is called: `opt_state`, `gen_opt`, `optimizer`."""
-    return bool(tokens(name) & _OPTIMIZER)
+    return bool(tokens(name) & OPTIMIZER)
 
 
 def is_copys(key: Key) -> bool:
@@ -89,9 +109,48 @@ def is_copys(key: Key) -> bool:
     return bool(words(key) & _COPY)
 
 
+def copied(name: str) -> frozenset[str]:
+    """What a second copy is one of, by its name.
+
+    >>> sorted(copied("target_critic")), sorted(copied("target"))
+    (['critic'], [])
+    """
+    return tokens(name) - _COPY
+
+
+def is_gradients(name: str) -> bool:
+    """True for what gradients are called: `grads`, `logdensity_grad`."""
+    return bool(tokens(name) & {"grad", "grads", "gradient", "gradients"})
+
+
+def is_moments(name: str) -> bool:
+    """True for what programs call moments that they keep beside the parameters: `adam_m`."""
+    if name == "ema":
+        return False
+    return name in MOMENTS or is_optimizers(name) or bool(tokens(name) & _MOMENT)
+
+
+_MOMENT = {"moment", "moments", "momentum", "adam"}
+
+
+def is_of_an_optimizer(name: str) -> bool:
+    """True for a whole path in one name, as flattened trees have it, of an optimizer's state.
+
+    >>> is_of_an_optimizer("opt_state.0.mu.dense.kernel"), is_of_an_optimizer("optimizer")
+    (True, False)
+    """
+    first, *rest = name.replace("/", ".").split(".")
+    return bool(rest) and is_optimizers(first)
+
+
 def is_rngs(name: str) -> bool:
     """True for what keys are called: `rng`, `dropout_rng`, `key`."""
     return bool(tokens(name) & _RNG)
+
+
+def is_numbered_weight(above: str | int, name: str | int) -> bool:
+    """True for a variable as Keras numbers those of a layer: `dense/vars/0`."""
+    return above == "vars" and str(name).isdecimal()
 
 
 def is_weights(name: str) -> bool:

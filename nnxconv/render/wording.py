@@ -49,12 +49,15 @@ def describe(view: View) -> str:
             return f"{' and '.join(map(describe, items))}, end to end on axis {axis}"
 
 
+_SPELLED = {"suffix": "name_0", "index": "name/0", "sequence": "a list"}
+
+
 def arranged(arrangement: Arrangement | None) -> str:
     """How a layer group is arranged, in words."""
     if arrangement is None:
         return "stacked"
     if isinstance(arrangement, Apart):
-        return "apart as name_0" if arrangement.spelling == "suffix" else "apart as name/0"
+        return f"apart as {_SPELLED[arrangement.spelling]}"
     blocks = f" in blocks of {arrangement.period}" if isinstance(arrangement, Blocks) else ""
     return f"stacked on axis {arrangement.axis}{blocks}"
 

@@ -4,6 +4,7 @@ from .families import Family as Family
 from .family_sources import asked_family as asked_family
 from .family_sources import families_with as families_with
 from .family_sources import known_families as known_families
+from .following import named_as_layers as named_as_layers
 from .following import refuse_unfollowed as refuse_unfollowed
 from .in_blocks import blocks_for as blocks_for
 from .in_blocks import told_by_marks as told_by_marks
@@ -70,4 +71,5 @@ from .train_state import Tree as Tree
 from .train_state import below as below
 from .train_state import children as children
 from .train_state import under as under
+from .unstacking import number_layers as number_layers
 from .unstacking import unstack as unstack

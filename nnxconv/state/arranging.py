@@ -57,7 +57,8 @@ def choose(
     chosen: dict[Key, Arrangement | None] = {}
     for group in groups:
         now = group.arrangement
-        usual = now.spelling if isinstance(now, Apart) and kept_spelling else spelling
+        is_kept = isinstance(now, Apart) and kept_spelling and now.spelling != "sequence"
+        usual = now.spelling if isinstance(now, Apart) and is_kept else spelling
         apart = Apart((spellings or {}).get(str(group.key[-1]), usual))
         if like is not None and group.key in like:
             chosen[group.key] = like[group.key]

@@ -2,7 +2,8 @@
 
 A tree of the parameters' shapes is stacked as they are. Other trees are not: Adafactor's rows and
 columns, L-BFGS's memories, one norm for each parameter (NovoGrad), one vector for each axis (SM3),
-projections (GaLore) have other shapes for stacked parameters, and mostly other values.
+projections (GaLore), factors (K-FAC) have other shapes for stacked parameters, and mostly other
+values.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -34,10 +35,15 @@ def refuse_unfollowed(
     known = [group for group in groups if group.arrangement is not None]
     were_stacked = [g.key for g in known if not isinstance(g.arrangement, Apart)]
     changed = [g.key for g in known if _is_apart(chosen[g.key]) != _is_apart(g.arrangement)]
-    if not changed or not after.opt_state:
+    respelled = [g.key for g in known if chosen[g.key] != g.arrangement and g.key not in changed]
+    if not (changed or respelled) or not after.opt_state:
+        return
+    if not changed:
+        _refuse_respelled(before, respelled)
         return
     problems = [*_other_shapes(before, after), *_left_behind(before, changed)]
     problems += _parted_by_rank(before, after, were_stacked)
+    problems += _factors(before)
     if problems:
         is_stacked = changed[0] in were_stacked
         option, kept = ("scan", "stacked") if is_stacked else ("no-scan", "apart")
@@ -48,6 +54,34 @@ def refuse_unfollowed(
             hint="`--without opt_state` leaves the optimizer out;"
             f" `--{option}_layers` keeps them {kept}",
         )
+
+
+def _refuse_respelled(before: TrainState, groups: Iterable[Key]) -> None:
+    problems = list(_left_behind(before, groups, are_elements_followed=True))
+    if problems:
+        raise LayerError(
+            "the optimizer's state cannot follow these layers to other names",
+            details=problems,
+            hint="`--without opt_state` leaves the optimizer out",
+        )
+
+
+def named_as_layers(
+    keys: Iterable[Key], groups: Iterable[LayerGroup], chosen: Mapping[Key, Arrangement | None]
+) -> list[Key]:
+    """The keys that have layers of a group in them which is arranged otherwise, or spelled so.
+
+    Args:
+      keys: of leaves outside of a state, such as an optimizer's that follows no parameters.
+      groups: the state's layer groups, as they are in the source.
+      chosen: how each of them is arranged in the target.
+    """
+    changed = [group.key[-1:] for group in groups if chosen[group.key] != group.arrangement]
+    return [
+        key
+        for key in keys
+        if any(_is_in_group(key[start:], group) for group in changed for start in range(len(key)))
+    ]
 
 
 def _is_apart(arrangement: Arrangement | None) -> bool:
@@ -68,15 +102,28 @@ def _other_shapes(before: TrainState, after: TrainState) -> Iterator[str]:
                 yield f"{key} would be {notation(leaf)}, for parameters {notation(param)}"
 
 
-def _left_behind(before: TrainState, changed: Iterable[Key]) -> Iterator[str]:
-    """The leaves that stand below the name of layers and in no tree that follows the parameters."""
+def _left_behind(
+    before: TrainState, changed: Iterable[Key], *, are_elements_followed: bool = False
+) -> Iterator[str]:
+    """The leaves that stand below the name of layers and in no tree that follows the parameters.
+
+    The elements of what is kept for each parameter follow it to another name, and into no stack.
+    """
     state = before.opt_state or {}
     trees = parameter_trees(state, before.params)
     for key in in_order(state):
-        if any(key[:size] in trees for size in range(len(key) + 1)):
+        size = next((n for n in range(len(key) + 1) if key[:n] in trees), None)
+        if size is not None and (are_elements_followed or key[size:] in before.params):
             continue
         if any(_is_in_group(key[start:], group) for group in changed for start in range(len(key))):
             yield f"{spell(('opt_state', *key))} belongs to these layers, in a way of its own"
+
+
+def _factors(before: TrainState) -> Iterator[str]:
+    """K-FAC's factors, of which there is a pair for each layer, by names that are no module's."""
+    for key, leaf in (before.opt_state or {}).items():
+        if "estimator_state" in key and not isinstance(leaf, Literal) and len(leaf.shape) > 1:
+            yield f"{spell(('opt_state', *key))} is a factor of one layer"
 
 
 def _is_in_group(key: Key, group: Key) -> bool:

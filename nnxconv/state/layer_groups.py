@@ -26,12 +26,12 @@ DEFAULT_NAMES = (
 )
 DEFAULT_AXIS = 1
 
-Spelling: TypeAlias = OneOf["suffix", "index"]
+Spelling: TypeAlias = OneOf["suffix", "index", "sequence"]
 
 
 @dataclass(frozen=True)
 class Apart:
-    """One subtree per layer: `layers_3` (suffix) or `layers/3` (index)."""
+    """One subtree per layer: `layers_3` (suffix), `layers/3` (index) or `layers/[3]` (sequence)."""
 
     spelling: Spelling
 
@@ -204,6 +204,8 @@ def places(key: Key, arrangement: Stacked | Blocks, count: int) -> list[Place]:
 
 def apart(key: Key, layer: int, spelling: Spelling) -> Key:
     """Where a layer of a group stands that is apart."""
+    if spelling == "sequence":
+        return (*key, layer)
     if spelling == "index":
         return (*key, str(layer))
     return (*key[:-1], f"{key[-1]}_{layer}")

@@ -39,7 +39,7 @@ class Series:
     def group(self) -> str:
         """The option that calls them layers; none for what is numbered as no program's layers are.
 
-        Those are sequences, and names such as `layers_00`.
+        Those are names such as `layers_00`.
         """
         name = str(self.key[-1])
         return "" if name in DEFAULT_NAMES else f"`--layer_group {name}`"

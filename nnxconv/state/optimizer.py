@@ -19,7 +19,8 @@ def parameter_trees(opt_state: Tree, params: Collection[Key]) -> dict[Key, bool]
     """The prefixes in `opt_state` under which every key is a parameter's path.
 
     The value is True where the tree keeps the parameters under a level named `params`, as
-    Linen variables do.
+    Linen variables do. Where an optimizer has a sequence for each parameter (SM3 one vector for
+    each axis), the path of a parameter comes first in it.
 
     >>> state = {(0, "count"): None, (0, "mu", "params", "w"): None, (0, "nu", "params", "w"): None}
     >>> parameter_trees(state, {("w",)})
@@ -29,17 +30,20 @@ def parameter_trees(opt_state: Tree, params: Collection[Key]) -> dict[Key, bool]
     candidates: dict[Key, bool] = {}
     for key in opt_state:
         split = _longest_parameter_path(key, paths)
+        if split is None and type(key[-1]) is int:
+            split = _longest_parameter_path(_without_numbers(key), paths)
         if split is not None:
             candidates.setdefault(*split)
+            if split[1]:
+                candidates.setdefault((*split[0], LEVEL), False)
     strangers = _keys_by_prefix(opt_state, candidates)
-    return {
+    found = {
         prefix: has_level
         for prefix, has_level in candidates.items()
-        if all(
-            suffix in paths if not has_level else suffix[:1] == (LEVEL,) and suffix[1:] in paths
-            for suffix in strangers[prefix]
-        )
+        if all(_follows(suffix, has_level, paths) for suffix in strangers[prefix])
     }
+    leveled = {(*prefix, LEVEL) for prefix, has_level in found.items() if has_level}
+    return {prefix: has_level for prefix, has_level in found.items() if prefix not in leveled}
 
 
 def _longest_parameter_path(key: Key, paths: Collection[Key]) -> tuple[Key, bool] | None:
@@ -49,6 +53,37 @@ def _longest_parameter_path(key: Key, paths: Collection[Key]) -> tuple[Key, bool
         if key[start] == LEVEL and key[start + 1 :] in paths:
             return key[:start], True
     return None
+
+
+def _follows(suffix: Key, has_level: bool, paths: Collection[Key]) -> bool:
+    """True for the path of a parameter, and for an element of what is kept for one."""
+    if has_level:
+        if suffix[:1] != (LEVEL,):
+            return False
+        suffix = suffix[1:]
+    return suffix in paths or (
+        bool(suffix) and type(suffix[-1]) is int and _without_numbers(suffix) in paths
+    )
+
+
+def _without_numbers(key: Key) -> Key:
+    """A key without the indices at its end."""
+    size = len(key)
+    while size and isinstance(key[size - 1], int):
+        size -= 1
+    return key[:size]
+
+
+def elements_kept(key: Key, paths: Collection[Key]) -> int:
+    """How many indices at the end of a key say which element of what is kept for a parameter.
+
+    >>> elements_kept((0, "mu", "w", 1), {("w",)}), elements_kept((0, "mu", "w"), {("w",)})
+    (1, 0)
+    """
+    if not key or type(key[-1]) is not int or _longest_parameter_path(key, paths) is not None:
+        return 0
+    short = _without_numbers(key)
+    return 0 if _longest_parameter_path(short, paths) is None else len(key) - len(short)
 
 
 def _keys_by_prefix(tree: Iterable[Key], prefixes: Collection[Key]) -> dict[Key, list[Key]]:

@@ -237,11 +237,13 @@ def _moments_problem(inside: Sections, key: Key) -> str:
         if head[0] != "opt_state":
             continue
         for path, leaf in tree.items():
-            param = inside[PARAMS][path]
+            param = inside[PARAMS].get(path)
             if isinstance(leaf, Literal) or isinstance(param, Literal):
                 continue
+            full = spell((*head, *key, *path))
+            if param is None:
+                return f"{full} is {notation(leaf)}, one of several for its parameter"
             if leaf.shape != param.shape:
-                full = spell((*head, *key, *path))
                 return f"{full} is {notation(leaf)}, but its parameter is {notation(param)}"
     return ""
 

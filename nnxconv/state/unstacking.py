@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar
 
@@ -49,7 +49,8 @@ def unstack(
     groups: list[LayerGroup] = []
     settled: set[Key] = set()
     paths = _telling(sections[PARAMS], names, families)
-    while found := _find(paths, names, settled, families):
+    lists = _lists_in(paths, names)
+    while found := _find(paths, names, settled, families, lists):
         stacks_first = [group for group in found if group.stack is not None] or found
         for group in stacks_first:
             settled.add(group.key)
@@ -68,6 +69,31 @@ def unstack(
     return joined(state, sections, rest), groups
 
 
+def number_layers(
+    state: TrainState, groups: Iterable[LayerGroup]
+) -> tuple[TrainState, list[LayerGroup]] | None:
+    """The same as `unstack` of a state whose groups are known but for the number of their layers.
+
+    None where one of them is a stack, or stands in the layers of another: they are to be looked at.
+    """
+    sections, rest = sections_of(state)
+    numbered: list[LayerGroup] = []
+    for group in groups:
+        kind = group.arrangement
+        if not isinstance(kind, Apart) or any(isinstance(part, int) for part in group.key):
+            return None
+        sections = {h: _number(t, group.key, kind.spelling) for h, t in sections.items()}
+        numbered.append(replace(group, indices=_layers_of(sections[PARAMS], group.key)))
+    return joined(state, sections, rest), numbered
+
+
+def _layers_of(tree: Iterable[Key], key: Key) -> tuple[int, ...]:
+    """The numbers of the layers of a group, in a tree that has ints for them."""
+    size = len(key)
+    found = {path[size] for path in tree if path[:size] == key and len(path) > size}
+    return tuple(sorted(number for number in found if isinstance(number, int)))
+
+
 def _telling(
     paths: Iterable[Key], names: Sequence[str], families: Sequence[Family]
 ) -> dict[Key, None]:
@@ -82,22 +108,41 @@ def _telling(
     telling = {part for part in parts if isinstance(part, str) and part.startswith(begin)}
     telling |= parts & {family.mark for family in families if family.remainder}
     layers = _numbered(telling, names).keys() - set(begin)
+    has_fixed = is_fixed(tuple(parts))
     found: dict[Key, Key] = {}
+    layer: Key = ()
     for path in paths:
+        size = len(layer)
+        if size and path[:size] == layer and telling.isdisjoint(path[size:]):
+            continue  # of this layer, one name is told
         size = len(path)
         while size and path[size - 1] not in telling:
             size -= 1
-        if size and not is_fixed(path):
+        if size and not (has_fixed and is_fixed(path)):
             is_layer = path[size - 1] in layers
+            layer = path[:size] if is_layer else ()
             found.setdefault(path[: size if is_layer else size + 1], path[: size + 1])
     return dict.fromkeys(found.values())
+
+
+def _lists_in(paths: Iterable[Key], names: Sequence[str]) -> dict[Key, tuple[int, ...]]:
+    """Where layers are the elements of a list or tuple, and their numbers."""
+    found: dict[Key, set[int]] = defaultdict(set)
+    for path in paths:
+        for place, name in enumerate(path[:-1]):
+            number = path[place + 1]
+            if isinstance(number, int) and name in names:
+                found[path[: place + 1]].add(number)
+    return {key: tuple(sorted(numbers)) for key, numbers in found.items()}
 
 
 _Value = TypeVar("_Value")
 
 
 def _number(tree: Mapping[Key, _Value], key: Key, spelling: Spelling) -> dict[Key, _Value]:
-    """The tree with an int for every layer of a group that is apart."""
+    """The tree with an int for every layer of a group that is apart, as a sequence has it."""
+    if spelling == "sequence":
+        return dict(tree)
     last = len(key)
     above, place = (key, last) if spelling == "index" else (key[:-1], last - 1)
     numbered: dict[str | int, Key] = {}
@@ -126,18 +171,29 @@ class _Found:
 
 
 def _find(
-    paths: Collection[Key], names: Sequence[str], settled: set[Key], families: Sequence[Family]
+    paths: Collection[Key],
+    names: Sequence[str],
+    settled: set[Key],
+    families: Sequence[Family],
+    lists: Mapping[Key, tuple[int, ...]],
 ) -> list[_Found]:
-    """The outermost groups among the paths that are not settled yet."""
+    """The outermost groups among the paths that are not settled yet; `lists` are those stored."""
     suffixed: dict[Key, set[int]] = defaultdict(set)
     inside: dict[Key, set[str | int]] = defaultdict(set)
-    numbered = _numbered(set(chain.from_iterable(paths)), names)
+    parts = set(chain.from_iterable(paths))
+    numbered = _numbered(parts, names)
+    groups = parts.intersection(names)
+    telling = groups.union(numbered)
     for path in paths:
+        if telling.isdisjoint(path):
+            continue
         for place, name in enumerate(path[:-1]):
+            if name not in telling:
+                continue
             if name in numbered:
                 base, number = numbered[name]
                 suffixed[(*path[:place], base)].add(number)
-            if name in names:
+            if name in groups:
                 inside[path[: place + 1]].add(path[place + 1])
     blocks = [one for one in find_blocks(paths, names, families) if one.path not in settled]
     found = [_Found(one.path, stack=one) for one in blocks]
@@ -148,9 +204,12 @@ def _find(
         if key not in inside and key not in settled
     ]
     for key, kids in inside.items():
-        if key in suffixed or key in settled or any(isinstance(kid, int) for kid in kids):
+        if key in suffixed or key in settled:
             continue
-        if all(map(is_digits, kids)):
+        if any(isinstance(kid, int) for kid in kids):
+            if key in lists:
+                found.append(_Found(key, "sequence", lists[key]))
+        elif all(map(is_digits, kids)):
             found.append(_Found(key, "index", tuple(sorted(int(kid) for kid in kids))))
         elif not all(_IS_LAYER.fullmatch(str(kid)) for kid in kids):
             found.append(_Found(key, stack=Stack(key, key)))
@@ -165,9 +224,10 @@ _IS_LAYER = re.compile(r"(en|de)coder_(layer|block)_[0-9]+")
 def _numbered(parts: Iterable[str | int], names: Sequence[str]) -> dict[str | int, tuple[str, int]]:
     """The names that are a layer's: the group's own name, and the number."""
     found: dict[str | int, tuple[str, int]] = {}
+    known = frozenset(names)
     for part in parts:
         base, _, digits = part.rpartition("_") if isinstance(part, str) else ("", "", "")
-        if base in names and is_digits(digits):
+        if base in known and is_digits(digits):
             found[part] = base, int(digits)
     return found
 

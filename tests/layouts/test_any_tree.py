@@ -17,7 +17,7 @@ from nnxconv.tree import first_source, spell
 from nnxconv.tree.views import Literal
 from tests.support import any_trees, states
 
-EVERYDAY = range(500)
+EVERYDAY = range(80)
 TARGETS = ("linen", "nnx", "nnx-state", "nnx-pure")
 
 

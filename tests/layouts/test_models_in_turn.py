@@ -30,6 +30,20 @@ KINDS = {
         + "optimizers/b/step u32[] S\n",
         ["models/a", "models/b"],
     ),
+    # of plain SGD, which count and keep nothing
+    "plain SGD in a list": (
+        DENSE.format("models/[0]", "P")
+        + DENSE.format("models/[1]", "P")
+        + "models/[1]/bn/mean f32[3] V\n"
+        + "optimizers/[0]/step u32[] S\noptimizers/[1]/step u32[] S\nepoch i32[] X",
+        ["models/[0]", "models/[1]"],
+    ),
+    "plain SGD by name": (
+        DENSE.format("models/a", "P")
+        + DENSE.format("models/b", "P")
+        + "optimizers/a/step u32[] S\noptimizers/b/step u32[] S",
+        ["models/a", "models/b"],
+    ),
     # the same with optimizers of optax
     "optax in a list": (
         DENSE.format("params/[0]", "P")
@@ -85,7 +99,9 @@ def test_models_in_turn_come_back(name, target):
     check_params_only(made_tree, check_roles(made_tree))
 
 
-@pytest.mark.parametrize("name", ["NNX optimizers in a list", "optax in a list"])
+@pytest.mark.parametrize(
+    "name", ["NNX optimizers in a list", "plain SGD in a list", "optax in a list"]
+)
 def test_one_model_of_a_list_stands_alone_without_a_gap(name):
     chosen = check_roles(made_of(name))
     at = "params[1]" if "optax" in name else "models[1]"

@@ -447,6 +447,170 @@ TREES = {
         """,
         [""],
     ),
+    # a level for each of two models, and an optimizer for each (Anakin)
+    "levels of two models": (
+        DENSE.format("params/actor_params/params", "P")
+        + "params/critic_params/params/out/kernel f32[3,1] P\n"
+        + ADAM.format("opt_states/actor_opt_state/[0]").replace("u/dense", "u/params/dense")
+        + "opt_states/critic_opt_state/[0]/trace/params/out/kernel f32[3,1] O\n"
+        + "key u32[2] R\n",
+        ["params/actor_params/params", "params/critic_params/params"],
+    ),
+    # one optimizer for two models, which it calls otherwise
+    "one optimizer for two names": (
+        DENSE.format("actor_params", "P")
+        + "critic_params/out/kernel f32[3,1] P\n"
+        + ADAM.format("opt_state/[0]").replace("u/dense", "u/actor/dense")
+        + "opt_state/[0]/mu/critic/out/kernel f32[3,1] O\n"
+        + "opt_state/[0]/nu/critic/out/kernel f32[3,1] O\n"
+        + "step i32[] S",
+        [""],
+    ),
+    "one optimizer for a pair": (
+        DENSE.format("q_params", "P")
+        + "policy_params/out/kernel f32[3,1] P\n"
+        + ADAM.format("opt_state/[0]").replace("u/dense", "u/[0]/dense")
+        + "opt_state/[0]/mu/[1]/out/kernel f32[3,1] O\n"
+        + "opt_state/[0]/nu/[1]/out/kernel f32[3,1] O\n",
+        [""],
+    ),
+    # what names nothing: of numbers, one is the step
+    "a step in a tuple": (
+        DENSE.format("[0]", "P") + ADAM.format("[1]/[0]") + "[2] i32[] S",
+        [""],
+    ),
+    "numbers in a tuple": (
+        DENSE.format("[0]", "P") + ADAM.format("[1]/[0]") + "[2] i32[] X\n[3] i64[] X",
+        [""],
+    ),
+    # a module called `params` beside another, and no moments that tell
+    "module called params alone": (
+        DENSE.format("params/params", "P") + "params/head/kernel f32[3,4] P",
+        [""],
+    ),
+    "weights of two kinds alone": (
+        DENSE.format("params/params", "P") + "params/slow/dense/kernel f32[2,3] V",
+        [""],
+    ),
+    # the state of K-FAC, under whatever name
+    "factors": (
+        DENSE.format("params", "P")
+        + DENSE.format("kfac/velocities", "O")
+        + """
+        kfac/estimator_state/blocks/dense_0/factor f32[2,2] O
+        kfac/damping f32[] O
+        kfac/step_counter i32[] O
+        """,
+        [""],
+    ),
+    # a vector for each axis of each parameter (SM3)
+    "a vector for each axis": (
+        """
+        params/dense/kernel f32[2,3] P
+        params/dense/bias f32[3] P
+        opt_state/[0]/mu/dense/kernel/[0] f32[2] O
+        opt_state/[0]/mu/dense/kernel/[1] f32[3] O
+        opt_state/[0]/mu/dense/bias/[0] f32[3] O
+        opt_state/[0]/nu/dense/kernel f32[2,3] O
+        opt_state/[0]/nu/dense/bias f32[3] O
+        step i32[] S
+        """,
+        [""],
+    ),
+    # Levanter's name of the step
+    "a step with an underscore": (
+        DENSE.format("model", "P") + ADAM.format("opt_state/[0]") + "_step i32[] S",
+        [""],
+    ),
+    # parameters by their names alone, each of a model by itself
+    "parameters of a name of their own": (DENSE.format("vae_params", "P"), ["vae_params"]),
+    # a pipeline: models, and the settings of its noise
+    "models beside settings": (
+        DENSE.format("unet", "P")
+        + DENSE.format("vae/encoder", "P")
+        + "scheduler/common/betas f32[9] X\nscheduler/common/alphas f32[9] X",
+        ["unet", "vae"],
+    ),
+    # a position, and the gradient there, which is no model
+    "a gradient beside": (
+        DENSE.format("position", "P") + DENSE.format("logdensity_grad", "V") + "logdensity f32[] X",
+        ["position"],
+    ),
+    # models and a copy of one of them, by its name; and a module that is called as copies are
+    "a target beside models": (
+        DENSE.format("critic", "P")
+        + DENSE.format("target_critic", "V")
+        + "actor/out/kernel f32[3,4] P",
+        ["critic", "actor"],
+    ),
+    "online and target": (DENSE.format("online", "P") + DENSE.format("target", "V"), ["online"]),
+    "embedders": (
+        """
+        encoder/kernel f32[2,3] P
+        source_embed/embedding f32[9,2] P
+        target_embed/embedding f32[9,2] P
+        """,
+        [""],
+    ),
+    # whole paths as names: what is an optimizer's is no parameter
+    "flat names of a whole state": (
+        """
+        params.dense.kernel f32[2,3] X
+        params.dense.bias f32[3] X
+        opt_state.0.mu.dense.kernel f32[2,3] X
+        opt_state.0.mu.dense.bias f32[3] X
+        """,
+        [],
+    ),
+    # PyTorch's: its optimizer numbers the parameters, and follows none by name
+    "state dicts": (
+        """
+        model_state_dict/fc1.weight f32[4,3] P
+        model_state_dict/fc1.bias f32[4] P
+        model_state_dict/bn.running_mean f32[4] V
+        optimizer_state_dict/state/0/exp_avg f32[4,3] O
+        optimizer_state_dict/state/0/step f32[] O
+        optimizer_state_dict/param_groups/[0]/lr f32[] O
+        epoch i64[] X
+        """,
+        ["model_state_dict"],
+    ),
+    # what Keras 3 makes of a model, and what older files of its have
+    "variables of Keras": (
+        """
+        trainable_variables/dense/kernel f32[2,3] P
+        trainable_variables/norm/gamma f32[3] P
+        non_trainable_variables/norm/moving_mean f32[3] V
+        optimizer_variables/adam/iteration i32[] O
+        optimizer_variables/adam/dense_kernel_momentum f32[2,3] O
+        metrics_variables/loss/total f32[] X
+        """,
+        ["trainable_variables"],
+    ),
+    "numbered variables of Keras": (
+        """
+        layers/dense/vars/0 f32[2,3] P
+        layers/dense/vars/1 f32[3] P
+        optimizer/vars/0 i64[] O
+        optimizer/vars/1 f32[2,3] O
+        """,
+        ["layers"],
+    ),
+    # moments beside the parameters, by whatever name
+    "moments by other names": (
+        DENSE.format("params", "P")
+        + DENSE.format("adam_m", "O")
+        + DENSE.format("second_moment", "O")
+        + DENSE.format("opt_v", "O"),
+        [""],
+    ),
+    # a level within levels, in the moments too
+    "a level within levels": (
+        DENSE.format("params/params/params", "P")
+        + ADAM.format("opt_state/[0]").replace("u/dense", "u/params/params/dense")
+        + "step i32[] S",
+        [""],
+    ),
     "split in two beside an optimizer": (
         DENSE.format("params", "P")
         + """
@@ -527,6 +691,14 @@ def test_parameters_alone_are_exported(name):
         "keys by purpose",
         "numbers as labels",
         "models in turn beside digits",
+        "levels of two models",
+        "one optimizer for two names",
+        "one optimizer for a pair",
+        "a step in a tuple",
+        "module called params alone",
+        "factors",
+        "a vector for each axis",
+        "a step with an underscore",
     ],
 )
 def test_what_has_a_meaning_is_not_refused(name, target):
