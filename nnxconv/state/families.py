@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from nnxconv.tree import is_digits
 
 _LAYERS = "{layers}"
+LAST = "{last}"
+"""What `mark_of` calls the last layer of a block."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Family:
     mark: str = ""
     mark_of: str = ""
     alike: str = ""
+    beside: str = ""
+    vocabulary: int = 0
     never_stacked: str = ""
 
     @property
@@ -100,6 +104,13 @@ class Family:
                 found.append(Slot(member.name, first, count, member.is_stack))
             first += count
         return found
+
+    def last_or(self, member: str, period: int) -> set[int]:
+        """Which layers of a block a description means: those of a member, or `{last}`."""
+        if member == LAST:
+            return {period - 1}
+        slots = (slot for slot in self.slots(period) if slot.name == member)
+        return {i for slot in slots for i in range(slot.first, slot.first + slot.count)}
 
     def names(self) -> set[str]:
         """The names in it, or what they begin with."""

@@ -8,8 +8,11 @@ from typing import Any
 from nnxconv.errors import BadInput
 from nnxconv.state.families import Family, Member
 
-_TEXTS = ("models", "stack", "apart", "remainder", "mark", "mark_of", "alike", "never_stacked")
-_NUMBERS = ("period", "prefix")
+_TEXTS = (
+    *("models", "stack", "apart", "remainder", "mark", "mark_of", "alike", "beside"),
+    "never_stacked",
+)
+_NUMBERS = ("period", "prefix", "vocabulary")
 
 
 def parse_families(text: str, where: str) -> dict[str, Family]:
@@ -69,13 +72,13 @@ def _checked(
     if period is not None and period < max(1, sum(not member.is_open for member in members)):
         raise BadInput(f"`period` is {period}, with {len(members)} members")
     rest_of = {k: v for k, v in texts.items() if k not in ("stack", "remainder")}
-    prefix = numbers.get("prefix", 0)
     return Family(
         *(name, texts["stack"], members),
         remainder=tuple(above),
         rest=rest,
         period=period,
-        prefix=prefix,
+        prefix=numbers.get("prefix", 0),
+        vocabulary=numbers.get("vocabulary", 0),
         **rest_of,
     )
 

@@ -6,7 +6,7 @@ from nnxconv.errors import LayerError
 from nnxconv.state.families import Family
 from nnxconv.state.layer_groups import DEFAULT_AXIS, Apart, Blocks, LayerGroup
 from nnxconv.state.train_state import TrainState
-from nnxconv.tree import Key, spell
+from nnxconv.tree import Key, Literal, spell
 
 
 def blocks_for(
@@ -29,10 +29,11 @@ def blocks_for(
     groups = list(groups)
     apart = [group for group in groups if isinstance(group.arrangement, Apart)]
     if asked is None:
-        marked = ((group, _by_mark(state, group, families)) for group in apart)
+        likely = [family for family in families if family.mark and _is_beside(state, family)]
+        marked = ((group, _by_mark(group, _names(state, group), likely)) for group in apart)
         return {group.key: blocks for group, blocks in marked if blocks is not None}
     found = {
-        group.key: _asked(group, asked)
+        group.key: _asked(group, _names(state, group), asked)
         for group in apart
         if asked.is_general or group.key[-1] == asked.apart
     }
@@ -41,47 +42,77 @@ def blocks_for(
     return found
 
 
-def _asked(group: LayerGroup, family: Family) -> Blocks:
+def _is_beside(state: TrainState, family: Family) -> bool:
+    """True where the model has what a family's mark needs beside it, if it needs anything."""
+    if not (family.beside or family.vocabulary):
+        return True
+    parts = {str(part) for path in state.params for part in path} if family.beside else set()
+    return any(part.startswith(family.beside) for part in parts) or any(
+        path[-1] == "embedding" and leaf.shape[:1] == (family.vocabulary,)
+        for path, leaf in state.params.items()
+        if not isinstance(leaf, Literal)
+    )
+
+
+def _names(state: TrainState, group: LayerGroup) -> dict[int, set[str]]:
+    """The names in each layer of a group that is apart."""
+    names: dict[int, set[str]] = {i: set() for i in group.indices}
+    size = len(group.key)
+    for path in state.params:
+        if path[:size] == group.key and path[size] in names:
+            names[path[size]].update(map(str, path[size + 1 :]))  # pyright: ignore
+    return names
+
+
+def _asked(group: LayerGroup, names: Mapping[int, set[str]], family: Family) -> Blocks:
     if family.period is None:
         raise LayerError(
             f"the description of {family.name} does not say how many layers a block has",
             hint="`period = N` in it does",
         )
+    marked = [i for i, parts in names.items() if family.mark in parts]
+    if marked and family.mark_of and (fitting := _fitting(group, family, marked)):
+        return fitting
     blocks = Blocks(DEFAULT_AXIS, family.period, family=family, prefix=family.prefix)
     if not _has_place(len(group.indices), blocks):
         raise LayerError(f"{_few(group, family)}, as {family.name} has it")
     return blocks
 
 
-def _by_mark(state: TrainState, group: LayerGroup, families: Iterable[Family]) -> Blocks | None:
+def _by_mark(
+    group: LayerGroup, names: Mapping[int, set[str]], families: Iterable[Family]
+) -> Blocks | None:
     """The blocks of the first family whose marks the layers have."""
-    names: dict[int, set[str]] = {i: set() for i in group.indices}
-    size = len(group.key)
-    for path in state.params:
-        if path[:size] == group.key and path[size] in names:
-            names[path[size]].update(map(str, path[size + 1 :]))  # pyright: ignore
     for family in families:
-        if not family.mark or group.key[-1] != family.apart:
-            continue
         marked = [i for i, parts in names.items() if family.mark in parts]
-        if marked and family.never_stacked:
+        if not marked or not (family.is_general or group.key[-1] == family.apart):
+            continue
+        if family.never_stacked:
             raise LayerError(
-                f"the layers of `{spell(group.key)}` are those of {family.models}, which are never"
+                f"the layers of `{spell(group.key)}` are those of {family.models}, which are not"
                 f" stacked: {family.never_stacked}",
                 hint="without `--scan_layers` they stay apart",
             )
-        if family.period is None:
-            continue
-        for period in (family.period, *range(2, len(names) + 1)) if marked else ():
-            blocks = Blocks(DEFAULT_AXIS, period, family=family, prefix=family.prefix)
-            if _fits(group, blocks, marked):
-                return blocks
-            if not family.mark_of:
-                raise LayerError(
-                    f"{_few(group, family)}, as {family.models} has them",
-                    hint="`--family FILE` describes other blocks, and `--like` shows them",
-                )
+        if fitting := _fitting(group, family, marked):
+            return fitting
+        if family.period is not None and not family.mark_of:
+            raise LayerError(
+                f"{_few(group, family)}, as {family.models} has them",
+                hint="`--family FILE` describes other blocks, and `--like` shows them",
+            )
     return None
+
+
+def _fitting(group: LayerGroup, family: Family, marked: Sequence[int]) -> Blocks | None:
+    """The blocks of a family in which the layers with its mark are where they ought to be."""
+    if family.period is None:
+        return None
+    others = range(2, len(group.indices) + 1) if family.mark_of else ()
+    tried = (
+        Blocks(DEFAULT_AXIS, period, family=family, prefix=family.prefix)
+        for period in (family.period, *others)
+    )
+    return next((blocks for blocks in tried if _fits(group, blocks, marked)), None)
 
 
 def _has_place(count: int, blocks: Blocks) -> bool:
@@ -107,13 +138,9 @@ def _fits(group: LayerGroup, blocks: Blocks, marked: Sequence[int]) -> bool:
         return True
     if family.rest is None and (count - blocks.prefix) % blocks.period:
         return False
-    names = {
-        i: slot.name
-        for slot in family.slots(blocks.period)
-        for i in range(slot.first, slot.first + slot.count)
-    }
+    meant = family.last_or(family.mark_of, blocks.period)
     numbers = range(blocks.prefix, count)
-    wanted = [i for i in numbers if names[(i - blocks.prefix) % blocks.period] == family.mark_of]
+    wanted = [i for i in numbers if (i - blocks.prefix) % blocks.period in meant]
     return wanted == sorted(marked)
 
 
@@ -128,4 +155,6 @@ def told_by_marks(found: Mapping[Key, Blocks]) -> list[str]:
 
 
 def _alike(family: Family) -> str:
+    if family.beside or family.vocabulary:
+        return ", and what is beside them is theirs as well"
     return f", as those of `--family {family.alike}` have" if family.alike else ""

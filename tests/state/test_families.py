@@ -72,7 +72,8 @@ class Model:
             body = [kinds[i % 2] for i in range(count - self.prefix)]
             shapes = [GLOBAL] * self.prefix + body
         if self.family == "Envy":
-            shapes = [GLOBAL | {("mlp", "MoeBlock_0")[i % 2]: {"wo": (6,)}} for i in range(count)]
+            ends = [i % self.period == self.period - 1 for i in range(count)]
+            shapes = [GLOBAL | {("mlp", "MoeBlock_0")[end]: {"wo": (6,)}} for end in ends]
         return [values(shape, 10 * i) for i, shape in enumerate(shapes)]
 
     def apart(self) -> dict[str, Any]:
@@ -122,7 +123,7 @@ MODELS = [
     ),
     *(Model("Qwen3.5", p, b, a) for p in (2, 4) for b in (1, 3) for a in (0, 1)),
     *(Model("DeepSeek-V4", 2, b, a, prefix=n) for b in (2, 4) for a in (0, 1) for n in (0, 3)),
-    *(Model("Envy", 2, b, 1) for b in (1, 3)),
+    *(Model("Envy", p, b, 1) for p in (2, 3) for b in (1, 3)),
     *(Model("gpt-oss", 2, b, a) for b in (2, 3) for a in (0, 1)),
     *(Model(family, 4, 2, a) for family in ("Llama 4", "OLMo 3") for a in (0, 1)),
     *(Model("Gemma 3", 6, 2, a, rest=r) for a in (0, 1) for r in (0, 2)),
@@ -229,6 +230,43 @@ def test_a_family_that_is_named_goes_before_the_marks_of_another(tmp_path):
     result = nnxconv.convert(source, str(tmp_path / "new"), **options)
     check_equal(str(tmp_path / "new"), wanted)
     assert result.conversion.assumed == ()
+
+
+# what stands beside the layers of a Qwen3.5, which are called as those of Qwen3-Next are
+BESIDE_QWEN35 = {
+    "its vocabulary": {"token_embedder": {"embedding": np.ones((248320, 1), np.int8)}},
+    "its vision encoder": {
+        "vision_encoder": {"Qwen3_5MoeVisionEncoder_0": {"norm": {"scale": np.ones(6)}}}
+    },
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE_QWEN35.values(), ids=BESIDE_QWEN35)
+def test_qwen35_is_known_by_what_stands_beside_its_layers(beside, tmp_path):
+    trees = [state(layers) for layers in (QWEN35.apart(), QWEN35.in_blocks())]
+    for tree in trees:
+        tree["params"]["params"] |= beside
+        tree["opt_state"] = []
+    source, wanted = (saved(tmp_path, n, tree) for n, tree in zip("ab", trees, strict=True))
+    result = nnxconv.convert(source, str(tmp_path / "new"), scan_layers=True, to="linen")
+    check_equal(str(tmp_path / "new"), wanted)
+    assert result.conversion.assumed == (
+        "`decoder.layers` has blocks of 4 as Qwen3.5 has them, for its layers have `query`, and"
+        " what is beside them is theirs as well; `--family` or `--like` says otherwise",
+    )
+
+
+# a family that is named, and blocks of another period than it usually has
+PERIODS = [Model("Qwen3.5", 2, 2, 1), Model("Qwen3.5", 3, 2, 1), Model("Qwen3-Next", 2, 4, 1)]
+
+
+@pytest.mark.parametrize("model", PERIODS, ids=str)
+def test_marks_tell_the_period_of_a_family_that_is_named(model, tmp_path):
+    source = saved(tmp_path, "apart", state(model.apart()))
+    wanted = saved(tmp_path, "wanted", state(model.in_blocks()))
+    options = {"scan_layers": True, "to": "linen", "family": model.family.lower()}
+    nnxconv.convert(source, str(tmp_path / "new"), **options)
+    check_equal(str(tmp_path / "new"), wanted)
 
 
 def test_blocks_are_no_layers_once_compared(tmp_path):

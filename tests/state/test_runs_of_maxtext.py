@@ -122,11 +122,35 @@ def test_layers_that_their_program_never_stacks_are_not_stacked(tmp_path):
     with pytest.raises(LayerError) as refused:
         nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=True)
     assert refused.value.message == (
-        "the layers of `decoder.layers` are those of Gemma 4 E2B and E4B, which are never stacked:"
+        "the layers of `decoder.layers` are those of Gemma 4 E2B and E4B, which are not stacked:"
         " some of them use keys and values of others"
     )
     assert refused.value.hint == "without `--scan_layers` they stay apart"
     nnxconv.convert(source, str(tmp_path / "c"), to="linen", scan_layers=False)
+
+
+# names of layers that are apart, and which of them have an Engram
+ENGRAMS = {
+    "all dense ones": ({"dense_layers": 1, "moe_layers": 2}, {"dense_layers_0"}, "dense_layers"),
+    "some of one kind": ({"dense_layers": 2, "moe_layers": 3}, {"moe_layers_1"}, "moe_layers"),
+    "alike in all": ({"moe_layers": 2}, {"moe_layers_0", "moe_layers_1"}, "moe_layers"),
+}
+
+
+@pytest.mark.parametrize(("counts", "engrams", "told"), ENGRAMS.values(), ids=ENGRAMS)
+def test_layers_with_an_engram_are_not_stacked(counts, engrams, told, tmp_path):
+    names = [f"{name}_{i}" for name, count in counts.items() for i in range(count)]
+    engram = {"engram": {"q_norm": {"scale": np.ones((1, 4))}}}
+    decoder = {name: kernels(4) | (engram if name in engrams else {}) for name in names}
+    source = saved(tmp_path / "a", state(decoder))
+    with pytest.raises(LayerError) as refused:
+        nnxconv.convert(source, str(tmp_path / "b"), to="linen", scan_layers=True)
+    assert refused.value.message == (
+        f"the layers of `decoder.{told}` are those of DeepSeek with Engram, which are not stacked:"
+        " MaxText stacks each run of layers between two Engrams by itself, as `moe_layers_2_4`"
+    )
+    assert refused.value.hint == "without `--scan_layers` they stay apart"
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("is_stacked", [True, False])
