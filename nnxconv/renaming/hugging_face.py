@@ -23,30 +23,24 @@ round.
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from math import frexp, sqrt
+from math import sqrt
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from nnxconv.errors import BadInput
-from nnxconv.layouts import Options, Understood
-from nnxconv.renaming.apply import fits
-from nnxconv.renaming.checkpoints import renamed
 from nnxconv.renaming.hugging_face_defaults import with_defaults
-from nnxconv.renaming.numbers import Add, DivideBy, Times
 from nnxconv.renaming.pattern import Pattern, parse
 from nnxconv.renaming.rule import Rules
-from nnxconv.renaming.steps import Step
 from nnxconv.renaming.toml import parse_rules
 from nnxconv.state import Arrangement, Blocks
-from nnxconv.tree import NOTHING, Key, Literal, View, cast, dtype_of, in_order, notation, spell
+from nnxconv.tree import View
 
 SUFFIX = ".toml.j2"
-_NUMBERS = re.compile(r"\[\d+\]")
 _MODEL_TYPES = re.compile(r"^model_types = (\[[^\]]*\])", re.MULTILINE)
 _TARGET = re.compile(r'^target = "(\w+)"', re.MULTILINE)
 MAXTEXT = "maxtext"
@@ -65,6 +59,9 @@ class HuggingFaceFamily:
       left_out: which arrays the target's model does not have, and why.
       period: how many layers a block has, where stacked layers are blocks.
       dtypes: the types of the arrays of a folder that is written like another one.
+      layers: how many the model has; None where its configuration does not say.
+      quantised: how the folder's weights are quantised; empty where they are not.
+      is_whole: the arrays are all those of the model, as those of an adapter are not.
     """
 
     name: str
@@ -72,6 +69,9 @@ class HuggingFaceFamily:
     left_out: tuple[tuple[Pattern, str], ...] = ()
     period: int = 1
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    layers: int | None = None
+    quantised: str = ""
+    is_whole: bool = True
 
     def blocks(self, axis: int | None) -> Arrangement | None:
         """How stacked layers are arranged; None where one after the other."""
@@ -107,6 +107,11 @@ def _family_of_type(kind: object, target: str) -> str:
     targets = (LINEN, MAXTEXT) if target == LINEN else (target,)
     known = {n: model_types(text) for n, text in templates().items() if target_of(text) in targets}
     found = [name for name, kinds in known.items() if kind in kinds]
+    if kind is None:
+        raise BadInput(
+            "`config.json` does not say of which `model_type` the model is",
+            hint=f"`--rename` may name its family: {', '.join(known)}",
+        )
     if not found:
         every = sorted(kind for kinds in known.values() for kind in kinds)
         where = f" and names of {target}" if target not in (LINEN, MAXTEXT) else ""
@@ -148,7 +153,23 @@ def family_for(
         parse_rules(text, name),
         tuple((parse(pattern), str(why)) for pattern, why in told.items()),
         int(document.get("family", {}).get("period", 1)),
+        layers=_layers(config),
+        quantised=_quantised(config),
     )
+
+
+def _layers(config: Mapping[str, Any]) -> int | None:
+    """How many layers a configuration says that the model of texts has."""
+    texts = config.get("text_config")
+    whole = {**config, **(texts if isinstance(texts, dict) else {})}
+    found = whole.get("num_hidden_layers", whole.get("n_layer"))
+    return found if isinstance(found, int) else None
+
+
+def _quantised(config: Mapping[str, Any]) -> str:
+    """How a configuration says that weights are quantised: `fp8`."""
+    told = config.get("quantization_config")
+    return str(told.get("quant_method", "somehow")) if isinstance(told, dict) else ""
 
 
 def _filled_in(
@@ -209,95 +230,3 @@ class _Config(dict[str, Any]):
         if name in self:
             return self[name]
         raise AttributeError(name)
-
-
-def from_hugging_face(
-    source: Understood, family: HuggingFaceFamily, options: Options
-) -> Understood:
-    """The checkpoint under the target's names; what its model does not have is set aside.
-
-    Raises:
-      BadInput: the folder has arrays that the family does not know.
-      RuleError: the arrays are not those of the family.
-    """
-    params = source.state.params
-    aside = {
-        key: why
-        for key in params
-        for pattern, why in family.left_out
-        if pattern.match(key) is not None
-    }
-    kept = {key: leaf for key, leaf in params.items() if key not in aside}
-    known = fits(kept, family.rules.counted(list(kept)))
-    unknown = in_order(key for key in kept if key not in known)
-    if unknown:
-        raise BadInput(
-            f"{len(unknown):,} arrays are none of `{family.name}`",
-            details=[f"{spell(key)}  {notation(kept[key])}" for key in unknown],
-            hint=f"`--drop '{_NUMBERS.sub('*', spell(unknown[0]))}'` leaves it out of all layers",
-        )
-    new = renamed(source, family.rules, options)
-    kept = {key: leaf for key, leaf in new.state.params.items() if key not in aside}
-    new = replace(new, state=replace(new.state, params=kept))
-    gone = {("params", *key): (params[key], why) for key, why in aside.items()}
-    return replace(new, aside={**source.aside, **gone})
-
-
-def to_hugging_face(source: Understood, family: HuggingFaceFamily, options: Options) -> Understood:
-    """The checkpoint under the names of transformers.
-
-    Raises:
-      RuleError: the arrays are not those of the family.
-    """
-    new = renamed(source, family.rules.inverse(), options)
-    held = {key: leaf for key, leaf in new.state.params.items() if leaf != NOTHING}
-    params = {key: _typed(key, leaf, family) for key, leaf in held.items()}
-    left = [key for key in params if not (key and key[0] in _roots(family))]
-    if left:
-        raise BadInput(
-            f"{len(left):,} parameters are none of `{family.name}`",
-            details=list(map(spell, in_order(left))),
-            hint="`--drop GLOB` leaves them out",
-        )
-    return replace(new, state=replace(new.state, params=params))
-
-
-def rounding(
-    family: HuggingFaceFamily, source: Understood, options: Options, *, is_back: bool
-) -> str:
-    """What is said of a conversion that computes with arrays; empty where it does not round."""
-    steps = [step for rule in family.rules for step in rule.steps]
-    if all(_is_exact(step) for step in steps):
-        return ""
-    if is_back:
-        return "what MaxText keeps scaled or shifted comes back to within a rounding"
-    leaves = [leaf for leaf in source.state.params.values() if not isinstance(leaf, Literal)]
-    narrow = sorted({dtype_of(leaf) for leaf in leaves} & {"bfloat16", "float16"})
-    if not narrow or options.dtype is not None:
-        return ""
-    return f"what is scaled or shifted is rounded to {narrow[0]}; `--dtype float32` is exact"
-
-
-def _is_exact(step: Step) -> bool:
-    """True for a step that rounds nothing."""
-    if isinstance(step, Times | DivideBy):
-        return frexp(step.by)[0] == 0.5
-    return not isinstance(step, Add)
-
-
-def _typed(key: Key, leaf: Any, family: HuggingFaceFamily) -> Any:
-    """A parameter in the type that it has in the folder whose configuration is taken."""
-    dtype = family.dtypes.get(".".join(map(str, key)), family.dtypes.get(""))
-    if isinstance(leaf, Literal) or dtype is None or dtype_of(leaf) == dtype:
-        return leaf
-    return cast(leaf, dtype)
-
-
-def _roots(family: HuggingFaceFamily) -> set[str]:
-    """The first names of transformers' keys."""
-    return {
-        str(part.fill({}))
-        for rule in family.rules
-        for source in rule.sources
-        for part in source.parts[:1]
-    }
