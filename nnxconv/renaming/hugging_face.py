@@ -10,6 +10,8 @@ model_types = ["llama", "mistral"]      # of `config.json`
 target = "tunix"                        # whose names it leads to; "maxtext" by default, "linen"
                                         # for those of transformers' own models in Flax
 period = 6                              # stacked layers are blocks of so many; 1 by default
+full_every = 6                          # every sixth layer attends to everything, and no others; a
+                                        # `config.json` that says otherwise is refused
 
 [left_out]
 "lm_head.weight" = "is tied: ..."       # arrays that the target's model does not have, and why
@@ -139,14 +141,17 @@ def family_for(
       target: whose names it leads to, where no family is named.
 
     Raises:
-      BadInput: there is no family for this type, or its file cannot be filled in.
+      BadInput: there is no family for this type, its file cannot be filled in, or the model's
+        layers have other windows than those of the target; this not where it is named.
     """
-    name = name or _family_of_type(config.get("model_type"), target)
+    named, name = bool(name), name or _family_of_type(config.get("model_type"), target)
     text = _filled_in(templates()[name], config, arrays, name)
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _untold(name, error) from error
+    if not named:
+        _refuse_other_windows(config, document.get("family", {}).get("full_every"), name)
     told = document.get("left_out", {})
     return HuggingFaceFamily(
         name,
@@ -160,10 +165,44 @@ def family_for(
 
 def _layers(config: Mapping[str, Any]) -> int | None:
     """How many layers a configuration says that the model of texts has."""
-    texts = config.get("text_config")
-    whole = {**config, **(texts if isinstance(texts, dict) else {})}
+    whole = _texts(config)
     found = whole.get("num_hidden_layers", whole.get("n_layer"))
     return found if isinstance(found, int) else None
+
+
+def _refuse_other_windows(config: Mapping[str, Any], every: object, name: str) -> None:
+    """Refuses a model of which other layers attend to everything than of the target's.
+
+    Raises:
+      BadInput: its configuration says so.
+    """
+    if not isinstance(every, int):
+        return
+    told = _texts(config)
+    types, pattern = told.get("layer_types"), told.get("sliding_window_pattern")
+    problems = []
+    if isinstance(types, list):
+        wanted = [(i + 1) % every == 0 for i in range(len(types))]
+        problems = [
+            f"layer {i} is `{kind}`"
+            for i, (kind, is_full) in enumerate(zip(types, wanted, strict=True))
+            if (kind == "full_attention") != is_full
+        ]
+    elif isinstance(pattern, int) and pattern != every:
+        problems = [f"`sliding_window_pattern` is {pattern}"]
+    if problems:
+        which = "every layer" if every == 1 else f"the last of every {every} layers alone"
+        raise BadInput(
+            f"models of `{name}` have full attention in {which}, and this one has not",
+            details=problems,
+            hint=f"`--rename {name}` converts it all the same",
+        )
+
+
+def _texts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with what it says of its model of texts, where that stands apart."""
+    texts = config.get("text_config")
+    return {**config, **(texts if isinstance(texts, dict) else {})}
 
 
 def _quantised(config: Mapping[str, Any]) -> str:
@@ -193,9 +232,7 @@ def _filled_in(
         trim_blocks=True,
     )
     environment.tests["found_below"] = lambda root: any(n.startswith(f"{root}.") for n in arrays)
-    texts = config.get("text_config")
-    texts = texts if isinstance(texts, dict) else {}
-    whole = with_defaults({**config, **texts, "model_type": config.get("model_type")})
+    whole = with_defaults({**_texts(config), "model_type": config.get("model_type")})
     is_bare = any(name.startswith("embed_tokens.") for name in arrays)
     if is_bare:
         whole["tie_word_embeddings"] = True
