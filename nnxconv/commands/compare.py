@@ -34,6 +34,7 @@ from nnxconv.renaming import (
     follow,
     from_hugging_face,
     renamed_tree,
+    with_variables,
 )
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import (
@@ -222,6 +223,9 @@ def _lined_up(
         )
         left, _ = follow(left, rules, None, Options())
         left, right = agree_on_layers(left, right)
+        for family in filter(None, families):
+            names = family.rules.inverse()
+            left, right = with_variables(left, names), with_variables(right, names)
         states = [left.state, right.state]
         if dequantize:
             states = [_dequantised(state) for state in states]

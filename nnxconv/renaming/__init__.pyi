@@ -9,6 +9,7 @@ from .crossing import from_hugging_face as from_hugging_face
 from .crossing import rounding as rounding
 from .crossing import to_hugging_face as to_hugging_face
 from .crossing import unwritten as unwritten
+from .crossing import with_variables as with_variables
 from .hugging_face import LINEN as LINEN
 from .hugging_face import MAXTEXT as MAXTEXT
 from .hugging_face import HuggingFaceFamily as HuggingFaceFamily

@@ -13,6 +13,7 @@ from nnxconv.renaming.apply import fits
 from nnxconv.renaming.checkpoints import renamed
 from nnxconv.renaming.hugging_face import HuggingFaceFamily
 from nnxconv.renaming.numbers import Add, DivideBy, Times
+from nnxconv.renaming.rule import Rules
 from nnxconv.renaming.steps import Step
 from nnxconv.renaming.wholeness import Wholeness, refuse_missing, wholeness
 from nnxconv.tree import NOTHING, Key, Literal, cast, dtype_of, in_order, is_digits, notation, spell
@@ -89,7 +90,7 @@ def to_hugging_face(source: Understood, family: HuggingFaceFamily, options: Opti
       BadInput: the checkpoint has too few or too many arrays for the model.
       RuleError: the arrays are not those of the family.
     """
-    new = renamed(source, family.rules.inverse(), options)
+    new = with_variables(renamed(source, family.rules.inverse(), options), family.rules)
     held = {key: leaf for key, leaf in new.state.params.items() if leaf != NOTHING}
     params = {key: _typed(key, leaf, family) for key, leaf in held.items()}
     if not family.is_whole:
@@ -105,6 +106,19 @@ def to_hugging_face(source: Understood, family: HuggingFaceFamily, options: Opti
         )
     refuse_missing(found.missing, family.name, family.layers, is_back=True)
     return replace(new, state=replace(new.state, params=params))
+
+
+def with_variables(source: Understood, rules: Rules) -> Understood:
+    """The checkpoint with those of its variables as parameters that rules fit.
+
+    MaxText 0.2.5 keeps the bias of DeepSeek's router among the variables.
+    """
+    aux = source.state.aux
+    found = fits({key[1:] for key in aux if len(key) > 1}, rules)
+    moved = {key[1:]: leaf for key, leaf in aux.items() if key[1:] in found}
+    kept = {key: leaf for key, leaf in aux.items() if key[1:] not in found}
+    params = {**moved, **source.state.params}
+    return replace(source, state=replace(source.state, params=params, aux=kept))
 
 
 def unwritten(family: HuggingFaceFamily, params: Collection[Key]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nnxconv
@@ -11,6 +12,7 @@ from nnxconv.errors import BadInput, LayerError
 from nnxconv.renaming import templates
 from nnxconv.renaming.hugging_face import model_types, target_of
 from tests.renaming.test_hugging_face import KINDS, check_equal, parameters, tensors
+from tests.support import checkpoints
 from tests.support.hugging_face import (
     Arrays,
     Sizes,
@@ -193,3 +195,42 @@ def test_every_family_is_tried():
     here = {make().config["model_type"] for make, _ in CASES.values()}
     alike = {"gemma3", "gemma4_text", "deepseek_v32"}  # as gemma3_text, gemma4 and deepseek_v3
     assert kinds == {*KINDS, *here, *alike}
+
+
+def test_a_bias_that_maxtext_keeps_among_the_variables_comes_back(tmp_path):
+    """As runs of MaxText 0.2.5 have that of DeepSeek V3's router, stacked on axis 0."""
+    model = deepseek("deepseek_v3", 5, 2)
+    folder = folder_of(model, tmp_path / "hf")
+    apart = {k: v for k, v in model.maxtext.items() if not k.endswith("gate/bias")}
+    every = [v for k, v in model.maxtext.items() if k.endswith("gate/bias")]
+    bias = {"decoder/moe_layers/DeepSeekMoeBlock_0/MoeBlock_0/gate/bias": np.stack(every)}
+    bias["decoder/rngs/params/count"] = np.zeros((), np.uint32)
+    bias["decoder/rngs/params/key"] = np.zeros(4, np.uint32)
+    params, variables = nested(stacked_groups(apart)), nested(bias)
+    moments = {"count": np.int32(3), "mu": {"params": params}, "nu": {"params": params}}
+    run = {"params": {"params": params}, "opt_state": [moments], "step": np.int32(3)}
+    tree = {**run, "nnx_aux": {"model": variables}}
+    checkpoints.save_item(tmp_path / "run", tree)
+    assert nnxconv.compare(str(folder), str(tmp_path / "run"), compare_values=True).is_match
+    assert nnxconv.compare(str(tmp_path / "run"), str(folder), compare_values=True).is_match
+    nnxconv.convert(
+        str(tmp_path / "run"),
+        str(tmp_path / "back"),
+        to="hf",
+        config=str(folder),
+        params_only=True,
+    )
+    check_equal(tensors(tmp_path / "back"), model.arrays)
+
+
+def nested(arrays: Arrays) -> dict[str, object]:
+    """A tree of arrays by path."""
+    found: dict[str, object] = {}
+    for path, array in arrays.items():
+        here = found
+        *names, last = path.split("/")
+        for name in names:
+            here = here.setdefault(name, {})
+            assert isinstance(here, dict)
+        here[last] = array
+    return found
