@@ -10,6 +10,7 @@ model_types = ["llama", "mistral"]      # of `config.json`
 target = "tunix"                        # whose names it leads to; "maxtext" by default, "linen"
                                         # for those of transformers' own models in Flax
 period = 6                              # stacked layers are blocks of so many; 1 by default
+blocks = "qwen3.5"                      # what these blocks are called: a table of families.toml
 full_every = 6                          # every sixth layer attends to everything, and no others; a
                                         # `config.json` that says otherwise is refused
 
@@ -18,8 +19,8 @@ full_every = 6                          # every sixth layer attends to everythin
 ```
 
 A template knows `config` (of a model of texts and images that of the texts), `size(NAME, AXIS)` of
-an array, which is None where the array is not there, `sqrt`, and `float32` and `bfloat16`, which
-round.
+an array, which is None where the array is not there, `sqrt`, `gcd`, and `float32` and `bfloat16`,
+which round.
 """
 
 import re
@@ -28,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from math import sqrt
+from math import gcd, sqrt
 from typing import Any
 
 import ml_dtypes
@@ -39,7 +40,7 @@ from nnxconv.renaming.hugging_face_defaults import with_defaults
 from nnxconv.renaming.pattern import Pattern, parse
 from nnxconv.renaming.rule import Rules
 from nnxconv.renaming.toml import parse_rules
-from nnxconv.state import Arrangement, Blocks
+from nnxconv.state import Arrangement, Blocks, known_families
 from nnxconv.tree import View
 
 SUFFIX = ".toml.j2"
@@ -60,6 +61,7 @@ class HuggingFaceFamily:
       rules: from transformers to the target.
       left_out: which arrays the target's model does not have, and why.
       period: how many layers a block has, where stacked layers are blocks.
+      stack: the known family of such blocks.
       dtypes: the types of the arrays of a folder that is written like another one.
       layers: how many the model has; None where its configuration does not say.
       quantised: how the folder's weights are quantised; empty where they are not.
@@ -70,6 +72,7 @@ class HuggingFaceFamily:
     rules: Rules
     left_out: tuple[tuple[Pattern, str], ...] = ()
     period: int = 1
+    stack: str = "blocks"
     dtypes: Mapping[str, str] = field(default_factory=dict)
     layers: int | None = None
     quantised: str = ""
@@ -77,7 +80,9 @@ class HuggingFaceFamily:
 
     def blocks(self, axis: int | None) -> Arrangement | None:
         """How stacked layers are arranged; None where one after the other."""
-        return Blocks(1 if axis is None else axis, self.period) if self.period > 1 else None
+        if self.period == 1:
+            return None
+        return Blocks(1 if axis is None else axis, self.period, family=known_families()[self.stack])
 
 
 @cache
@@ -150,14 +155,16 @@ def family_for(
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _untold(name, error) from error
+    told_family = document.get("family", {})
     if not named:
-        _refuse_other_windows(config, document.get("family", {}).get("full_every"), name)
+        _refuse_other_windows(config, told_family.get("full_every"), name)
     told = document.get("left_out", {})
     return HuggingFaceFamily(
         name,
         parse_rules(text, name),
         tuple((parse(pattern), str(why)) for pattern, why in told.items()),
-        int(document.get("family", {}).get("period", 1)),
+        int(told_family.get("period", 1)),
+        str(told_family.get("blocks", "blocks")),
         layers=_layers(config),
         quantised=_quantised(config),
     )
@@ -241,6 +248,7 @@ def _filled_in(
             config=_Config(whole),
             size=size,
             sqrt=sqrt,
+            gcd=gcd,
             float32=lambda number: repr(float(np.float32(number))),
             bfloat16=lambda number: repr(float(ml_dtypes.bfloat16(number))),
         )

@@ -28,6 +28,7 @@ from tests.support.hugging_face_hybrids import (
     qwen3_next,
     stacked_blocks,
     stacked_groups,
+    stacked_members,
 )
 
 Case = tuple[Callable[..., Model], Callable[[Arrays], Arrays] | None]
@@ -54,6 +55,10 @@ CASES: dict[str, Case] = {
     ),
     "qwen3-next": (qwen3_next, of_four),
     "qwen3-next, every third": (lambda **to: qwen3_next(6, 3, **to), of_three),
+    "qwen3.5": (
+        lambda **to: qwen3_next(is_3_5=True, **to),
+        lambda apart: stacked_members(apart, 4),
+    ),
     "gemma 4": (lambda **to: gemma4(12, **to), of_six),
     "gemma 4, with experts": (lambda **to: gemma4(moe=True, **to), of_six),
     "gemma 4, small": (lambda **to: gemma4(7, small=True, **to), None),
@@ -194,6 +199,7 @@ def test_every_family_is_tried():
     kinds = {kind for text in of_maxtext for kind in model_types(text)}
     here = {make().config["model_type"] for make, _ in CASES.values()}
     alike = {"gemma3", "gemma4_text", "deepseek_v32"}  # as gemma3_text, gemma4 and deepseek_v3
+    alike.add("qwen3_5_moe_text")
     assert kinds == {*KINDS, *here, *alike}
 
 

@@ -59,6 +59,14 @@ class Model:
             every = [self.maxtext.pop(f"{ours}/{e}/{leaf}") for e in range(E)]
             self.maxtext[f"{ours}/{leaf}"] = np.stack(every)
 
+    def fused_experts(self, theirs: str, ours: str) -> None:
+        """Experts that are one array in transformers, too, gate and up in the same one."""
+        both = self.array(f"{theirs}.gate_up_proj", E, 2 * M, D)
+        for nth, name in enumerate(("wi_0", "wi_1")):
+            self.maxtext[f"{ours}/{name}"] = np.einsum("efd->edf", both[:, nth * M : nth * M + M])
+        down = self.array(f"{theirs}.down_proj", E, D, M)
+        self.maxtext[f"{ours}/wo"] = np.einsum("edf->efd", down)
+
     def ends(self, root: str = "model") -> None:
         """The embedding and the last norm."""
         self.same(f"{root}.embed_tokens.weight", "token_embedder/embedding", V, D)
@@ -109,19 +117,25 @@ def deepseek(kind: str, layers: int = 4, dense: int = 1, dtype: str = "float32")
     return model
 
 
-def qwen3_next(layers: int = 8, period: int = 4, dtype: str = "float32") -> Model:
-    """Qwen3-Next, whose last layer of four has full attention."""
+def qwen3_next(
+    layers: int = 8, period: int = 4, *, is_3_5: bool = False, dtype: str = "float32"
+) -> Model:
+    """Qwen3-Next, whose last layer of four has full attention; or Qwen3.5 with images."""
     heads, kv_heads, head, keys, values = 4, 2, 6, 2, 4
     told = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head}
     types = [
         "full_attention" if i % period == period - 1 else "linear_attention" for i in range(layers)
     ]
     told |= {"num_experts": E, "num_hidden_layers": layers, "layer_types": types}
-    model = Model({"model_type": "qwen3_next", **told}, dtype)
-    model.ends()
+    sizes = {"num_key_heads": keys, "key_head_dim": 3, "num_value_heads": values}
+    told |= {f"linear_{name}": size for name, size in {**sizes, "value_head_dim": 5}.items()}
+    config = {"model_type": "qwen3_5_moe", "text_config": told} if is_3_5 else told
+    model = Model({"model_type": "qwen3_next", **config}, dtype)
+    root = "model.language_model" if is_3_5 else "model"
+    model.ends(root)
     model.turned("lm_head.weight", "decoder/logits_dense/kernel", V, D)
     for i in range(layers):
-        here, ours = f"model.layers.{i}", f"decoder/layers_{i}"
+        here, ours = f"{root}.layers.{i}", f"decoder/layers_{i}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             model.same(f"{here}.{norm}.weight", f"{ours}/{norm}/scale", D)
         if i % period == period - 1:
@@ -138,9 +152,7 @@ def qwen3_next(layers: int = 8, period: int = 4, dtype: str = "float32") -> Mode
             model.same(f"{theirs}.k_norm.weight", f"{there}/key_norm/scale", head)
         else:
             theirs, there = f"{here}.linear_attn", f"{ours}/attention"
-            wide = 2 * keys * 3 + 2 * values * 5
-            model.turned(f"{theirs}.in_proj_qkvz.weight", f"{there}/in_proj_qkvz/kernel", wide, D)
-            model.turned(f"{theirs}.in_proj_ba.weight", f"{there}/in_proj_ba/kernel", 2 * values, D)
+            _linear_projections(model, theirs, there, keys, values, is_apart=is_3_5)
             model.turned(f"{theirs}.out_proj.weight", f"{there}/out_proj/kernel", D, values * 5)
             conv = model.array(f"{theirs}.conv1d.weight", 2 * keys * 3 + values * 5, 1, 4)
             model.maxtext[f"{there}/conv1d/kernel"] = np.einsum("cik->kic", conv)
@@ -148,11 +160,42 @@ def qwen3_next(layers: int = 8, period: int = 4, dtype: str = "float32") -> Mode
             model.same(f"{theirs}.dt_bias", f"{there}/dt_bias", values)
             model.same(f"{theirs}.norm.weight", f"{there}/norm/rms_norm/scale", 5)
         model.turned(f"{here}.mlp.gate.weight", f"{ours}/mlp/routed_experts/gate/kernel", E, D)
-        model.experts(f"{here}.mlp.experts", f"{ours}/mlp/routed_experts")
+        if is_3_5:
+            model.fused_experts(f"{here}.mlp.experts", f"{ours}/mlp/routed_experts")
+        else:
+            model.experts(f"{here}.mlp.experts", f"{ours}/mlp/routed_experts")
         model.mlp(f"{here}.mlp.shared_expert", f"{ours}/mlp/shared_expert", M)
         gate = f"{ours}/mlp/shared_expert_gate/kernel"
         model.turned(f"{here}.mlp.shared_expert_gate.weight", gate, 1, D)
     return model
+
+
+def _linear_projections(
+    model: Model, theirs: str, there: str, keys: int, values: int, *, is_apart: bool
+) -> None:
+    """Of linear attention: one array for queries, keys, values and gates, or two; as of b and a.
+
+    MaxText has what belongs to one head of keys side by side, whichever it is in transformers.
+    """
+    each = values // keys
+    if not is_apart:
+        wide = 2 * keys * 3 + 2 * values * 5
+        model.turned(f"{theirs}.in_proj_qkvz.weight", f"{there}/in_proj_qkvz/kernel", wide, D)
+        model.turned(f"{theirs}.in_proj_ba.weight", f"{there}/in_proj_ba/kernel", 2 * values, D)
+        return
+    first = model.array(f"{theirs}.in_proj_qkv.weight", 2 * keys * 3 + values * 5, D)
+    gates = model.array(f"{theirs}.in_proj_z.weight", values * 5, D)
+    rows: list[np.ndarray] = []
+    for head in range(keys):
+        rows += [first[head * 3 : head * 3 + 3], first[(keys + head) * 3 : (keys + head) * 3 + 3]]
+        start = head * each * 5
+        rows.append(first[2 * keys * 3 + start : 2 * keys * 3 + start + each * 5])
+        rows.append(gates[start : start + each * 5])
+    model.maxtext[f"{there}/in_proj_qkvz/kernel"] = np.concatenate(rows).T
+    b = model.array(f"{theirs}.in_proj_b.weight", values, D).reshape(keys, each, D)
+    a = model.array(f"{theirs}.in_proj_a.weight", values, D).reshape(keys, each, D)
+    both = np.stack([b, a], 1).reshape(2 * values, D)
+    model.maxtext[f"{there}/in_proj_ba/kernel"] = both.T
 
 
 NORMS = {
@@ -232,13 +275,7 @@ def _gemma4_feed_forward(model: Model, here: str, ours: str, *, moe: bool, each:
         model.same(f"{here}.router.scale", f"{ours}/mlp/pre_forward_scale_2", D)
         model.same(f"{here}.router.per_expert_scale", f"{block}/per_expert_scale", E)
         model.turned(f"{here}.router.proj.weight", f"{block}/gate/kernel", E, D)
-        both = model.array(f"{here}.experts.gate_up_proj", E, 2 * M, D)
-        for nth, name in enumerate(("wi_0", "wi_1")):
-            model.maxtext[f"{block}/{name}"] = np.einsum(
-                "efd->edf", both[:, nth * M : (nth + 1) * M]
-            )
-        down = model.array(f"{here}.experts.down_proj", E, D, M)
-        model.maxtext[f"{block}/wo"] = np.einsum("edf->efd", down)
+        model.fused_experts(f"{here}.experts", block)
 
 
 Layers = dict[int, Arrays]
@@ -283,4 +320,14 @@ def stacked_blocks(apart: Mapping[str, np.ndarray], period: int, stack: str) -> 
     ]
     for name, made in members:
         found |= {f"decoder/{stack}/{name}/{path}": array for path, array in made().items()}
+    return found
+
+
+def stacked_members(apart: Mapping[str, np.ndarray], period: int) -> Arrays:
+    """Blocks of layers, each of whose layers is a stack of its own."""
+    found = {k: v for k, v in apart.items() if not k.startswith("decoder/layers_")}
+    layers = _layers(apart, "layers")
+    for place in range(period):
+        whole = _stack([layers[i] for i in range(place, len(layers), period)])
+        found |= {f"decoder/layers/layer_{place}/{path}": array for path, array in whole.items()}
     return found
