@@ -31,7 +31,8 @@ class Wholeness:
 def wholeness(keys: Collection[Key], rules: Rules, layers: int | None) -> Wholeness:
     """What is missing and what is too much; an optional rule may fit no key, or all of its own.
 
-    Without a number of `layers` it is the one that the names themselves tell.
+    Without a number of `layers` it is the one that the names themselves tell. Of very many layers
+    that are missing, not all are named.
 
     >>> from nnxconv.renaming.toml import parse_rules
     >>> rules = parse_rules('[rules]\\n"h[{i}].w" = "layers[{i}].kernel"')
@@ -40,7 +41,7 @@ def wholeness(keys: Collection[Key], rules: Rules, layers: int | None) -> Wholen
     """
     there = set(keys)
     known = fits(there, rules)
-    count = _layers_in(known, rules) if layers is None else layers
+    count = _layers_in(known, rules) if layers is None else min(layers, len(there) + 1)
     wanted: set[Key] = set()
     allowed: set[Key] = set()
     for rule in rules:

@@ -174,6 +174,15 @@ def test_heads_may_be_told_layer_by_layer(tmp_path):
     check_equal(parameters(tmp_path / "mt"), model.maxtext)
 
 
+@pytest.mark.parametrize("heads", [10**9, 0])
+def test_heads_that_no_model_has_are_refused_at_once(heads, tmp_path):
+    model = qwen3_next(is_3_5=True)
+    model.config["text_config"]["linear_num_key_heads"] = heads
+    folder = folder_of(model, tmp_path / "hf")
+    with pytest.raises(BadInput, match="does not tell what"):
+        nnxconv.convert(str(folder), str(tmp_path / "mt"), to="maxtext")
+
+
 def test_what_a_configuration_leaves_out_is_as_the_class_has_it(tmp_path):
     model = deepseek("deepseek_v3", 4, 3)
     for name in ("first_k_dense_replace", "q_lora_rank"):

@@ -76,6 +76,13 @@ def test_layers_that_a_model_should_not_have_are_named(tmp_path):
     assert len(parameters(tmp_path / "out")) == 3 + 9 * 3
 
 
+def test_a_configuration_of_very_many_layers_is_refused_at_once(tmp_path):
+    folder = of_llama(tmp_path / "hf", arrays_of("llama", SMALL), num_hidden_layers=10**12)
+    told = refusal(folder, tmp_path / "out")
+    assert told.startswith("error: the folder lacks ")
+    assert told.endswith("there are 1,000,000,000,000 layers; are all files there?")
+
+
 def test_biases_are_those_of_all_layers_or_of_none(tmp_path):
     arrays = arrays_of("qwen2", SMALL)
     del arrays["model.layers.1.self_attn.k_proj.bias"]
