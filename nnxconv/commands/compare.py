@@ -102,12 +102,10 @@ def compare(
         open_side = partial(_open, allow_uncommitted=allow_uncommitted, is_read=compare_values)
         opened_a, opened_b = open_side(ckpt_path_1, how), open_side(ckpt_path_2, how_b)
         item_a, item_b = opened_a.item, opened_b.item
-        selection = Selection(
-            compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude)
-        )
+        wanted = Selection(compare_only, ignore_rngs, ignore_dtype, tuple(filter), tuple(exclude))
         families = (None, None) if rules is not None else one_sided(opened_a, opened_b)
-        both = _lined_up(opened_a.survey, opened_b.survey, rules, selection, dequantize, families)
-        both.refuse_nothing(selection.filter)
+        both = _lined_up(opened_a.survey, opened_b.survey, rules, wanted, dequantize, families)
+        both.refuse_nothing(wanted.filter)
         findings, common = line_up(both.a, both.b, ignore_dtype=ignore_dtype)
         values = None
         if compare_values:

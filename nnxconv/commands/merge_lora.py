@@ -1,7 +1,7 @@
 """`merge-lora`: low-rank adapters added to the weights that they belong to, or taken out again."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -93,8 +93,9 @@ def merge_lora(
     is_one = adapter_path == base_path and adapter_at in (None, at)
     adapter = base
     if not is_one:
-        how = replace(how, at=adapter_at)
-        adapter = _open(adapter_path, how, allow_uncommitted, "--adapter_at")
+        adapter = _open(
+            adapter_path, replace(how, at=adapter_at), allow_uncommitted, "--adapter_at"
+        )
     stored = base.understood.state
     state, scales = dequantised(stored, None) if dequantize else (stored, dict[Key, str]())
     ours = _arrays(state)
@@ -104,15 +105,10 @@ def merge_lora(
     told = lora_configuration(adapter)
     alpha = known_alpha(told, alpha, adapter_path)
     scale = LoraScale(alpha, bool(told.get("use_rslora")) if rslora is None else rslora)
-    changed: dict[Key, View] = {}
     for one in found:
-        key, rank = _weights(one, ours, changed), rank_of(theirs[one.a])
-        refuse_other_rank(told, rank, one)
-        factor = -scale.of(rank) if unmerge else scale.of(rank)
-        changed[key] = _sum(ours[key], theirs[one.a], theirs[one.b], factor, precision, key)
+        refuse_other_rank(told, rank_of(theirs[one.a]), one)
+    changed = _changed(found, ours, theirs, scale, is_added=not unmerge, precision=precision)
     gone = {key for one in found for key in (one.a, one.b)} if is_one else set[Key]()
-    params = {k: changed.get(k, leaf) for k, leaf in state.params.items() if k not in gone}
-    aux = {k: changed.get(k[1:], leaf) for k, leaf in state.aux.items() if k[1:] not in gone}
     opt_state, moments = _without_moments(state, gone)
     notes = _notes(told, alpha, scales, None if opt_state is None else len(moments))
     adapters = counted(len(found), "adapter")
@@ -122,19 +118,49 @@ def merge_lora(
     aside |= {key: (leaf, what) for key, leaf in _at(state, gone).items()}
     aside |= {key: (leaf, f"moments of what was {what}") for key, leaf in moments.items()}
     way = Way(max_memory, overwrite, dry_run, verify, resume=resume, watch=watch)
-    way = replace(way, compression=compression)
     return write_computed(
         base,
-        replace(state, params=params, aux=aux, opt_state=opt_state),
+        replace(_with(state, changed, gone), opt_state=opt_state),
         [] if is_one else [adapter],
         target_path,
-        way,
+        replace(way, compression=compression),
         deed=_deed(adapters, unmerge),
         notes=[f"{adapters} {what}, times {scale}", *notes],
         aside=aside,
         options={"adapter": adapter_path, "alpha": alpha, "rslora": scale.by_root}
         | {"unmerge": unmerge, "dequantize": dequantize, "at": at, "adapter_at": adapter_at},
         started=started,
+    )
+
+
+def _changed(
+    found: Sequence[Adapter],
+    ours: Mapping[Key, View],
+    theirs: Mapping[Key, View],
+    scale: LoraScale,
+    *,
+    is_added: bool,
+    precision: str,
+) -> dict[Key, View]:
+    """The weights that have adapters, each with its own added, or taken out of it.
+
+    Raises:
+      BadInput: an adapter fits no weights.
+    """
+    changed: dict[Key, View] = {}
+    for one in found:
+        key, factor = _weights(one, ours, changed), scale.of(rank_of(theirs[one.a]))
+        factor = factor if is_added else -factor
+        changed[key] = _sum(ours[key], theirs[one.a], theirs[one.b], factor, precision, key)
+    return changed
+
+
+def _with(state: TrainState, changed: Mapping[Key, View], gone: Collection[Key]) -> TrainState:
+    """A state with these arrays at their paths in the model, and without what has gone."""
+    return replace(
+        state,
+        params={k: changed.get(k, leaf) for k, leaf in state.params.items() if k not in gone},
+        aux={k: changed.get(k[1:], leaf) for k, leaf in state.aux.items() if k[1:] not in gone},
     )
 
 

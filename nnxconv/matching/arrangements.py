@@ -12,7 +12,7 @@ Divide(axis=1, into=(3, 2)) Transpose(order=(2, 1, 0))
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -70,18 +70,60 @@ def ways_to_join(parts: Sequence[Shape], whole: Shape) -> tuple[tuple[tuple[int,
     (0, 1) Concat(axis=1, sizes=(2, 3))
     (1, 0) Concat(axis=1, sizes=(3, 2))
     """
+    return tuple(_in_orders(parts, whole, _joined))
+
+
+def unusual_ways_to_join(
+    parts: Sequence[Shape], whole: Shape
+) -> tuple[tuple[tuple[int, ...], Steps], ...]:
+    """Further ways: each head, or group of heads, of the whole has its share of all parts.
+
+    >>> for order, way in unusual_ways_to_join(((4, 2), (2, 2)), (6, 2)):
+    ...     print(order, *way)
+    (0, 1) Divide(axis=0, into=(2, -1)) Concat(axis=1, sizes=(2, 1)) Merge(axis=0, of=(2, 3))
+    (1, 0) Divide(axis=0, into=(2, -1)) Concat(axis=1, sizes=(1, 2)) Merge(axis=0, of=(2, 3))
+    """
+    return tuple(_in_orders(parts, whole, _joined_by_heads))
+
+
+def _in_orders(
+    parts: Sequence[Shape],
+    whole: Shape,
+    joined: Callable[[Sequence[Shape], Shape], Iterable[Steps]],
+) -> Iterator[tuple[tuple[int, ...], Steps]]:
+    """The orders that parts may have, and the ways to join them that do not do the same."""
     if sum(map(math.prod, parts)) != math.prod(whole):
-        return ()
+        return
     places = range(len(parts))
     orders = itertools.permutations(places) if len(parts) <= _MOST_PARTS else [tuple(places)]
-    return tuple(
-        (order, way)
-        for order in orders
-        for way in _distinct(
-            sorted(_joined([parts[place] for place in order], whole), key=len),
-            [parts[place] for place in order],
-        )
-    )
+    for order in orders:
+        some = [parts[place] for place in order]
+        yield from ((order, way) for way in _distinct(sorted(joined(some, whole), key=len), some))
+
+
+def _joined_by_heads(parts: Sequence[Shape], whole: Shape) -> Iterator[Steps]:
+    """Parts in this order: their axes turned, one of them cut into heads, and joined in each."""
+    rank = len(parts[0])
+    if any(len(part) != rank for part in parts) or rank >= _MOST_AXES:
+        return
+    for order in itertools.permutations(range(rank)):
+        turn = () if list(order) == sorted(order) else (Transpose(order),)
+        moved = [tuple(part[axis] for axis in order) for part in parts]
+        for axis in range(rank):
+            sizes = [part[axis] for part in moved]
+            if len({(*part[:axis], *part[axis + 1 :]) for part in moved}) > 1:
+                continue
+            for heads in _divisors(math.gcd(*sizes)):
+                each = tuple(size // heads for size in sizes)
+                cut = (*moved[0][:axis], heads, sum(each), *moved[0][axis + 1 :])
+                if (then := _exactly(cut, whole)) is not None:
+                    apart = Concat(axis + 1, None if len(set(each)) == 1 else each)
+                    yield (*turn, Divide(axis, (heads, -1)), apart, *then)
+
+
+def _divisors(number: int) -> list[int]:
+    """Those above 1."""
+    return [n for n in range(2, number + 1) if number % n == 0]
 
 
 def _joined(parts: Sequence[Shape], whole: Shape) -> Iterator[Steps]:

@@ -1,4 +1,4 @@
-"""Modules that one tree keeps as one, and the other apart: queries, keys and values; gate and up.
+"""Modules that one tree keeps as one, and the other apart: queries, keys and values; gates.
 
 >>> for orientation, steps in ways_to_part((24, 48), ((24, 4, 4),) * 3, "dense", ("query",) * 3):
 ...     print(orientation, *steps)
@@ -12,12 +12,13 @@ from nnxconv.matching.readings import Kind, Orientation, readings
 from nnxconv.renaming import Divide, Merge, Split, Step, Unstack
 from nnxconv.tree import Shape
 
-PARTS: Mapping[str, tuple[str, ...]] = {
-    "qkv": ("query", "key", "value"),
-    "kv": ("key", "value"),
-    "gate_up": ("gate", "up"),
+PARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "qkv": (("query", "key", "value"),),
+    "kv": (("key", "value"),),
+    "gate_up": (("gate", "up"),),
+    "gates": (("i", "f", "g", "o"), ("r", "z", "n")),
 }
-"""What is in a module of these roles, in this order."""
+"""What is in a module of these roles, in this order; the gates are those of an LSTM or a GRU."""
 
 
 def ways_to_part(

@@ -5,10 +5,12 @@ family. Parts whose elements are all alike, such as zero biases, tell no order: 
 parts of the same modules.
 """
 
+import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
-from nnxconv.matching.arrangements import Steps, ways_to_join
+from nnxconv.matching.arrangements import Steps, unusual_ways_to_join, ways_to_join
 from nnxconv.matching.fingerprints import NOTHING, Fingerprint
 from nnxconv.matching.generalise import Move, skeleton
 from nnxconv.matching.modules import Path
@@ -16,21 +18,26 @@ from nnxconv.matching.parts import leaves_that_add_up
 from nnxconv.matching.readings import undone
 from nnxconv.matching.rounds import Round
 from nnxconv.matching.values import Found, bare_names
-from nnxconv.renaming import Transpose
+from nnxconv.renaming import Divide, Transpose
 from nnxconv.tree import Key, Shape, View
+
+_ToJoin: TypeAlias = Callable[[Sequence[Shape], Shape], Sequence[tuple[tuple[int, ...], Steps]]]
 
 
 def take_joined(one: Round) -> None:
     """Takes the arrays that are parts of one of the other side, and what follows them."""
     before = len(one.found)
     for is_cut in (True, False):
-        families = _by_family(one, _added_up(one, is_cut=is_cut))
-        for group in families:
-            _keep(one, group, list(_ways(one, group[0])), one.evidence)
+        for group in _by_family(one, _added_up(one, is_cut=is_cut)):
+            any(
+                _keep(one, group, list(_ways(one, group[0], to_join)), one.evidence)
+                for to_join in (ways_to_join, unusual_ways_to_join)
+            )
     joined = [found.moves[0] for found in one.found[before:]]
     for like in joined:
         for move in _beside(one, like):
-            ways = _like(list(_ways(one, move)), like)
+            every = (_ways(one, move, how) for how in (ways_to_join, unusual_ways_to_join))
+            ways = _like(list(itertools.chain(*every)), like)
             _keep(one, [move], ways, f"{one.evidence}, in paired modules")
 
 
@@ -50,21 +57,23 @@ def _shapes(one: Round, move: Move) -> tuple[tuple[Shape, ...], tuple[Shape, ...
 
 def _keep(
     one: Round, group: Sequence[Move], ways: Sequence[tuple[Sequence[int], Steps]], why: str
-) -> None:
-    """Takes those of a family that hold by the way that holds for the first of them."""
+) -> bool:
+    """Takes those of a family that hold by a way that does for the first; False for none."""
     holding = one.holding([_ordered(group[0], *way) for way in ways])
     which = next((way for way, holds in zip(ways, holding, strict=True) if holds), None)
-    if which is not None:
-        moves = [_ordered(move, *which) for move in group]
-        proved = zip(moves, one.holding(moves), strict=True)
-        one.keep([Found((move,), why) for move, holds in proved if holds])
+    if which is None:
+        return False
+    moves = [_ordered(move, *which) for move in group]
+    proved = zip(moves, one.holding(moves), strict=True)
+    one.keep([Found((move,), why) for move, holds in proved if holds])
+    return True
 
 
-def _ways(one: Round, move: Move) -> Iterator[tuple[tuple[int, ...], Steps]]:
+def _ways(one: Round, move: Move, to_join: _ToJoin) -> Iterator[tuple[tuple[int, ...], Steps]]:
     """The orders of the parts of a move, and the steps."""
     is_cut = len(move.targets) > 1
     parts, wholes = _shapes(one, move)[::-1] if is_cut else _shapes(one, move)
-    for order, way in ways_to_join(parts, wholes[0]):
+    for order, way in to_join(parts, wholes[0]):
         yield order, (undone(way) or ()) if is_cut else way
 
 
@@ -130,10 +139,16 @@ def _like(
 ) -> list[tuple[tuple[int, ...], Steps]]:
     """The one way that keeps the order of the parts, or does what is done to the others."""
     found = [(order, steps) for order, steps in ways if list(order) == sorted(order)]
-    if len(found) > 1:
-        found = [(order, steps) for order, steps in found if _kinds(steps) == _kinds(like.steps)]
+    for what in (_kinds, _heads):
+        if len(found) > 1:
+            found = [(order, steps) for order, steps in found if what(steps) == what(like.steps)]
     return found if len(found) == 1 else []
 
 
 def _kinds(steps: Steps) -> list[str]:
     return sorted(type(step).__name__ for step in steps if not isinstance(step, Transpose))
+
+
+def _heads(steps: Steps) -> list[int]:
+    """Into how many an axis is cut, by each division."""
+    return [step.into[0] for step in steps if isinstance(step, Divide)]

@@ -28,14 +28,15 @@ def in_parts(
     for wholes, others, is_source in ((here, there, True), (there, here, False)):
         for role, whole in wholes.items():
             head, _, last = role.rpartition(".")
-            names = [f"{head}.{name}" if head else name for name in PARTS.get(last, ())]
-            parts = [others[name] for name in names if name in others]
-            if not names or len(parts) < len(names) or role in others:
-                continue
-            leaves = _taken_apart(fitting, whole, parts, is_source=is_source)
-            if leaves is not None:
-                told = f"{', '.join(map(spoken, names[:-1]))} and {spoken(names[-1])} in one"
-                yield ModulePair(*_sides(whole, parts, is_source=is_source), told, leaves)
+            for several in PARTS.get(last, ()):
+                names = [f"{head}.{name}" if head else name for name in several]
+                parts = [others[name] for name in names if name in others]
+                if len(parts) < len(names) or role in others:
+                    continue
+                leaves = _taken_apart(fitting, whole, parts, is_source=is_source)
+                if leaves is not None:
+                    told = f"{', '.join(map(spoken, names[:-1]))} and {spoken(names[-1])} in one"
+                    yield ModulePair(*_sides(whole, parts, is_source=is_source), told, leaves)
 
 
 def in_experts(
@@ -121,20 +122,21 @@ def _ways(
     *,
     is_stacked: bool,
 ) -> SlotReadings:
-    """How one leaf is taken apart in every member."""
+    """How one leaf is taken apart in every member: in such a way as holds for all, if one does."""
     roles = [fitting.role(part) for part in parts]
     kind = kind_of(whole, parts[0], slot, slots[0], roles[0])
-    found: dict[Orientation, tuple[tuple[Step, ...], ...]] = {}
     columns = zip(*(s.shapes or () for s in slots), strict=True)
-    each = [
-        list(ways_to_part(shape, shapes, kind, roles, is_stacked=is_stacked))
-        for shape, shapes in zip(slot.shapes or (), columns, strict=True)
-    ]
-    for member in zip(*each, strict=False):
-        [orientation, *others] = {name for name, _ in member}
-        if others or orientation in found or len({len(ways) for ways in each}) > 1:
-            return {}
-        found[orientation] = tuple(steps for _, steps in member)
+    each: list[dict[Orientation, tuple[Step, ...]]] = []
+    for shape, shapes in zip(slot.shapes or (), columns, strict=True):
+        ways = list(ways_to_part(shape, shapes, kind, roles, is_stacked=is_stacked))
+        each.append(dict(ways))
+        if len(each[-1]) < len(ways):
+            return {}  # one orientation in two ways
+    found: SlotReadings = {
+        orientation: tuple(ways[orientation] for ways in each)
+        for orientation in (each[0] if each else ())
+        if all(orientation in ways for ways in each)
+    }
     return fitting.narrowed(found, scopes_of(whole, parts[0]), kind, (slot.name, slots[0].name))
 
 

@@ -25,6 +25,16 @@ class Project:
     is_whole: bool = False
 
 
+_LSTM = (
+    "input.i=ii input.f=if input.f=if_ input.g=ig input.o=io"
+    " hidden.i=hi hidden.f=hf hidden.g=hg hidden.o=ho"
+    " input.gates=dense_i hidden.gates=dense_h"
+)
+_GRU = (
+    "input.r=ir input.z=iz input.n=in hidden.r=hr hidden.z=hz hidden.n=hn"
+    " input.gates=dense_i hidden.gates=dense_h"
+)
+
 PROJECTS = (
     Project(
         "transformers, models/llama/modeling_llama.py",
@@ -158,13 +168,13 @@ PROJECTS = (
         "token=wte norm.final=ln_f head=lm_head",
     ),
     Project(
-        "transformers, models/opt/modeling_opt.py, clip/modeling_clip.py, whisper",
+        "transformers, models/opt/modeling_opt.py, bart/modeling_bart.py, clip/modeling_clip.py",
         "query=attention.q_proj key=attention.k_proj value=attention.v_proj out=attention.out_proj"
         " up=fc1 down=fc2 up=mlp.fc1 down=mlp.fc2 norm.attention=self_attn_layer_norm"
         " norm.attention=layer_norm1 norm.mlp=layer_norm2 norm.cross=encoder_attn_layer_norm"
         " norm.mlp=final_layer_norm",
         "token=embed_tokens position=embed_positions norm.final=final_layer_norm head=lm_head"
-        " token=token_embedding position=position_embedding",
+        " token=token_embedding position=position_embedding norm.embedding=layernorm_embedding",
     ),
     Project(
         "transformers, models/bert/modeling_bert.py",
@@ -299,6 +309,16 @@ PROJECTS = (
         " norm.attention=layer_norm_0 norm.mlp=layer_norm_1 up=dense_0 down=dense_1"
         " up=mlp.dense_0 down=mlp.dense_1",
         is_whole=True,
+    ),
+    Project(
+        "google/flax, flax/linen/recurrent.py and flax/nnx/nn/recurrent.py, cells of an LSTM",
+        _LSTM,
+        _LSTM,
+    ),
+    Project(
+        "google/flax, flax/linen/recurrent.py and flax/nnx/nn/recurrent.py, cells of a GRU",
+        _GRU,
+        _GRU,
     ),
     Project(
         "google-deepmind/nanodo, nanodo/model.py",

@@ -82,7 +82,9 @@ _SPOKEN = {
     "gate_up": "gate and up projection in one",
 }
 
+_SPOKEN |= {gate: f"the gate {gate}" for gate in "ifgorzn"}
 _WHOSE = {
+    "hidden": "the hidden state",
     "cross": "cross attention",
     "moe": "the experts",
     "shared": "the shared experts",

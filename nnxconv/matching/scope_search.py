@@ -20,6 +20,16 @@ _EXCHANGEABLE = ("query", "key", "value", "out", "gate", "up", "down")
 
 _COUNTED = re.compile(r"[A-Z]\w*_\d+")
 """Names that flax gives to modules without one, as `Dense_0`: they say a class, and no more."""
+_NUMBER_WITHIN = re.compile(r"_(?=[0-9]+(\.|$))")
+
+
+def _with_numbers_apart(path: Path) -> str:
+    """A path in which every number is a name of its own.
+
+    >>> [_with_numbers_apart(path) for path in (("h_0", "out_0"), ("h", "0", "out.0"))]
+    ['h.0.out.0', 'h.0.out.0']
+    """
+    return _NUMBER_WITHIN.sub(".", ".".join(path))
 
 
 def _own_names(modules: Iterable[ModuleFamily]) -> dict[ModuleFamily, str]:
@@ -59,6 +69,7 @@ class ScopeSearch:
         """Takes the pairs of the strongest evidence that there is; none when there is none."""
         for evidence in (
             self._same_path,
+            self._same_spelling,
             self._same_role,
             self._same_name,
             self._by_shape,
@@ -93,6 +104,10 @@ class ScopeSearch:
 
     def _same_path(self) -> Iterator[ModulePair]:
         yield from self._alike(lambda module: module.path, "the same name")
+
+    def _same_spelling(self) -> Iterator[ModulePair]:
+        """The same names, of which one project puts numbers into, and another beside them."""
+        yield from self._alike(lambda module: _with_numbers_apart(module.path), "the same name")
 
     def _same_role(self) -> Iterator[ModulePair]:
         for found in self._alike(lambda module: self._known.role(module) or None, ""):

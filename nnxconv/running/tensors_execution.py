@@ -11,7 +11,14 @@ from nnxconv.planning import TargetArray
 from nnxconv.running.events import Event, Watcher, ignore
 from nnxconv.running.shard_run import ShardRun
 from nnxconv.running.sharing import work_shard_of
-from nnxconv.storage import ADAPTER_CONFIG, deferred_interrupts, run, to_the_end, together
+from nnxconv.storage import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    deferred_interrupts,
+    run,
+    to_the_end,
+    together,
+)
 from nnxconv.storage.files import check_lock, write_files
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax import (
@@ -29,7 +36,6 @@ from nnxconv.storage.orbax import (
 )
 from nnxconv.storage.resume import Journal
 from nnxconv.storage.safetensors import (
-    ADAPTER_FILE,
     INDEX,
     OpenFiles,
     Shard,

@@ -6,6 +6,7 @@ from .interrupts import interrupt as interrupt
 from .interrupts import last_resort as last_resort
 from .interrupts import to_the_end as to_the_end
 from .names import ADAPTER_CONFIG as ADAPTER_CONFIG
+from .names import ADAPTER_FILE as ADAPTER_FILE
 from .names import ARRAY_METADATAS as ARRAY_METADATAS
 from .names import COMMITTED as COMMITTED
 from .names import DELETION as DELETION
@@ -13,6 +14,9 @@ from .names import MANIFEST as MANIFEST
 from .names import MARKER as MARKER
 from .names import STEP_METADATA as STEP_METADATA
 from .names import STRINGS as STRINGS
+from .names import TENSORS as TENSORS
+from .names import TENSORS_FILE as TENSORS_FILE
+from .names import TENSORS_INDEX as TENSORS_INDEX
 from .names import TREE_METADATA as TREE_METADATA
 from .names import UNFINISHED as UNFINISHED
 from .names import USUAL_ITEMS as USUAL_ITEMS

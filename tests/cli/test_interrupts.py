@@ -115,6 +115,7 @@ def check_answer(command, number, moment, places, out):
     assert took < LONGEST_SECONDS
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("number", ENDS)
 @pytest.mark.parametrize("name", ["convert", "compare"])
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3])
@@ -122,7 +123,7 @@ def test_a_signal_is_answered_from_the_first_moment_on(name, number, moment, pla
     check_answer(COMMANDS[name], number, moment, places, tmp_path / "out")
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_without_a_signal_each_command_does_its_work(name, places, tmp_path):
     seconds_of(COMMANDS[name], places, tmp_path / "whole")

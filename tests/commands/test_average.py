@@ -22,6 +22,7 @@ def three(tmp_path):
     return [*paths[:2], str(tmp_path / "nnx")]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("weights", "expected"), [([0.5, 0.25, 0.25], 2.0), ([1.0, 0.0, 0.0], 1.0), (None, 7 / 3)]
 )

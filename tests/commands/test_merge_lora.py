@@ -92,7 +92,7 @@ def weights_of(path):
     return [np.asarray(found[key]) for key in keys]
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("base", [None, 1])
 @pytest.mark.parametrize("adapter", [None, 1])
 @pytest.mark.parametrize("form", FORMS)

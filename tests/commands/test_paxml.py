@@ -134,7 +134,7 @@ def test_the_writer_writes_what_paxml_writes(name, conformance, tmp_path):
 # Values and trees
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fused_qkv", QKV)
 @pytest.mark.parametrize("layers", ARRANGEMENTS)
 @pytest.mark.parametrize("to", LAYOUTS)
@@ -161,7 +161,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fused_qkv", QKV)
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_way_to_store_a_checkpoint_gives_the_same(name, fused_qkv, tmp_path):
@@ -184,6 +184,7 @@ def test_one_layer_is_stacked_all_the_same(tmp_path):
 # The step
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("step", [0, 5, 4000, 123456789])
 def test_the_step_is_int32_and_names_the_directory(step, tmp_path):
     written = pax.write(tmp_path / "in", pax.leaves(step=step))
@@ -200,6 +201,7 @@ def test_checkpoint_manager_opens_the_target(source, tmp_path):
         check(manager.restore(STEP, args=arguments)["items"], expected())
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("version", ["0", "1.1"])
 @pytest.mark.parametrize("given", ["root", "step", "leaves"])
 def test_a_source_is_found_wherever_in_it_the_path_ends(given, version, tmp_path):
@@ -388,7 +390,7 @@ TWINS = [
 ]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("optimizer", ["adam_pax", "adamw"])
 @pytest.mark.parametrize(("first", "second"), TWINS, ids=str)
 def test_compare_finds_no_difference_between_layouts(first, second, optimizer, source, tmp_path):
@@ -400,7 +402,7 @@ def test_compare_finds_no_difference_between_layouts(first, second, optimizer, s
     assert report.is_match, report.render()
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("fused_qkv", QKV)
 @pytest.mark.parametrize(
     "options",

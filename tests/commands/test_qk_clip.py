@@ -74,7 +74,7 @@ def by_hand(kernel, layer, name, threshold):
 FORMS = ["npz of each layer", "npz of stacked layers", "json", "Orbax"]
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("queries", ["wq_b", "query"])
 @pytest.mark.parametrize("axis", [None, 0, 1])
 @pytest.mark.parametrize("form", FORMS)

@@ -382,7 +382,7 @@ def saved(tmp_path_factory):
     }
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
 def test_every_layout_matches_every_other_however_its_layers_are_arranged(first, second, saved):
@@ -500,7 +500,7 @@ def test_layers_of_another_name_match_their_conversion(tmp_path):
     )
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "name",

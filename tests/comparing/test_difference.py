@@ -220,6 +220,7 @@ def test_measure_agrees_with_exact_arithmetic(arrays, tolerance):
     check(*arrays, tolerance)
 
 
+@pytest.mark.full
 @given(
     pairs(st.sampled_from(FLOATS), st.sampled_from(FLOATS))
     | pairs(st.sampled_from(COMPLEX), st.sampled_from((*COMPLEX, *FLOATS))),

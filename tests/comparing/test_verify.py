@@ -41,7 +41,7 @@ def saved(tmp_path_factory):
     }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("target", LAYOUTS)
 @pytest.mark.parametrize("source", LAYOUTS)
 def test_every_direction_is_proved_and_compares_as_a_match(source, target, saved, tmp_path):
@@ -199,7 +199,7 @@ def inject(monkeypatch, fault):
     return named
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("use_ocdbt", [True, False])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("source", [("linen", None), ("linen", 1), ("nnx-pure", None)], ids=str)

@@ -128,7 +128,7 @@ def stored_leaves(item: Path) -> int:
     return sum(not entry["value_metadata"]["skip_deserialize"] for entry in entries)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @each
 def test_states_and_roles_are_those_of_the_case(case, written):
     path = written(case)
@@ -154,7 +154,7 @@ def test_states_and_roles_are_those_of_the_case(case, written):
     assert run("compare", path, path, "--compare_values").exit_code == 0
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @each
 @pytest.mark.parametrize("to", ["nnx", "linen"])
 def test_what_is_converted_in_place_comes_back(case, to, written, tmp_path):
@@ -175,7 +175,7 @@ def test_what_is_converted_in_place_comes_back(case, to, written, tmp_path):
     assert account.total == len(account.converted) + len(account.kept) + len(account.left_out or {})
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each
 def test_parameters_alone_are_parameters_alone(case, written, tmp_path):
     path = written(case)
@@ -195,7 +195,7 @@ def test_parameters_alone_are_parameters_alone(case, written, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @each
 def test_the_same_tree_is_loaded_whatever_it_is(case, written):
     path = nnxconv.inspect(str(written(case))).item.path

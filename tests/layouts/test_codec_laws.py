@@ -213,7 +213,7 @@ def stored_tree(layout, state, arrangement, form=None):
 ARRANGEMENTS = st.sampled_from([Apart("suffix"), Apart("index"), Stacked(0), Stacked(1)])
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 @each_pair
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
@@ -237,7 +237,7 @@ def optimizers_that_follow() -> Iterator[None]:
         raise
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 @every_pair
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
@@ -252,7 +252,7 @@ def test_layers_stacked_on_the_way_are_taken_apart_on_the_way_back(layout, other
     assert returned.contents() == disk.contents(without_rngs=other in IN_LINEN)
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 @every_pair
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())

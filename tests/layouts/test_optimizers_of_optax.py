@@ -120,6 +120,7 @@ def test_optax_has_the_optimizers_that_are_refused():
     assert len(OPTIMIZERS) > 80
 
 
+@pytest.mark.sample(70)
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_its_state_is_stacked_as_init_shapes_it_or_refused(name, axis):
@@ -134,6 +135,7 @@ def test_its_state_is_stacked_as_init_shapes_it_or_refused(name, axis):
     assert told(there.tree) == told(tree_of(made, stacked(axis)))
 
 
+@pytest.mark.sample(70)
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in REFUSED])
 def test_its_state_is_unstacked_as_init_shapes_it(name, axis):

@@ -236,6 +236,7 @@ def test_an_nnx_network_with_batch_statistics_goes_on_in_linen(written, tmp_path
     np.testing.assert_allclose(as_evaluated(state), evaluated, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_the_variables_of_linen_are_a_mapping_without_a_train_state(tmp_path):
     model, _ = nnx_cnn()
     source = save(tmp_path / "nnx", nnx.state(model))

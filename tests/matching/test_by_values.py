@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import nnxconv
 from nnxconv.errors import BadInput
@@ -119,6 +120,34 @@ def test_a_model_in_python_has_no_values_to_read(tmp_path):
         "`tests.support.model_pairs:abstract_mlp` is no checkpoint, whose values `--by_values`"
         " could read"
     )
+
+
+def test_statistics_of_batches_are_found_among_the_arrays_of_a_file(tmp_path):
+    """PyTorch keeps its buffers among the parameters, and flax in a collection of its own."""
+    made = np.random.default_rng(0)
+    names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    flax = {name: made.normal(size=8).astype(np.float32) for name in names}
+    kernel = made.normal(size=(3, 3, 4, 8)).astype(np.float32)
+    torch = {f"stem.bn.{new}": flax[old] for old, new in names.items()}
+    source = tmp_path / "a.safetensors"
+    save_file(
+        {**torch, "stem.conv.weight": np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))}, source
+    )
+    norm = {"BatchNorm_0": {n: flax[n] for n in ("scale", "bias")}}
+    stats = {"BatchNorm_0": {n: flax[n] for n in ("mean", "var")}}
+    tree = {"params": {"Conv_0": {"kernel": kernel}, **norm}, "batch_stats": stats}
+    template = save(tmp_path / "b", tree)
+    rules, target = tmp_path / "rules.toml", tmp_path / "c"
+    outcome = run("match", source, template, "--by_values", "--output", rules)
+    assert (outcome.exit_code, outcome.stderr) == (0, ""), outcome.stdout
+    nnxconv.convert(str(source), str(target), like=str(template), rename=str(rules))
+    how = {"compare_values": True, "compare_only": "all", "atol": 0, "rtol": 0}
+    assert nnxconv.compare(str(target), str(template), **how).is_match
+    back = tmp_path / "back.safetensors"
+    nnxconv.convert(str(target), str(back), to="safetensors", rename_back=str(rules))
+    before, after = load_file(source), load_file(back)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_what_is_tied_or_padded_is_in_no_rule_and_is_told(tmp_path):

@@ -40,6 +40,23 @@ def test_statistics_of_another_collection_do_not_speak_against_a_pair():
     ) == {"norm": "bn1"}
 
 
+def test_a_name_is_the_same_however_it_writes_numbers():
+    """As PyTorch's diffusers and flax' have them, where shapes tell nothing."""
+    tree = """
+        params/mid/{0}/{1}/to_q/kernel f32[8,8]
+        params/mid/{0}/{1}/{2}/kernel f32[8,8]
+        params/mid/{0}/{3}/to_q/kernel f32[8,8]
+        params/mid/{0}/{3}/{2}/kernel f32[8,8]
+    """
+    torch = tree.format("attentions/0", "attn1", "to_out/0", "attn2")
+    flax = tree.format("attentions_0", "attn1", "to_out_0", "attn2")
+    assert certain(torch, flax) == {
+        f"mid.attentions.0.attn{n}.{one}": f"mid.attentions_0.attn{n}.{other}"
+        for n in (1, 2)
+        for one, other in (("to_q", "to_q"), ("to_out.0", "to_out_0"))
+    }
+
+
 ACTOR_CRITIC = """
 params/actor/{0}/kernel f32[4,8]
 params/actor/{1}/kernel f32[8,2]

@@ -11,8 +11,9 @@ from nnxconv.renaming import rename
 from nnxconv.renaming.toml import parse_rules
 from tests.support.generated_pairs import generated_pair, pair_of, projects_of
 from tests.support.model_families import FAMILIES
+from tests.support.tiers import campaign
 
-BLOCKS, PER_BLOCK = 50, 100
+BLOCKS, PER_BLOCK = 100, 50
 
 
 def counted(pair):
@@ -39,7 +40,7 @@ def counted(pair):
 
 
 @pytest.mark.sample(1)
-@pytest.mark.parametrize("block", range(BLOCKS))
+@pytest.mark.parametrize("block", campaign(range(BLOCKS), 30))
 def test_what_is_certain_is_right_and_most_is_certain_where_names_are_known(block):
     known = Counter()
     for seed in range(block * PER_BLOCK, (block + 1) * PER_BLOCK):

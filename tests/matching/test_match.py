@@ -207,7 +207,7 @@ LINEN_TEMPLATES = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 @pytest.mark.parametrize("template", LINEN_TEMPLATES.values(), ids=LINEN_TEMPLATES.keys())
 def test_a_template_can_be_of_linen(template, name, checkpoints_of):

@@ -40,6 +40,7 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 def test_training_goes_on_in_nnx_with_the_losses_of_linen():
     lines = run("train_linen_continue_in_nnx.py").splitlines()
     before, after = lines[:5], lines[5:]

@@ -265,7 +265,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     assert contents(sources[name]) == before
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @OLD
 @pytest.mark.parametrize("left", [0, 8 * KIB, 12 * MIB], ids=format_bytes)
 @pytest.mark.parametrize("kind", KINDS)
@@ -291,6 +291,7 @@ TENSORS = ["--to", "safetensors", "--params_only", "--shard_size", "3MB"]
 """8 MiB of weights, in files of 2 MiB and less."""
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("left", [None, 0, 8 * KIB, 5 * MIB], ids=str)
 def test_safetensors_for_which_there_is_no_room_are_refused_or_undone(left, disk, sources):
     """Their files have their whole size from the start, and are filled on the way."""

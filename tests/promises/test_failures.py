@@ -60,7 +60,7 @@ def fail_at(point, failure, patch):
         patch.setattr(storage_writer, "codec_of", lambda array: None)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize(
     ("failure", "is_there"), [("a defect", False), *((failure, True) for failure in FAILURES)]

@@ -178,7 +178,7 @@ def of_every_type() -> dict[str, Any]:
     }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @FORMATS
 @pytest.mark.parametrize("layout", ["linen", "nnx", "nnx-pure", "nnx-state", "maxtext"])
 def test_every_type_and_every_kind_of_key_survives(use_ocdbt, use_zarr3, layout, tmp_path):
@@ -198,7 +198,7 @@ def without_wrappers(tree: Any) -> Any:
     return {k: without_wrappers(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @FORMATS
 @pytest.mark.parametrize("layout", ["nnx", "nnx-pure", "nnx-state", "maxtext"])
 def test_every_type_comes_back_bit_for_bit(use_ocdbt, use_zarr3, layout, tmp_path):
@@ -627,6 +627,7 @@ def test_averaged_weights_are_stacked_with_the_weights(tmp_path):
     assert look(converted["ema_params"]) == look(converted["params"])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("has_level", [True, False], ids=["params/params", "params"])
 @pytest.mark.parametrize("layout", ["nnx", "nnx-pure", "nnx-state"])
 def test_averaged_weights_become_a_second_copy_beside_an_nnx_model(layout, has_level, tmp_path):

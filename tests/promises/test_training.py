@@ -122,6 +122,7 @@ def test_like_gives_an_nnx_model_the_rng_state_that_linen_does_not_keep(
         assert np.array_equal(jax.random.key_data(loaded[...]), jax.random.key_data(variable[...]))
 
 
+@pytest.mark.full
 def test_without_a_word_linen_becomes_nnx_with_stacked_layers(tmp_path):
     run = linen_run(False)
     source = save(tmp_path / "linen", run.halfway)
@@ -160,6 +161,7 @@ def save_step(root: Path, tree: Any) -> tuple[Path, str]:
     return root, "2/default"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("writer", [save_standard, save_step])
 def test_every_orbax_writer_of_a_train_state_will_do(writer, tmp_path):
     run = linen_run(False)
@@ -186,7 +188,7 @@ def test_weights_directly_under_params_are_understood_too(tmp_path):
     round_trip_is_exact(source, tmp_path / "back")
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @CHANGES_OF_LAYERS
 def test_a_linen_run_comes_back_from_nnx_bit_for_bit(is_scanned, is_stacked, tmp_path):
     run = linen_run(is_scanned)
@@ -420,7 +422,7 @@ def tower(tmp_path_factory):
     return run
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("layout", ["nnx", "nnx-pure", "nnx-state", "maxtext"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_comes_back_to_linen_bit_for_bit(name, layout, tower, tmp_path):
@@ -431,7 +433,7 @@ def test_every_optimizer_comes_back_to_linen_bit_for_bit(name, layout, tower, tm
     restore_like(tmp_path / "back", tower(name).fresh.replace(step=jnp.int32(0)))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("layout", ["nnx-pure", "nnx-state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_nnx_as_it_would_have_in_linen(name, layout, tower, tmp_path):
@@ -446,7 +448,7 @@ def test_every_optimizer_goes_on_in_nnx_as_it_would_have_in_linen(name, layout, 
     goes_on_as(train_nnx(model, optimizer, tokens, AFTER), run.losses)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("written", ["nnx-pure", "nnx-state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_converted_tree_of_every_optimizer_is_the_one_that_nnx_writes(
@@ -460,7 +462,7 @@ def test_the_converted_tree_of_every_optimizer_is_the_one_that_nnx_writes(
     assert shape_tree(tmp_path / "nnx") == shape_tree(native)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("written", ["nnx-pure", "nnx-state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_in_linen_as_it_would_have_in_nnx(name, written, tower, tmp_path):

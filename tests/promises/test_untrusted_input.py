@@ -170,7 +170,7 @@ TRAPS = ("json", "numpy", "flax", "jax", "orbax", "tensorstore", "jinja2", "toml
 TRAPS += ("ml_dtypes", "etils", "gcsfs", "google", "rich", "click", "tensorflow", "msgpack")
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["inspect", "report", "rules", "model"])
 def test_nothing_in_the_working_directory_is_imported_unless_it_is_named(kind, saved, tmp_path):
     for name in TRAPS:

@@ -37,7 +37,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("kind", "to", "scan"), CASES)
 def test_an_adapter_comes_back_byte_for_byte_with_its_configuration(kind, to, scan, tmp_path):
     peft, model = saved(tmp_path, kind, factors(kind))

@@ -199,7 +199,7 @@ def train_state(params):
     return {"step": np.asarray(3, np.int32), "params": params, "opt_state": [adam, None]}
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("layers", [False, True])
 @pytest.mark.parametrize(("text", "before", "after"), STEPS.values(), ids=STEPS.keys())
 def test_steps_change_arrays_and_are_undone(text, before, after, layers, tmp_path):
@@ -364,7 +364,7 @@ GEMMA4 = [
 ]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("before", "after", "count", "name"), GEMMA4)
 def test_like_needs_no_rules_for_gemma4_and_rules_lead_to_the_same(
     before, after, count, name, tmp_path

@@ -206,6 +206,7 @@ def test_what_is_equal_within_beyond_and_not_comparable_look_different(
     assert len(set(colors)) == 8
 
 
+@pytest.mark.full
 def test_a_cell_shows_its_numbers_under_the_pointer(browser: ReportBrowser) -> None:
     browser.open(differing())
     browser.cell(0, 0, 2).perform()

@@ -222,6 +222,7 @@ def test_a_signal_to_a_first_process_that_is_held_up_is_what_the_others_end_of(l
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_an_error_of_one_is_told_by_all(tmp_path):
     source = checkpoints.save_item(
         tmp_path / "source", state(axis=1), use_ocdbt=False, chunk_bytes=2**20

@@ -149,7 +149,7 @@ def build(tmp_path_factory):
     shutil.rmtree(root)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "is_renamed"), PLANS, ids=str)
 def test_peak_memory_is_what_was_promised(name, options, is_renamed, build, tmp_path):

@@ -147,7 +147,7 @@ def check_equal(a: str, b: str) -> None:
     assert report.findings == []
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @each
 def test_blocks_are_taken_apart_layer_by_layer(model, tmp_path):
     source = saved(tmp_path, "blocks", state(model.in_blocks()))
@@ -191,6 +191,7 @@ def test_layers_apart_become_blocks_where_their_marks_tell_the_family(model, tmp
     )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("model", ONLY_REST, ids=str)
 def test_layers_that_fill_no_block_are_all_of_them_a_remainder(model, tmp_path):
     apart = saved(tmp_path, "apart", state(model.apart()))
@@ -464,6 +465,7 @@ def told(path) -> dict[Any, str]:
     return {tuple(row["key"]): row["array"] for row in rows if "rngs" not in row["key"]}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("source", "options", "wanted"), PAIRS.values(), ids=PAIRS)
 def test_conversions_of_maxtext_0_2_5_have_the_trees_that_it_writes(
     source, options, wanted, conformance, tmp_path
@@ -474,6 +476,7 @@ def test_conversions_of_maxtext_0_2_5_have_the_trees_that_it_writes(
     assert told(tmp_path / "new") == told(folder / f"r025_{wanted}")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("model", LIKE)
 def test_a_template_of_maxtext_0_2_5_is_followed_in_all_its_leaves(model, conformance, tmp_path):
     folder = conformance / "maxtext-0.2.5"

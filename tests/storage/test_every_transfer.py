@@ -100,7 +100,7 @@ def convert(source: Path, target: Path, to, layers, **options):
     return nnxconv.convert(str(source), str(target), to=to, scan_layers=scan_layers, **options)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("to", LAYOUTS)
 @every_source
 def test_a_copied_target_is_what_its_own_programs_save(layout, layers, to, saved, tmp_path):
@@ -109,7 +109,7 @@ def test_a_copied_target_is_what_its_own_programs_save(layout, layers, to, saved
     assert are_same(leaves(tmp_path / "out"), saved[to, other].leaves)
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(5)
 @every_target
 @every_source
 def test_a_linked_target_is_the_same_outlives_its_source_and_gives_it_back_bit_for_bit(
@@ -126,6 +126,7 @@ def test_a_linked_target_is_the_same_outlives_its_source_and_gives_it_back_bit_f
     assert are_same(leaves(back), saved[layout, layers].leaves)
 
 
+@pytest.mark.sample(5)
 @every_target
 def test_an_orbax_save_over_a_linked_target_leaves_the_source_whole(
     to, target_layers, saved, tmp_path

@@ -82,7 +82,7 @@ def with_paths(options: dict[str, Any], root: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_from_gs_to_gs(name, storage, sources, expected, tmp_path):
     source, options = CONVERSIONS[name]

@@ -66,7 +66,7 @@ def is_repeatable(request: Request) -> bool:
     return "upload_id=" not in request.target
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
@@ -100,6 +100,7 @@ def test_data_that_comes_down_is_whole(fault, impatient, storage, sources, tmp_p
     assert nnxconv.compare(sources["large"], str(tmp_path / "x"), compare_values=True).is_match
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("fault", ["503", "reset", "lost answer"])
 def test_data_that_goes_up_is_whole(fault, impatient, storage, local):
     with storage.proxy.inject(
@@ -184,7 +185,7 @@ def arguments_of(command: str, storage, sources, local, tmp_path) -> list[object
     }[command]
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("fault", "command", "kind", "name"),
     [

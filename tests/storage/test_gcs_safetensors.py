@@ -57,6 +57,7 @@ def test_one_file_in_a_bucket_is_read(storage, folder, tmp_path):
     assert nnxconv.compare(path, str(folder), compare_values=True).is_match
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ["out/x", "out/x.safetensors"])
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("verify", [False, True])
@@ -209,6 +210,7 @@ def test_a_truncated_object_is_told(storage, folder, tmp_path):
         assert told in damaged.value.render()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("fault", [Status(503), Reset(), Truncate(), Shorten()])
 @pytest.mark.parametrize("skip", [0, 5])
 def test_reads_that_fail_are_made_again(skip, fault, storage, folder, wanted, tmp_path):

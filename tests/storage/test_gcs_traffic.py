@@ -63,6 +63,7 @@ def put(storage, name, folder):
     return storage.put(path, "out/source")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_names_only_asks_25_times_and_for_each_file_that_has_to_be(name, storage, tmp_path):
     source = put(storage, name, tmp_path)

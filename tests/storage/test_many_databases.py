@@ -171,7 +171,7 @@ CONVERSIONS = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("transfer", ["copy", "link"])
 @pytest.mark.parametrize("conversion", CONVERSIONS)
 def test_a_source_of_many_databases_goes_there_and_back_bit_for_bit(

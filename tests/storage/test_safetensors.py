@@ -71,6 +71,29 @@ def test_every_type_of_the_format_is_one_of_numpys():
     assert all(np.dtype(ours).name == ours for ours in DTYPES.values())
 
 
+def test_buffers_of_batch_norms_are_variables_that_no_cast_changes(tmp_path):
+    made = np.random.default_rng(0)
+    names = ["weight", "bias", "running_mean", "running_var"]
+    before = {f"bn1.{name}": made.normal(size=4).astype(np.float32) for name in names}
+    before["bn1.num_batches_tracked"] = np.array(7, np.int64)
+    save_file(before, tmp_path / "a.safetensors")
+    told = json.loads(run("inspect", tmp_path / "a.safetensors", "--json").stdout)
+    assert {r: n["leaves"] for r, n in told["ledger"].items() if n["leaves"]} == {
+        "parameters": 2,
+        "variables": 3,
+    }
+    path, target = str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")
+    nnxconv.convert(path, target, to="safetensors", dtype="bfloat16")
+    after = load_file(tmp_path / "b.safetensors")
+    assert {name: str(array.dtype) for name, array in after.items()} == {
+        "bn1.weight": "bfloat16",
+        "bn1.bias": "bfloat16",
+        "bn1.running_mean": "float32",
+        "bn1.running_var": "float32",
+        "bn1.num_batches_tracked": "int64",
+    }
+
+
 def test_a_file_that_we_write_is_the_same_each_time_and_says_pt(tmp_path):
     path = checkpoints.save_item(tmp_path / "orbax", checkpoints.nnx_pure())
     for name in "ab":
@@ -427,6 +450,7 @@ def test_an_index_says_how_many_bytes_and_where():
 CONVERT = [sys.executable, "-c", "from nnxconv.cli import main; main()", "convert"]
 
 
+@pytest.mark.full
 @pytest.mark.trust
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("seed", range(8))

@@ -39,7 +39,7 @@ def files_below(path):
     return {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("use_zarr3", [False, True])
 @pytest.mark.parametrize("use_ocdbt", [False, True])
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -21,15 +21,21 @@ def new() -> Tree:
     return _decoder(np.random.default_rng(0), is_new=True)
 
 
-def _decoder(made: np.random.Generator, *, is_new: bool) -> Tree:
+def grouped() -> Tree:
+    """The decoder with half as many heads of keys and values as of queries."""
+    return _decoder(np.random.default_rng(0), is_new=False, keys=WIDTH // 2)
+
+
+def _decoder(made: np.random.Generator, *, is_new: bool, keys: int = WIDTH) -> Tree:
     def drawn(*shape: int) -> np.ndarray:
         return made.normal(size=shape).astype(np.float32)
 
-    def vector(value: float) -> np.ndarray:
-        return np.full(WIDTH, value, np.float32) if is_new else value + drawn(WIDTH)
+    def vector(value: float, size: int = WIDTH) -> np.ndarray:
+        return np.full(size, value, np.float32) if is_new else value + drawn(size)
 
     def layer() -> Tree:
-        dense = {n: {"kernel": drawn(WIDTH, WIDTH), "bias": vector(0)} for n in "qkv"}
+        sizes = {"q": WIDTH, "k": keys, "v": keys}
+        dense = {n: {"kernel": drawn(WIDTH, s), "bias": vector(0, s)} for n, s in sizes.items()}
         return {
             **dense,
             "o": {"kernel": drawn(WIDTH, WIDTH)},
@@ -63,6 +69,17 @@ def torch(tree: Tree) -> Tree:
             f"{head}.mlp.down.weight": layer["down"]["kernel"].T,
         }
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
+
+
+def interleaved(tree: Tree, groups: int) -> Tree:
+    """As `torch`, but each group of heads has its queries, keys and values together (GPT-NeoX)."""
+    found = torch(tree)
+    for n, layer in enumerate(_layers(tree)):
+        for old, new in (("kernel", "weight"), ("bias", "bias")):
+            parts = [layer[p][old].T.reshape(groups, -1, *layer[p][old].shape[:-1]) for p in "qkv"]
+            name = f"model.layers.{n}.attn.qkv.{new}"
+            found[name] = np.concatenate(parts, 1).reshape(found[name].shape)
+    return found
 
 
 def haiku(tree: Tree) -> Tree:
@@ -142,6 +159,11 @@ PAIRS: Mapping[str, tuple[Callable[[], Tree], Callable[[], Tree]]] = {
     "new, turned and cut": (lambda: torch(new()), new),
     "fused within heads": (flax, lambda: haiku(flax())),
     "cut out of heads": (lambda: haiku(flax()), flax),
+    "fused within heads, merged": (flax, lambda: interleaved(flax(), HEADS)),
+    "cut out of merged heads": (lambda: interleaved(flax(), HEADS), flax),
+    "new, fused within heads, merged": (new, lambda: interleaved(new(), HEADS)),
+    "fused within groups of heads": (grouped, lambda: interleaved(grouped(), HEADS // 2)),
+    "cut out of groups of heads": (lambda: interleaved(grouped(), HEADS // 2), grouped),
     "stacked": (flax, lambda: stacked(flax())),
     "taken apart": (lambda: stacked(flax()), flax),
     "shuffled": (flax, lambda: shuffled(flax())),

@@ -33,6 +33,12 @@ def choose(cases: Sequence[Case], most: int) -> list[int]:
     return sorted(chosen)
 
 
+def campaign(values: Sequence[object], most: int) -> list[object]:
+    """Parameters: so many for the full run; those after them wait for `-m trust`."""
+    later = [pytest.param(value, marks=pytest.mark.trust(only=True)) for value in values[most:]]
+    return [*values[:most], *later]
+
+
 def _pairs(case: Case) -> set[Pair]:
     """The values of a case, and each two of them."""
     values = [(name, repr(value)) for name, value in sorted(case.items())]

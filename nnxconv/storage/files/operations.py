@@ -10,7 +10,7 @@ from pathlib import Path
 from etils import epath
 
 from nnxconv.errors import StorageError
-from nnxconv.storage import COMMITTED
+from nnxconv.storage import ADAPTER_FILE, COMMITTED, TENSORS_FILE, TENSORS_INDEX
 from nnxconv.storage.files.naming import placed
 from nnxconv.storage.gcs import (
     REQUESTS_AT_ONCE,
@@ -184,10 +184,7 @@ def is_mark(name: str) -> bool:
 
 def _is_tensors_mark(name: str) -> bool:
     """True for the name of the file by which readers of safetensors find a complete folder."""
-    return name.endswith(".safetensors.index.json") or name in _ONLY_FILES
-
-
-_ONLY_FILES = ("model.safetensors", "adapter_model.safetensors")
+    return name.endswith(TENSORS_INDEX) or name in (TENSORS_FILE, ADAPTER_FILE)
 
 
 def is_complete(names: Iterable[str]) -> bool:

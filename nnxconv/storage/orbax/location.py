@@ -27,6 +27,7 @@ from nnxconv.storage import (
     MANIFEST,
     STEP_METADATA,
     STRINGS,
+    TENSORS,
     TREE_METADATA,
     UNFINISHED,
     USUAL_ITEMS,
@@ -52,7 +53,7 @@ from nnxconv.storage.orbax.steps import (
     step_number,
     steps_in,
 )
-from nnxconv.storage.safetensors import CONFIG, SUFFIX, beside_index, has_tensors, home_of, root_of
+from nnxconv.storage.safetensors import CONFIG, beside_index, has_tensors, home_of, root_of
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def locate(
     """
     file = _named_file(path)
     given = Folder(file, frozenset(), frozenset()) if file else finished_directory(path)
-    if TREE_METADATA not in given.files and (given.path.suffix == SUFFIX or has_tensors(given)):
+    if TREE_METADATA not in given.files and (given.path.suffix == TENSORS or has_tensors(given)):
         return _of_tensors(path, given, step)
     of_flax = (file, 0) if file else _file_of_flax(path, given, step)
     if of_flax is not None:
@@ -174,11 +175,11 @@ def _named_file(path: str) -> epath.Path | None:
     """A safetensors, npz or msgpack file that a user names."""
     given = absolute(path)
     if is_remote(given):
-        is_object = given.suffix == SUFFIX and object_at(given) is not None
+        is_object = given.suffix == TENSORS and object_at(given) is not None
         return given if is_object else None
     if not given.is_file() or given.name.startswith("streaming_"):
         return None
-    return given if given.suffix in (SUFFIX, NPZ) or is_msgpack(given) else None
+    return given if given.suffix in (TENSORS, NPZ) or is_msgpack(given) else None
 
 
 def _file_of_flax(path: str, given: Folder, step: Step | None) -> tuple[epath.Path, int] | None:

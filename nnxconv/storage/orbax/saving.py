@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from nnxconv.storage import COMMITTED, STEP_METADATA, run, to_the_end, together
+from nnxconv.storage import COMMITTED, STEP_METADATA, TENSORS, run, to_the_end, together
 from nnxconv.storage.files import Folder, copy_files, files_below, placed, write_files
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax.commit import nothing_left_on_failure
@@ -22,7 +22,6 @@ from nnxconv.storage.orbax.location import Location, absolute
 from nnxconv.storage.orbax.new_arrays import NewArray, write_scalars
 from nnxconv.storage.orbax.witness import refuse_unread
 from nnxconv.storage.orbax.writer import Work, Writer
-from nnxconv.storage.safetensors import SUFFIX
 from nnxconv.storage.zarr import Container
 from nnxconv.tree import Key, Literal
 
@@ -55,7 +54,7 @@ class Target:
     @property
     def tensors_file(self) -> str:
         """The name of the only file of safetensors; empty where they are a folder."""
-        return self.path.name if self.tensors and self.path.suffix == SUFFIX else ""
+        return self.path.name if self.tensors and self.path.suffix == TENSORS else ""
 
     @property
     def item_path(self) -> epath.Path:

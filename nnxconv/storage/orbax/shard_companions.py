@@ -7,12 +7,13 @@ from pathlib import Path
 
 from etils import epath
 
+from nnxconv.storage import TENSORS, TENSORS_INDEX
 from nnxconv.storage.files import copy_files, files_below, write_files
 from nnxconv.storage.gcs import is_remote
 from nnxconv.storage.orbax.saving import Target
 from nnxconv.storage.safetensors import INDEX, Shard, index_text
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_WEIGHTS = (TENSORS, TENSORS_INDEX)
 
 
 def write_beside(target: Target, shards: Sequence[Shard], directory: epath.Path) -> None:

@@ -1,4 +1,3 @@
-from .companions import ADAPTER_FILE as ADAPTER_FILE
 from .companions import CONFIG as CONFIG
 from .companions import home_of as home_of
 from .companions import root_of as root_of
@@ -7,7 +6,6 @@ from .files import beside_index as beside_index
 from .files import find_tensors as find_tensors
 from .files import has_tensors as has_tensors
 from .header import METADATA as METADATA
-from .header import SUFFIX as SUFFIX
 from .header import Tensor as Tensor
 from .header import chunks_of as chunks_of
 from .in_bucket import read_object_region as read_object_region

@@ -2,14 +2,12 @@
 
 from etils import epath
 
+from nnxconv.storage import TENSORS, TENSORS_INDEX
 from nnxconv.storage.files import Folder, refuse_strangers
-from nnxconv.storage.safetensors.header import SUFFIX
 
 CONFIG = "config.json"
-ADAPTER_FILE = "adapter_model.safetensors"
-"""What PEFT calls an adapter's file, which has no shards."""
 _WEIGHTS = (
-    *(".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth"),
+    *(TENSORS, TENSORS_INDEX, ".bin", ".bin.index.json", ".pt", ".pth"),
     *(".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".pkl", ".pickle"),
 )
 MAX_BYTES = 100 * 2**20
@@ -18,7 +16,7 @@ MAX_BYTES = 100 * 2**20
 
 def home_of(path: epath.Path) -> epath.Path:
     """The folder of a checkpoint that is a folder, or a file in one."""
-    return path.parent if path.suffix == SUFFIX else path
+    return path.parent if path.suffix == TENSORS else path
 
 
 def root_of(home: epath.Path) -> epath.Path:

@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 from nnxconv.errors import BadInput, DamagedCheckpoint
+from nnxconv.storage import TENSORS, TENSORS_INDEX
 from nnxconv.storage.files import Folder, read_json
 from nnxconv.storage.gcs import REQUESTS_AT_ONCE, is_remote
-from nnxconv.storage.safetensors.header import SUFFIX, Tensor, read_header
+from nnxconv.storage.safetensors.header import Tensor, read_header
 from nnxconv.tree import counted
 
-INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
 def has_tensors(folder: Folder) -> bool:
     """True for a folder with safetensors files or an index of some."""
-    return any(name.endswith((SUFFIX, INDEX_SUFFIX)) for name in folder.files)
+    return any(name.endswith((TENSORS, TENSORS_INDEX)) for name in folder.files)
 
 
 def find_tensors(folder: Folder, path: epath.Path) -> dict[str, Tensor]:
@@ -30,10 +30,10 @@ def find_tensors(folder: Folder, path: epath.Path) -> dict[str, Tensor]:
     """
     if path != folder.path:
         return _read(folder.path, [path.name], None)
-    indices = sorted(name for name in folder.files if name.endswith(INDEX_SUFFIX))
+    indices = sorted(name for name in folder.files if name.endswith(TENSORS_INDEX))
     if len(indices) == 1:
         return _indexed(folder, indices[0])
-    files = sorted(name for name in folder.files if name.endswith(SUFFIX))
+    files = sorted(name for name in folder.files if name.endswith(TENSORS))
     are_one = _are_shards(folder.path, files) or len(files) == 1
     if len(indices) > 1 or not are_one:
         raise BadInput(
@@ -92,11 +92,11 @@ def _refuse_more_shards(folder: Folder, index: str, named: Iterable[str]) -> Non
 
 def beside_index(folder: Folder) -> tuple[str, ...]:
     """Files of safetensors that the index of their folder does not name, and that are not read."""
-    indices = [name for name in folder.files if name.endswith(INDEX_SUFFIX)]
+    indices = [name for name in folder.files if name.endswith(TENSORS_INDEX)]
     if len(indices) != 1:
         return ()
     named = set(_weight_map(folder, indices[0]).values())
-    return tuple(sorted(n for n in folder.files - named if n.endswith(SUFFIX)))
+    return tuple(sorted(n for n in folder.files - named if n.endswith(TENSORS)))
 
 
 def _are_shards(path: epath.Path, files: Iterable[str]) -> bool:
@@ -112,7 +112,7 @@ def _are_shards(path: epath.Path, files: Iterable[str]) -> bool:
     numbers = {int(match["number"]) for match in named}
     missing = sorted(set(range(1, int(named[0]["count"]) + 1)) - numbers)
     if missing:
-        told = [f"{named[0]['stem']}-{n:05}-of-{named[0]['count']}{SUFFIX}" for n in missing]
+        told = [f"{named[0]['stem']}-{n:05}-of-{named[0]['count']}{TENSORS}" for n in missing]
         raise DamagedCheckpoint(f"`{path}` lacks {len(missing)} of its shards", details=told)
     return True
 

@@ -23,7 +23,6 @@ from nnxconv.storage.files import refuse_halves
 from nnxconv.storage.gcs import is_remote, object_at, read_part
 from nnxconv.tree import Shape, item_bytes
 
-SUFFIX = ".safetensors"
 METADATA = "__metadata__"
 MAX_HEADER_BYTES = 100_000_000
 """More is no safetensors file."""

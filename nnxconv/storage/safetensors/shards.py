@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnxconv.storage import TENSORS_FILE, TENSORS_INDEX
 from nnxconv.storage.files import placed
 from nnxconv.storage.safetensors.header import METADATA, NAMES, Tensor
 from nnxconv.tree import Shape, item_bytes
 
-INDEX = "model.safetensors.index.json"
+INDEX = f"model{TENSORS_INDEX}"
 _ALIGNMENT = 8
 
 
@@ -48,7 +49,7 @@ def shards_of(
         groups[-1].append(one)
         held += nbytes
     count = len(groups)
-    names = [file or "model.safetensors"]
+    names = [file or TENSORS_FILE]
     if count > 1:
         names = [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
     return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
