@@ -34,6 +34,7 @@ from nnxconv.renaming import (
     follow,
     from_hugging_face,
     renamed_tree,
+    with_variables,
 )
 from nnxconv.running import Watcher, ignore, share_one_heap
 from nnxconv.state import (
@@ -226,6 +227,9 @@ def _lined_up(
             left = replace(left, state=replace(left.state, opt_state=None))  # no rules for moments
         left, _ = follow(left, rules, None, Options(params_only=selection.compare_only == "params"))
         left, right = agree_on_layers(left, right)
+        for family in filter(None, families):
+            names = family.rules.inverse()
+            left, right = with_variables(left, names), with_variables(right, names)
         states = [left.state, right.state]
         if dequantize:
             states = [_dequantised(state) for state in states]

@@ -28,6 +28,7 @@ from nnxconv.renaming import (
     rounding,
     templates,
     to_hugging_face,
+    unwritten,
 )
 from nnxconv.state import Apart
 from nnxconv.tree import Source, View
@@ -62,6 +63,8 @@ class Crossing:
             notes.append(rounded)
         step = to_hugging_face if self.is_back else from_hugging_face
         found = step(source, self.family, options)
+        if self.is_back:
+            notes += unwritten(self.family, found.state.params)
         return replace(found, notes=(*found.notes, *notes))
 
     def converted(self, source: Understood, options: Options) -> Conversion:

@@ -9,7 +9,8 @@ states       to a training state, its moments and its layer groups
 understood   to a checkpoint that is understood; checkpoints: as `--rename` and `--like` ask
 toml         the file format
 builtin      the sets that come with nnxconv, by name; families: those of models in blocks
-hugging_face sets made from a `config.json` and a template, hf-NAME.toml.j2
+hugging_face sets made from a `config.json` and a template, hf-NAME.toml.j2; crossing: they are
+             followed; wholeness: all arrays of a model have to be there
 numbers      steps that multiply, divide and add; shapes: those that the sets need
 ```
 """

@@ -39,7 +39,8 @@ _DIGITS = re.compile(r"\d+")
 def adapter_family(family: HuggingFaceFamily, form: Form) -> HuggingFaceFamily:
     """The rules of a family for adapters of its weights, each of which may be there or not."""
     rules = tuple(new for rule in family.rules for new in _adapted(rule, form))
-    return replace(family, rules=Rules(rules, family.rules.name), left_out=(), dtypes={})
+    whole = Rules(rules, family.rules.name)
+    return replace(family, rules=whole, left_out=(), dtypes={}, is_whole=False)
 
 
 def _adapted(rule: Rule, form: Form) -> Iterator[Rule]:

@@ -10,43 +10,40 @@ model_types = ["llama", "mistral"]      # of `config.json`
 target = "tunix"                        # whose names it leads to; "maxtext" by default, "linen"
                                         # for those of transformers' own models in Flax
 period = 6                              # stacked layers are blocks of so many; 1 by default
+blocks = "qwen3.5"                      # what these blocks are called: a table of families.toml
+full_every = 6                          # every sixth layer attends to everything, and no others; a
+                                        # `config.json` that says otherwise is refused
 
 [left_out]
 "lm_head.weight" = "is tied: ..."       # arrays that the target's model does not have, and why
 ```
 
 A template knows `config` (of a model of texts and images that of the texts), `size(NAME, AXIS)` of
-an array, which is None where the array is not there, `sqrt`, and `float32` and `bfloat16`, which
-round.
+an array, which is None where the array is not there, `sqrt`, `gcd`, and `float32` and `bfloat16`,
+which round.
 """
 
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from math import frexp, sqrt
+from math import gcd, sqrt
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from nnxconv.errors import BadInput
-from nnxconv.layouts import Options, Understood
-from nnxconv.renaming.apply import fits
-from nnxconv.renaming.checkpoints import renamed
 from nnxconv.renaming.hugging_face_defaults import with_defaults
-from nnxconv.renaming.numbers import Add, DivideBy, Times
 from nnxconv.renaming.pattern import Pattern, parse
 from nnxconv.renaming.rule import Rules
-from nnxconv.renaming.steps import Step
 from nnxconv.renaming.toml import parse_rules
-from nnxconv.state import Arrangement, Blocks
-from nnxconv.tree import NOTHING, Key, Literal, View, cast, dtype_of, in_order, notation, spell
+from nnxconv.state import Arrangement, Blocks, known_families
+from nnxconv.tree import View
 
 SUFFIX = ".toml.j2"
-_NUMBERS = re.compile(r"\[\d+\]")
 _MODEL_TYPES = re.compile(r"^model_types = (\[[^\]]*\])", re.MULTILINE)
 _TARGET = re.compile(r'^target = "(\w+)"', re.MULTILINE)
 MAXTEXT = "maxtext"
@@ -64,18 +61,28 @@ class HuggingFaceFamily:
       rules: from transformers to the target.
       left_out: which arrays the target's model does not have, and why.
       period: how many layers a block has, where stacked layers are blocks.
+      stack: the known family of such blocks.
       dtypes: the types of the arrays of a folder that is written like another one.
+      layers: how many the model has; None where its configuration does not say.
+      quantised: how the folder's weights are quantised; empty where they are not.
+      is_whole: the arrays are all those of the model, as those of an adapter are not.
     """
 
     name: str
     rules: Rules
     left_out: tuple[tuple[Pattern, str], ...] = ()
     period: int = 1
+    stack: str = "blocks"
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    layers: int | None = None
+    quantised: str = ""
+    is_whole: bool = True
 
     def blocks(self, axis: int | None) -> Arrangement | None:
         """How stacked layers are arranged; None where one after the other."""
-        return Blocks(1 if axis is None else axis, self.period) if self.period > 1 else None
+        if self.period == 1:
+            return None
+        return Blocks(1 if axis is None else axis, self.period, family=known_families()[self.stack])
 
 
 @cache
@@ -107,6 +114,11 @@ def _family_of_type(kind: object, target: str) -> str:
     targets = (LINEN, MAXTEXT) if target == LINEN else (target,)
     known = {n: model_types(text) for n, text in templates().items() if target_of(text) in targets}
     found = [name for name, kinds in known.items() if kind in kinds]
+    if kind is None:
+        raise BadInput(
+            "`config.json` does not say of which `model_type` the model is",
+            hint=f"`--rename` may name its family: {', '.join(known)}",
+        )
     if not found:
         every = sorted(kind for kinds in known.values() for kind in kinds)
         where = f" and names of {target}" if target not in (LINEN, MAXTEXT) else ""
@@ -134,21 +146,76 @@ def family_for(
       target: whose names it leads to, where no family is named.
 
     Raises:
-      BadInput: there is no family for this type, or its file cannot be filled in.
+      BadInput: there is no family for this type, its file cannot be filled in, or the model's
+        layers have other windows than those of the target; this not where it is named.
     """
-    name = name or _family_of_type(config.get("model_type"), target)
+    named, name = bool(name), name or _family_of_type(config.get("model_type"), target)
     text = _filled_in(templates()[name], config, arrays, name)
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _untold(name, error) from error
+    told_family = document.get("family", {})
+    if not named:
+        _refuse_other_windows(config, told_family.get("full_every"), name)
     told = document.get("left_out", {})
     return HuggingFaceFamily(
         name,
         parse_rules(text, name),
         tuple((parse(pattern), str(why)) for pattern, why in told.items()),
-        int(document.get("family", {}).get("period", 1)),
+        int(told_family.get("period", 1)),
+        str(told_family.get("blocks", "blocks")),
+        layers=_layers(config),
+        quantised=_quantised(config),
     )
+
+
+def _layers(config: Mapping[str, Any]) -> int | None:
+    """How many layers a configuration says that the model of texts has."""
+    whole = _texts(config)
+    found = whole.get("num_hidden_layers", whole.get("n_layer"))
+    return found if isinstance(found, int) else None
+
+
+def _refuse_other_windows(config: Mapping[str, Any], every: object, name: str) -> None:
+    """Refuses a model of which other layers attend to everything than of the target's.
+
+    Raises:
+      BadInput: its configuration says so.
+    """
+    if not isinstance(every, int):
+        return
+    told = _texts(config)
+    types, pattern = told.get("layer_types"), told.get("sliding_window_pattern")
+    problems = []
+    if isinstance(types, list):
+        wanted = [(i + 1) % every == 0 for i in range(len(types))]
+        problems = [
+            f"layer {i} is `{kind}`"
+            for i, (kind, is_full) in enumerate(zip(types, wanted, strict=True))
+            if (kind == "full_attention") != is_full
+        ]
+    elif isinstance(pattern, int) and pattern != every:
+        problems = [f"`sliding_window_pattern` is {pattern}"]
+    if problems:
+        which = "every layer" if every == 1 else f"the last of every {every} layers alone"
+        raise BadInput(
+            f"models of `{name}` have full attention in {which}, and this one has not",
+            details=problems,
+            hint=f"`--rename {name}` converts it all the same",
+        )
+
+
+def _texts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with what it says of its model of texts, where that stands apart."""
+    texts = config.get("text_config")
+    return {**config, **(texts if isinstance(texts, dict) else {})}
+
+
+def _quantised(config: Mapping[str, Any]) -> str:
+    """How a configuration says that weights are quantised: `fp8`."""
+    told = config.get("quantization_config")
+    return str(told.get("quant_method", "somehow")) if isinstance(told, dict) else ""
 
 
 def _filled_in(
@@ -172,9 +239,7 @@ def _filled_in(
         trim_blocks=True,
     )
     environment.tests["found_below"] = lambda root: any(n.startswith(f"{root}.") for n in arrays)
-    texts = config.get("text_config")
-    texts = texts if isinstance(texts, dict) else {}
-    whole = with_defaults({**config, **texts, "model_type": config.get("model_type")})
+    whole = with_defaults({**_texts(config), "model_type": config.get("model_type")})
     is_bare = any(name.startswith("embed_tokens.") for name in arrays)
     if is_bare:
         whole["tie_word_embeddings"] = True
@@ -183,6 +248,7 @@ def _filled_in(
             config=_Config(whole),
             size=size,
             sqrt=sqrt,
+            gcd=gcd,
             float32=lambda number: repr(float(np.float32(number))),
             bfloat16=lambda number: repr(float(ml_dtypes.bfloat16(number))),
         )
@@ -209,95 +275,3 @@ class _Config(dict[str, Any]):
         if name in self:
             return self[name]
         raise AttributeError(name)
-
-
-def from_hugging_face(
-    source: Understood, family: HuggingFaceFamily, options: Options
-) -> Understood:
-    """The checkpoint under the target's names; what its model does not have is set aside.
-
-    Raises:
-      BadInput: the folder has arrays that the family does not know.
-      RuleError: the arrays are not those of the family.
-    """
-    params = source.state.params
-    aside = {
-        key: why
-        for key in params
-        for pattern, why in family.left_out
-        if pattern.match(key) is not None
-    }
-    kept = {key: leaf for key, leaf in params.items() if key not in aside}
-    known = fits(kept, family.rules.counted(list(kept)))
-    unknown = in_order(key for key in kept if key not in known)
-    if unknown:
-        raise BadInput(
-            f"{len(unknown):,} arrays are none of `{family.name}`",
-            details=[f"{spell(key)}  {notation(kept[key])}" for key in unknown],
-            hint=f"`--drop '{_NUMBERS.sub('*', spell(unknown[0]))}'` leaves it out of all layers",
-        )
-    new = renamed(source, family.rules, options)
-    kept = {key: leaf for key, leaf in new.state.params.items() if key not in aside}
-    new = replace(new, state=replace(new.state, params=kept))
-    gone = {("params", *key): (params[key], why) for key, why in aside.items()}
-    return replace(new, aside={**source.aside, **gone})
-
-
-def to_hugging_face(source: Understood, family: HuggingFaceFamily, options: Options) -> Understood:
-    """The checkpoint under the names of transformers.
-
-    Raises:
-      RuleError: the arrays are not those of the family.
-    """
-    new = renamed(source, family.rules.inverse(), options)
-    held = {key: leaf for key, leaf in new.state.params.items() if leaf != NOTHING}
-    params = {key: _typed(key, leaf, family) for key, leaf in held.items()}
-    left = [key for key in params if not (key and key[0] in _roots(family))]
-    if left:
-        raise BadInput(
-            f"{len(left):,} parameters are none of `{family.name}`",
-            details=list(map(spell, in_order(left))),
-            hint="`--drop GLOB` leaves them out",
-        )
-    return replace(new, state=replace(new.state, params=params))
-
-
-def rounding(
-    family: HuggingFaceFamily, source: Understood, options: Options, *, is_back: bool
-) -> str:
-    """What is said of a conversion that computes with arrays; empty where it does not round."""
-    steps = [step for rule in family.rules for step in rule.steps]
-    if all(_is_exact(step) for step in steps):
-        return ""
-    if is_back:
-        return "what MaxText keeps scaled or shifted comes back to within a rounding"
-    leaves = [leaf for leaf in source.state.params.values() if not isinstance(leaf, Literal)]
-    narrow = sorted({dtype_of(leaf) for leaf in leaves} & {"bfloat16", "float16"})
-    if not narrow or options.dtype is not None:
-        return ""
-    return f"what is scaled or shifted is rounded to {narrow[0]}; `--dtype float32` is exact"
-
-
-def _is_exact(step: Step) -> bool:
-    """True for a step that rounds nothing."""
-    if isinstance(step, Times | DivideBy):
-        return frexp(step.by)[0] == 0.5
-    return not isinstance(step, Add)
-
-
-def _typed(key: Key, leaf: Any, family: HuggingFaceFamily) -> Any:
-    """A parameter in the type that it has in the folder whose configuration is taken."""
-    dtype = family.dtypes.get(".".join(map(str, key)), family.dtypes.get(""))
-    if isinstance(leaf, Literal) or dtype is None or dtype_of(leaf) == dtype:
-        return leaf
-    return cast(leaf, dtype)
-
-
-def _roots(family: HuggingFaceFamily) -> set[str]:
-    """The first names of transformers' keys."""
-    return {
-        str(part.fill({}))
-        for rule in family.rules
-        for source in rule.sources
-        for part in source.parts[:1]
-    }

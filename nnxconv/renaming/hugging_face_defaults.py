@@ -12,6 +12,11 @@ from typing import Any
 _HEADS = "num_attention_heads"
 _KV_HEADS = "num_key_value_heads"
 _EXPERTS = "num_local_experts"
+_DENSE, _ROUTED, _SHARED = "first_k_dense_replace", "n_routed_experts", "n_shared_experts"
+_RANK = "q_lora_rank"
+_GEMMA4 = {_HEADS: 8, _KV_HEADS: 4, "hidden_size_per_layer_input": 256}
+_QWEN3_5 = {_HEADS: 16, _KV_HEADS: 2, "linear_num_key_heads": 16, "linear_num_value_heads": 32}
+_QWEN3_5 |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
 _DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "llama": {_HEADS: 32},
     "mistral": {_HEADS: 32, _KV_HEADS: 8},
@@ -22,6 +27,14 @@ _DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "gemma2": {_HEADS: 8, _KV_HEADS: 4, "head_dim": 256},
     "gpt_oss": {_HEADS: 64, _KV_HEADS: 8, "head_dim": 64, _EXPERTS: 128},
     "olmo3": {_HEADS: 32},
+    "deepseek_v2": {_HEADS: 32, _DENSE: 0, _ROUTED: 64, _SHARED: 2, _RANK: 1536},
+    "deepseek_v3": {_HEADS: 128, _DENSE: 3, _ROUTED: 256, _SHARED: 1, _RANK: 1536},
+    "deepseek_v32": {_HEADS: 128, _DENSE: 3, _ROUTED: 256, _SHARED: 1, _RANK: 1536},
+    "gemma4": _GEMMA4,
+    "gemma4_text": _GEMMA4,
+    "qwen3_5_moe": _QWEN3_5,
+    "qwen3_5_moe_text": _QWEN3_5,
+    "qwen3_next": {_HEADS: 16, _KV_HEADS: 2, "num_experts": 512},
 }
 
 
