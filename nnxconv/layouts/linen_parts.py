@@ -21,6 +21,7 @@ from nnxconv.state import (
     LEVEL,
     TrainState,
     Tree,
+    adapters_in,
     below,
     children,
     parameter_trees,
@@ -184,10 +185,21 @@ def read_opt_state(tree: Tree) -> tuple[dict[Key, Leaf] | None, str]:
 
 
 def linen_form(state: TrainState) -> Form:
-    """`params/params`, an int32 step; the params-only form without an optimizer state."""
+    """`params/params`, an int32 step; the params-only form without an optimizer state.
+
+    Of an adapter alone MaxText keeps an int32 step and no `opt_state` at all.
+    """
     if state.opt_state is None:
+        if state.step is not None and _is_adapter(state.params):
+            return Form(step_dtype="int32", opt_state="absent")
         return Form(step_dtype="int64", step_is_scalar=True, opt_state=PARAMS_ONLY)
     return Form(step_dtype="int32")
+
+
+def _is_adapter(params: Tree) -> bool:
+    """True for the factors of low-rank adapters and nothing else."""
+    arrays = {key: leaf for key, leaf in params.items() if not isinstance(leaf, Literal)}
+    return bool(arrays) and 2 * len(adapters_in(arrays)[0]) == len(arrays)
 
 
 def write_step(state: TrainState, form: Form) -> tuple[dict[Key, Leaf], list[str]]:

@@ -195,3 +195,26 @@ def test_a_dry_run_tells_of_the_configuration_and_writes_none(tmp_path):
     outcome = run("convert", source, tmp_path / "out", "--dry_run")
     assert "  beside    adapter_config.json\n" in outcome.stdout
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["linen", "maxtext"])
+@pytest.mark.parametrize("is_stacked", [True, False])
+def test_a_run_that_keeps_its_adapter_alone_stays_what_it_resumes_from(to, is_stacked, tmp_path):
+    """MaxText 0.2.5 filters its state by `lora` and `step`, and restores exactly what is left."""
+
+    def tree(is_stacked):
+        layers = [
+            {
+                "kernel_lora_a": checkpoints.values((WIDTH, RANK), i),
+                "kernel_lora_b": np.ones((2, 5)),
+            }
+            for i in range(LAYERS)
+        ]
+        apart = {f"layers_{i}": {"query": layer} for i, layer in enumerate(layers)}
+        decoder = {"layers": {"query": stacked(layers)}} if is_stacked else apart
+        return {"params": {"params": {"decoder": decoder}}, "step": np.asarray(7, np.int32)}
+
+    source = checkpoints.save_item(tmp_path / "a", tree(not is_stacked))
+    wanted = checkpoints.save_item(tmp_path / "b", tree(is_stacked))
+    nnxconv.convert(str(source), str(tmp_path / "new"), to=to, scan_layers=is_stacked)
+    assert is_same(tmp_path / "new", wanted)
