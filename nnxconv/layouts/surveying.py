@@ -1,6 +1,7 @@
 """What a whole tree is: its states, each in a known layout, and everything else with its role."""
 
 from dataclasses import replace
+from itertools import chain
 
 from nnxconv.errors import BadInput, NnxconvError, UnknownLayout
 from nnxconv.layouts.finding import Found, find
@@ -94,7 +95,8 @@ def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Sur
     """What a tree is, some of whose layers are this; None where more than roles depends on them."""
     found = (*few.states, *few.copies)
     homes = (key for one in found for key in one.placement.stands)
-    if few.problem is not None or not few.states or short.is_repeated(homes):
+    groups = (group.key for one in found for group in one.understood.groups)
+    if few.problem is not None or not few.states or short.is_repeated(chain(homes, groups)):
         return None
     whole: list[Located] = []
     for one in found:
