@@ -62,8 +62,9 @@ def test_a_tree_is_what_its_layers_say_of_which_a_few_are_looked_at():
 
 
 @pytest.mark.full
-def test_many_trees_are_what_their_layers_say_of_which_a_few_are_looked_at():
-    assert sum(map(check, range(5000))) > 1000
+@pytest.mark.parametrize("first", range(0, 5000, 500))
+def test_many_trees_are_what_their_layers_say_of_which_a_few_are_looked_at(first):
+    assert sum(map(check, range(first, first + 500))) > 80
 
 
 def model(layers, shape=lambda layer, name: (4, 4)):
