@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from shlex import quote
 
 from nnxconv.layouts.conforming import conform
 from nnxconv.layouts.form import Codec, Form, Record
@@ -29,6 +30,7 @@ from nnxconv.state import (
     has_trained_scales,
     known_families,
     left_by_blocks,
+    like_stacks,
     newly_stacked,
     refuse_unfollowed,
     shared_rngs,
@@ -165,12 +167,17 @@ def _told_of_none(
     if options.scan_layers is not None:
         option = "--scan_layers" if options.scan_layers else "--no-scan_layers"
         return [f"no layers are known here, and `{option}` leaves everything as it is"]
+    if not scan_layers:
+        return [
+            f"`{spell(key)}` looks like stacked layers, and is left so"
+            f"; `--layer_group {quote(str(key[-1]))}` says that it is a stack"
+            for key in like_stacks(source.state, source.groups)
+        ]
     series = [one for one in alike_series(source.state) if one.is_like_layers]
     return [
         f"{one} are not taken for layers"
         + (f"; {one.group} says that they are" if one.group else "")
         for one in series
-        if scan_layers
     ]
 
 
