@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from shlex import quote
 
-from nnxconv.layouts.conforming import conform
+from nnxconv.layouts.conforming import conform, refuse_stepless
 from nnxconv.layouts.form import Codec, Form, Record
 from nnxconv.layouts.leaving_out import is_excluded
 from nnxconv.layouts.names import AUX_AXES
@@ -130,6 +130,7 @@ def convert_tree(
             if key not in state.aux and not is_excluded(key, options.without)
         ]
         state = state.with_aux({**state.aux, **{key: like.state.aux[key] for key in taken}})
+        refuse_stepless(state.step, like.state.step, like.codec.name)
     state, no_place = _fitting(codec, state, form, options.strict)
     arranged = arrange(state, source.groups, arrangements)
     refuse_unfollowed(state, arranged, source.groups, arrangements)

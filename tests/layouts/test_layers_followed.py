@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from nnxconv.commands.convert import converted
-from nnxconv.errors import CannotHold, LayerError
+from nnxconv.errors import CannotHold, LayerError, Mismatch
 from nnxconv.layouts import Options, choose_part
 from nnxconv.layouts.survey_options import SurveyOptions
 from nnxconv.loading.template import template_of
@@ -39,6 +39,21 @@ def test_a_stack_of_another_name_is_said_to_stay_stacked():
         "`blocks` looks like stacked layers, and is left so"
         "; `--layer_group blocks` says that it is a stack"
     ) in told
+
+
+def test_a_step_that_the_source_does_not_have_is_not_made_up():
+    params = {"dense": {"kernel": jnp.zeros((2, 3))}}
+    tree = {"params": params, "opt_state": ADAM.init(params)}
+    like = choose_part(template_of({**tree, "step": jnp.int32(3)}).tree, SurveyOptions()).survey
+    source = choose_part(template_of(tree).tree, SurveyOptions()).survey
+    with pytest.raises(Mismatch) as refused:
+        converted(source, Options(), like.states[0], None)
+    assert refused.value.render() == (
+        "error: the source has no step, and `--like` has one\n"
+        "  step  i32[]  only in `--like`\n\n"
+        "hint: `--to linen` without `--like` writes it without a step; with `--params_only` as"
+        " well the parameters alone"
+    )
 
 
 @pytest.mark.parametrize("scan_layers", [None, False])
