@@ -1,9 +1,10 @@
 """Where the library ends: errors of servers become errors of ours, options become arguments."""
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from nnxconv.commands.values import checked
 from nnxconv.errors import NnxconvError
@@ -15,15 +16,34 @@ T = TypeVar("T")
 def plainly(function: Callable[P, T]) -> Callable[P, T]:
     """The function, its named arguments checked; what a server does wrong is one message."""
     check = checked(function)
+    call: Callable[..., T] = function
 
     @wraps(function)
     def told(*args: P.args, **kwargs: P.kwargs) -> T:
         from nnxconv.storage.gcs import told_plainly
 
         with told_plainly():
-            return function(*args, **check(kwargs))
+            return call(*map(_as_text, args), **check(_texts(kwargs)))
 
     return told
+
+
+def _texts(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: _as_text(value) for name, value in given.items()}
+
+
+def _as_text(value: Any) -> Any:
+    """A path, or each path of a list, as its text; anything else as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(cast("os.PathLike[str]", value))
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        several = cast("list[Any]", value)
+        return [_as_text(one) for one in several] if _has_paths(several) else several
+    return value
+
+
+def _has_paths(several: Iterable[Any]) -> bool:
+    return any(isinstance(one, os.PathLike) for one in several)
 
 
 def in_python(function: Callable[P, T]) -> Callable[P, T]:

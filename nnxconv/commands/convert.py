@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.carrying_out import Way, carry_out
 from nnxconv.commands.families import described
-from nnxconv.commands.hugging_face import Crossing, crossing
+from nnxconv.commands.hugging_face import Crossing, crossing, refuse_unnamed
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.commands.places import Places, places_of
@@ -28,6 +28,7 @@ from nnxconv.layouts import (
     join,
     one_state,
     refuse_missing_parts,
+    refuse_rivals,
     unchanged,
 )
 from nnxconv.planning import Transfer
@@ -106,6 +107,8 @@ def convert(
         )
         options, cross = crossing(options, rename, config, opened)
         rules = asked_rules(None if cross else rename, rename_back, read_text)
+        if cross is None and rules is None and like is None:
+            refuse_unnamed(options, opened)
         item = opened.item
         template = None if like is None else _template(like, options)
         located = None if template is None else one_state(template.survey, "`--like`")
@@ -168,6 +171,7 @@ def converted(
     if not survey.states:
         return _as_it_is(survey, options, template, rules)
     states = survey.states
+    refuse_rivals(states)
     refuse_missing_parts(
         options.without,
         [one.understood.state for one in states],

@@ -31,7 +31,7 @@ from nnxconv.renaming import (
     unwritten,
 )
 from nnxconv.state import Apart
-from nnxconv.tree import Source, View
+from nnxconv.tree import Source, View, spell
 
 HUGGING_FACE = "hf"
 """What `--to` calls safetensors under the names of transformers."""
@@ -113,6 +113,29 @@ def crossing(
         return options, None
     found = family_of(opened, family, target or MAXTEXT)
     return options, None if found is None else Crossing(found)
+
+
+def refuse_unnamed(options: Options, opened: Opened) -> None:
+    """Refuses weights under PyTorch's names for a program that would look for its own.
+
+    Raises:
+      BadInput: nothing says which model they are of.
+    """
+    from nnxconv.storage.safetensors import CONFIG
+
+    if opened.location.container != TENSORS or options.to not in (MAXTEXT, TUNIX):
+        return
+    keys = [key for one in opened.survey.states for key in one.understood.state.params]
+    torch = [key for key in keys if str(key[-1]).rpartition(".")[2] == "weight"]
+    if not torch:
+        return
+    raise BadInput(
+        f"`--to {options.to}` needs to know which model these are the weights of",
+        where=str(opened.location.item),
+        details=[f"`{spell(torch[0])}` is no name of it, and there is no `{CONFIG}`"],
+        hint=f"put the model's `{CONFIG}` beside them, or give `--rename FILE`"
+        "; `--to nnx-pure` keeps the names",
+    )
 
 
 def asked_names(

@@ -40,6 +40,8 @@ from .recognition import ITEMS as ITEMS
 from .reducing import FLOATS as FLOATS
 from .restore_lines import restoring as restoring
 from .restore_lines import restoring_converted as restoring_converted
+from .rivals import refuse_rivals as refuse_rivals
+from .rivals import unsure_of as unsure_of
 from .survey_options import SurveyOptions as SurveyOptions
 from .surveying import survey as survey
 from .understanding import RECORD as RECORD

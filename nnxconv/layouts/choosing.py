@@ -89,7 +89,7 @@ def _at(whole: Subset, at: str, how: SurveyOptions) -> Subset:
     if any(key[:size] != prefix for key in tree):
         states = [one for one in survey(tree, how).states if one.at == prefix]
         odd = [k for one in states for k in one.stored.values() if k[:size] != prefix]
-        if odd:
+        if odd and not any(one.rivals for one in states):
             stored = _by_itself([key for one in states for key in one.stored.values()], tree)
     part = {key: tree[old] for key, old in stored.items()}
     kept = set(stored.values())

@@ -6,6 +6,7 @@ from nnxconv.tree import (
     Key,
     Leaf,
     Literal,
+    View,
     cast,
     dtype_of,
     first_source,
@@ -48,6 +49,21 @@ def conform(tree: Tree, like: Tree) -> dict[Key, Leaf]:
             hint=OTHER_NAMES if _is_renamed(tree, like) else "",
         )
     return conformed
+
+
+def refuse_stepless(step: View | None, like: View | None, layout: str) -> None:
+    """Refuses a checkpoint that does not count its steps where one is to be followed that does.
+
+    Raises:
+      Mismatch: the source has no step, and none is made up.
+    """
+    if step is None and like is not None:
+        raise Mismatch(
+            "the source has no step, and `--like` has one",
+            details=[f"{first_source(like).name}  {notation(like)}  only in `--like`"],
+            hint=f"`--to {layout}` without `--like` writes it without a step; with `--params_only`"
+            " as well the parameters alone",
+        )
 
 
 def _is_renamed(tree: Tree, like: Tree) -> bool:

@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from shlex import quote
 
-from nnxconv.layouts.conforming import conform
+from nnxconv.layouts.conforming import conform, refuse_stepless
 from nnxconv.layouts.form import Codec, Form, Record
 from nnxconv.layouts.leaving_out import is_excluded
 from nnxconv.layouts.names import AUX_AXES
@@ -29,6 +30,7 @@ from nnxconv.state import (
     has_trained_scales,
     known_families,
     left_by_blocks,
+    like_stacks,
     newly_stacked,
     refuse_unfollowed,
     shared_rngs,
@@ -128,6 +130,7 @@ def convert_tree(
             if key not in state.aux and not is_excluded(key, options.without)
         ]
         state = state.with_aux({**state.aux, **{key: like.state.aux[key] for key in taken}})
+        refuse_stepless(state.step, like.state.step, like.codec.name)
     state, no_place = _fitting(codec, state, form, options.strict)
     arranged = arrange(state, source.groups, arrangements)
     refuse_unfollowed(state, arranged, source.groups, arrangements)
@@ -165,12 +168,17 @@ def _told_of_none(
     if options.scan_layers is not None:
         option = "--scan_layers" if options.scan_layers else "--no-scan_layers"
         return [f"no layers are known here, and `{option}` leaves everything as it is"]
+    if not scan_layers:
+        return [
+            f"`{spell(key)}` looks like stacked layers, and is left so"
+            f"; `--layer_group {quote(str(key[-1]))}` says that it is a stack"
+            for key in like_stacks(source.state, source.groups)
+        ]
     series = [one for one in alike_series(source.state) if one.is_like_layers]
     return [
         f"{one} are not taken for layers"
         + (f"; {one.group} says that they are" if one.group else "")
         for one in series
-        if scan_layers
     ]
 
 

@@ -23,7 +23,7 @@ from nnxconv.layouts.named_states import NamedStates, rest_of
 from nnxconv.layouts.names import TUNIX_ITEMS
 from nnxconv.layouts.optimizers import Repeats, Tops, find_optimizers, is_counting, repeats_in, walk
 from nnxconv.layouts.outline import Node, is_integer, outline
-from nnxconv.layouts.partners import Partner, are_apart, common, first_number, in_turn
+from nnxconv.layouts.partners import Partner, are_apart, common, first_number, in_turn, overlap
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.vocabulary import (
     COLLECTIONS,
@@ -31,6 +31,7 @@ from nnxconv.layouts.vocabulary import (
     PARAMETERS,
     STEPS,
     UNMISTAKABLE,
+    is_abbreviated,
     is_copys,
     is_optimizers,
     words,
@@ -109,15 +110,9 @@ class _Finder:
     def _with_optimizers(self) -> list[Place]:
         """Parameters and the optimizers that follow them."""
         partners: dict[Key, list[tuple[Node, Partner]]] = defaultdict(list)
-        taken: set[Key] = set()
+        paired = self._paired()
         for top in self.tops.nodes:
-            mine: list[Partner] = []
-            for moments in self._moments(top):
-                partner = self._partner(moments, top, taken)
-                if partner is not None:
-                    mine.append(partner)
-            taken |= {partner.part.key for partner in mine}
-            for own, partner in self._apart(top, mine):
+            for own, partner in self._apart(top, paired[top.key]):
                 partners[partner.whole.key].append((own, partner))
         places = []
         for whole, found in partners.items():
@@ -125,8 +120,29 @@ class _Finder:
             parts = {p.moments.key: p.part.key for _, p in found}
             inside = tuple(self._copies_inside(whole, set(parts.values())))
             at = common([whole, *optimizers])
-            places.append(Place(at, whole, optimizers, parts, copies=inside))
+            open_ = {p.part.key: p.rivals for _, p in found if p.rivals}
+            places.append(Place(at, whole, optimizers, parts, copies=inside, rivals=open_))
         return with_lone_optimizers(places, self.tops, self.nodes)
+
+    def _paired(self) -> Mapping[Key, Sequence[Partner]]:
+        """The parameters of each optimizer's moments; those that names tell go first."""
+        taken: set[Key] = set()
+        paired: dict[Key, Sequence[Partner]] = {}
+        moments = {top.key: tuple(self._moments(top)) for top in self.tops.nodes}
+        is_told = True
+        while len(paired) < len(moments):
+            was_told, is_told, known = is_told, False, frozenset(taken)
+            for top in self.tops.nodes:
+                if top.key in paired:
+                    continue
+                found = [self._partner(one, top, taken, known) for one in moments[top.key]]
+                mine = [partner for partner in found if partner is not None]
+                if was_told and any(partner.rivals for partner in mine):
+                    continue
+                paired[top.key] = mine
+                taken |= {partner.part.key for partner in mine}
+                is_told = True
+        return paired
 
     def _apart(self, top: Node, mine: Sequence[Partner]) -> Iterator[tuple[Node, Partner]]:
         """Whose optimizer's each tree of moments is: of a list of optimizers, that in the list."""
@@ -157,7 +173,10 @@ class _Finder:
             return False
         return any(twin.key not in self.in_tops for twin in self.repeats.get(node.paths, ()))
 
-    def _partner(self, moments: Node, top: Node, taken: Collection[Key]) -> Partner | None:
+    def _partner(
+        self, moments: Node, top: Node, taken: Collection[Key], known: Collection[Key]
+    ) -> Partner | None:
+        """The parameters that moments repeat; those `known` to be others' are no rivals of them."""
         twins = [n for n in self.repeats.get(moments.paths, ()) if n.key not in self.in_tops]
         found = twins or self._holding(moments)
         found = [node for node in found if top.key[: len(node.key)] != node.key]
@@ -165,7 +184,13 @@ class _Finder:
             return None
         same = [node for node in found if node.shapes == moments.shapes] or found
         part = min(same, key=lambda node: self._rank(node, moments, top, taken))
-        return Partner(moments, part, self._whole(part, top))
+        ranks = {node.key: self._rank(node, moments, top, known) for node in same}
+        rivals = tuple(
+            key
+            for key, rank in ranks.items()
+            if rank == ranks[part.key] and not overlap(key, part.key) and key != part.key
+        )
+        return Partner(moments, part, self._whole(part, top), rivals)
 
     def _rank(
         self, node: Node, moments: Node, top: Node, taken: Collection[Key]
@@ -175,10 +200,11 @@ class _Finder:
         own = node.key[size:]
         alike = len(words(own) & words(moments.key[size:]))
         alike += 1 if first_number(own) == first_number(moments.key[size:]) else 0
+        is_short = is_abbreviated(own, top.key[size:])
         is_usual = any(str(part) in PARAMETERS for part in own)
         names_them = bool(words(own) & set(PARAMETERS))
         likely = (not is_usual, not names_them, _KEYS_ENCODER in words(own))
-        return (is_copys(own), -size, -alike, *likely, node.key in taken, len(own))
+        return (is_copys(own), -size, -alike, not is_short, *likely, node.key in taken, len(own))
 
     def _holding(self, moments: Node) -> list[Node]:
         """The subtrees that have every path of the moments, which are masked in part."""

@@ -100,7 +100,14 @@ def _located(
         except UnknownLayout as error:
             first = first or error
             continue
-        located = Located(place.at, placement, understood, stored)
+        located = Located(
+            place.at,
+            placement,
+            understood,
+            stored,
+            rivals=place.rivals,
+            optimizers=place.optimizers,
+        )
         if _is_sound(located, found.roles):
             return located
     raise first or UnknownLayout("this is none of the layouts that nnxconv knows", where=how.where)

@@ -16,6 +16,7 @@ from nnxconv.layouts.options import Options
 from nnxconv.layouts.parts import bare
 from nnxconv.layouts.placement import Placement, at_key
 from nnxconv.layouts.recorded_states import STATES
+from nnxconv.layouts.rivals import refuse_rivals
 from nnxconv.state import Tree
 from nnxconv.tree import Key, Leaf, Literal, counted, in_order, notation, sources_of, spell
 
@@ -351,7 +352,7 @@ def one_state(
     With `instead`, the key of a copy, the hint is to take that one alone.
 
     Raises:
-      BadInput: there are several; the hint says how to choose.
+      BadInput: there are several, or its optimizer may be another's; the hint says how to choose.
       UnknownLayout: there is none.
     """
     if not survey.states:
@@ -367,4 +368,6 @@ def one_state(
             if instead is not None
             else " or ".join(f"`{option} {quote(at)}`" for at in ats[:4]),
         )
-    return next(iter([*main, *survey.states]))
+    found = next(iter([*main, *survey.states]))
+    refuse_rivals([found])
+    return found

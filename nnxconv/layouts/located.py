@@ -22,6 +22,8 @@ class Located:
       understood: its meaning.
       stored: for each of its keys in the layout, the key in the tree.
       placements: where it stood in other layouts, by name.
+      rivals: for each part of the parameters, others that its optimizer may follow as well.
+      optimizers: where its optimizers stand.
       copy_of: for a second copy of parameters, where the state stands that it is a copy of.
     """
 
@@ -31,6 +33,8 @@ class Located:
     stored: Mapping[Key, Key]
     copy_of: Key | None = None
     placements: Mapping[str, Placement] = field(default_factory=dict)
+    rivals: Mapping[Key, tuple[Key, ...]] = field(default_factory=dict)
+    optimizers: tuple[Key, ...] = ()
 
     @cached_property
     def own_roles(self) -> dict[Key, Role]:

@@ -7,7 +7,7 @@ from nnxconv.layouts.kinds import has_named_weights, is_plausible
 from nnxconv.layouts.named_states import core_of
 from nnxconv.layouts.optimizers import Tops, is_counting
 from nnxconv.layouts.outline import Node
-from nnxconv.layouts.partners import common
+from nnxconv.layouts.partners import common, overlap
 from nnxconv.layouts.places import Place
 from nnxconv.layouts.vocabulary import OPTIMIZER, PARAMETERS, is_copys, is_optimizers, tokens
 from nnxconv.tree import Key
@@ -30,15 +30,10 @@ def with_lone_optimizers(
         called = [k for k in above.trees() if k.name in PARAMETERS and k.trainable]
         models = called or list(_called_alike(top, nodes))
         is_told = bool(called) or len(models) == 1
-        if is_told and not any(_overlap(p.params, k.key) for p in done for k in models):
+        if is_told and not any(overlap(p.params, k.key) for p in done for k in models):
             core = core_of(models[0])
             done.append(Place(common((core.key, top.key)), core.key, (top.key,)))
     return done
-
-
-def _overlap(one: Key, other: Key) -> bool:
-    size = min(len(one), len(other))
-    return one[:size] == other[:size]
 
 
 def _called_alike(top: Node, nodes: Mapping[Key, Node]) -> Iterator[Node]:

@@ -10,11 +10,15 @@ from nnxconv.tree import Key, is_digits
 
 @dataclass(frozen=True)
 class Partner:
-    """The parameters that a tree of moments repeats."""
+    """The parameters that a tree of moments repeats.
+
+    `rivals` are the keys of others that it may repeat as well, by all that names tell.
+    """
 
     moments: Node
     part: Node
     whole: Node
+    rivals: tuple[Key, ...] = ()
 
 
 def in_turn(mine: Sequence[Partner], size: int) -> Sequence[Partner]:
@@ -45,6 +49,12 @@ def are_apart(groups: Collection[set[Key]]) -> bool:
 def first_number(key: Key) -> int | None:
     """The first number in a key, which tells models in turn apart, and their optimizers."""
     return next((int(part) for part in key if isinstance(part, int) or is_digits(part)), None)
+
+
+def overlap(one: Key, other: Key) -> bool:
+    """True for two keys one of which begins the other."""
+    size = min(len(one), len(other))
+    return one[:size] == other[:size]
 
 
 def common(keys: Sequence[Key]) -> Key:

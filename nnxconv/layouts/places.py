@@ -20,6 +20,7 @@ class Place:
       rngs: RNG state.
       copies: second copies of the parameters.
       rest: further subtrees that have the model's other variables at the parameters' paths.
+      rivals: for each part, others that its optimizer may follow as well, by all that names tell.
     """
 
     at: Key
@@ -31,6 +32,7 @@ class Place:
     rngs: tuple[Key, ...] = ()
     copies: tuple[Key, ...] = ()
     rest: tuple[Key, ...] = ()
+    rivals: Mapping[Key, tuple[Key, ...]] = field(default_factory=dict)
 
     def keys(self) -> Iterator[Key]:
         """Where all of it stands."""

@@ -109,6 +109,17 @@ def is_copys(key: Key) -> bool:
     return bool(words(key) & _COPY)
 
 
+def is_abbreviated(key: Key, optimizer: Key) -> bool:
+    """True where an optimizer's name shortens a word of parameters, or they one of its.
+
+    >>> is_abbreviated(("generator",), ("g_opt",)), is_abbreviated(("critic",), ("g_opt",))
+    (True, False)
+    """
+    theirs = {word for word in words(optimizer) - OPTIMIZER - {"state"} if word.isalpha()}
+    own = {word for word in words(key) if word.isalpha()}
+    return any(a.startswith(b) or b.startswith(a) for a in own for b in theirs)
+
+
 def copied(name: str) -> frozenset[str]:
     """What a second copy is one of, by its name.
 

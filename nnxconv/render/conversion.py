@@ -154,9 +154,11 @@ def _account_rows(result: Result) -> Iterator[tuple[str, str]]:
     """What is around the states: kept, or left out by name; and the sum of all leaves."""
     account = result.account
     told = {why for part in result.whole.states for why in part.conversion.left_out.values()}
+    own = {key for part in result.whole.states for key in part.located.stored.values()}
     if account.kept and result.whole.parts:
         yield "kept", _named(account.kept)
-    gone = {k: why for k, why in (account.left_out or {}).items() if why not in told}
+    left = account.left_out or {}
+    gone = {key: why for key, why in left.items() if key not in own or why not in told}
     for why in dict.fromkeys(gone.values()):
         yield "left out", f"{_named([k for k, reason in gone.items() if reason == why])} ({why})"
     yield "leaves", _sum(result)

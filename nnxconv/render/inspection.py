@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nnxconv.commands.inspection import ChainElement, Inspection
-from nnxconv.layouts import RECORD, Located, restoring
+from nnxconv.layouts import RECORD, Located, restoring, unsure_of
 from nnxconv.render.wording import arranged
 from nnxconv.storage.orbax import array_name
 from nnxconv.tree import (
@@ -74,6 +74,7 @@ def _state_json(found: Inspection, located: Located) -> dict[str, Any]:
         "layout": located.understood.layout,
         "parameters": sum(roles[key] == "parameters" for key in stored),
         "evidence": list(located.understood.evidence),
+        "unsure": unsure_of([located]),
         "copies": [spell(c.at) for c in found.survey.copies if c.copy_of == located.at],
     }
 
@@ -129,6 +130,8 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
             one = located.understood
             at = spell(located.at) or "at the root"
             yield "state", f"{at}: {one.codec.name}: {'; '.join(one.evidence)}"
+    for text in unsure_of(found.survey.states):
+        yield "unsure", text
     for copy in found.survey.copies:
         of = f" of `{spell(copy.copy_of)}`" if copy.copy_of else ""
         yield "copy", f"{spell(copy.at)}: a second copy of the parameters{of}"

@@ -28,6 +28,7 @@ from .layer_groups import sections_of as sections_of
 from .left_apart import alike_series as alike_series
 from .left_apart import refuse_left_apart as refuse_left_apart
 from .left_stacked import left_by_blocks as left_by_blocks
+from .left_stacked import like_stacks as like_stacks
 from .left_stacked import refuse_left_stacked as refuse_left_stacked
 from .lora import Adapter as Adapter
 from .lora import adapters_in as adapters_in

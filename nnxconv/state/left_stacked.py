@@ -20,6 +20,22 @@ def refuse_left_stacked(state: TrainState, groups: Iterable[LayerGroup]) -> None
     Raises:
       LayerError: below a key that is called like layers, all arrays share the size of one axis.
     """
+    left = like_stacks(state, groups)
+    if left:
+        raise LayerError(
+            "these look like stacked layers, and no description of a family fits them",
+            details=[
+                f"{spell(path)}  {notation(leaf)}" for some in left.values() for path, leaf in some
+            ],
+            hint="`--layer_group NAME` names layers that are a plain stack, and `--family FILE`"
+            " describes blocks of them; without `--no-scan_layers` they stay as they are",
+        )
+
+
+def like_stacks(
+    state: TrainState, groups: Iterable[LayerGroup]
+) -> dict[Key, list[tuple[Key, Leaf]]]:
+    """What looks like stacked layers and is not known as such: where it stands, and its arrays."""
     known = {group.key for group in groups if group.problem}
     inside: dict[Key, list[tuple[Key, Leaf]]] = defaultdict(list)
     for path, leaf in state.params.items():
@@ -30,21 +46,14 @@ def refuse_left_stacked(state: TrainState, groups: Iterable[LayerGroup]) -> None
             if is_whole and _LIKE_LAYERS.fullmatch(str(path[size - 1])):
                 inside[path[:size]].append((path, leaf))
                 break
-    left = [
-        some
+    return {
+        key: some
         for key, some in inside.items()
         if key not in known
         and not _are_apart(state, key)
         and not is_module(below(state.params, key))
         and _share(leaf for _, leaf in some)
-    ]
-    if left:
-        raise LayerError(
-            "these look like stacked layers, and no description of a family fits them",
-            details=[f"{spell(path)}  {notation(leaf)}" for some in left for path, leaf in some],
-            hint="`--layer_group NAME` names layers that are a plain stack, and `--family FILE`"
-            " describes blocks of them; without `--no-scan_layers` they stay as they are",
-        )
+    }
 
 
 def _are_apart(state: TrainState, key: Key) -> bool:

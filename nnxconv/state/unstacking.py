@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from nnxconv.state.block_stacks import Stack, find_blocks
 from nnxconv.state.families import Family, for_names
@@ -211,7 +211,7 @@ def _find(
                 found.append(_Found(key, "sequence", lists[key]))
         elif all(map(is_digits, kids)):
             found.append(_Found(key, "index", tuple(sorted(int(kid) for kid in kids))))
-        elif not all(_IS_LAYER.fullmatch(str(kid)) for kid in kids):
+        elif not all(_IS_LAYER.fullmatch(str(kid)) or is_padded(f"_{kid}") for kid in kids):
             found.append(_Found(key, stack=Stack(key, key)))
     heads = {head for group in found for head in _heads(group)}
     return [g for g in found if not any(g.key[:size] in heads for size in range(len(g.key)))]
@@ -221,10 +221,21 @@ _IS_LAYER = re.compile(r"(en|de)coder_(layer|block)_[0-9]+")
 """What is a layer itself, and no part of a stack of layers, as torchvision calls those of a ViT."""
 
 
-def _numbered(parts: Iterable[str | int], names: Sequence[str]) -> dict[str | int, tuple[str, int]]:
-    """The names that are a layer's: the group's own name, and the number."""
+def is_padded(part: str | int) -> TypeGuard[str]:
+    """True for a name whose number has zeros in front: `layers_00`."""
+    digits = part.rpartition("_")[2] if isinstance(part, str) else ""
+    return digits.isdecimal() and not is_digits(digits)
+
+
+def _numbered(
+    parts: Collection[str | int], names: Sequence[str]
+) -> dict[str | int, tuple[str, int]]:
+    """The names that are a layer's: the group's own name, and the number.
+
+    Numbers with zeros in front would not come back: layers that have some are modules by names.
+    """
     found: dict[str | int, tuple[str, int]] = {}
-    known = frozenset(names)
+    known = frozenset(names) - {part.rpartition("_")[0] for part in parts if is_padded(part)}
     for part in parts:
         base, _, digits = part.rpartition("_") if isinstance(part, str) else ("", "", "")
         if base in known and is_digits(digits):

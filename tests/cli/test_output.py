@@ -34,6 +34,14 @@ def source(tmp_path):
     return checkpoints.save_item(tmp_path / "in", {"params": {"params": kernels}, "opt_state": {}})
 
 
+def test_what_a_step_has_beside_its_parameters_is_left_out_by_name(tmp_path):
+    weights = {"dense": {"kernel": np.ones((2, 3), np.float32)}}
+    tree = {"params": weights, "ema_params": weights, "opt_state": {}, "step": np.int32(3)}
+    item = checkpoints.save_item(tmp_path / "in", {**tree, "epoch": np.int32(1)})
+    shown = run("convert", item, tmp_path / "out", "--to", "nnx", "--params_only").stdout
+    assert "\n  left out  ema_params.dense.kernel, epoch (--params_only)\n" in shown
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -18,6 +18,19 @@ def source(tmp_path):
     return checkpoints.save_item(tmp_path / "linen", checkpoints.linen())
 
 
+def test_paths_are_paths_of_pathlib_as_well(source, tmp_path):
+    out = tmp_path / "out"
+    nnxconv.convert(source, target_path=out, to="nnx")
+    assert nnxconv.compare(source, out).is_match
+    assert nnxconv.inspect(path=out).survey.layout == "nnx"
+    assert nnxconv.average([source, source], tmp_path / "mean").target_path == str(
+        tmp_path / "mean"
+    )
+    manifest = nnxconv.write_checksums(source, manifest=tmp_path / "manifest.json")
+    assert manifest.path == str(tmp_path / "manifest.json")
+    assert nnxconv.match(source, out).pairs
+
+
 def told(given, known):
     return f"`--{given}` is none of the values that there are\n\nhint: it is one of {known}"
 

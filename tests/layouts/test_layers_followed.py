@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from nnxconv.commands.convert import converted
-from nnxconv.errors import CannotHold, LayerError
+from nnxconv.errors import CannotHold, LayerError, Mismatch
 from nnxconv.layouts import Options, choose_part
 from nnxconv.layouts.survey_options import SurveyOptions
 from nnxconv.loading.template import template_of
@@ -19,6 +19,54 @@ from tests.support.disk import on_disk
 from tests.support.layouts import source_tree
 
 ADAM, SM3, LBFGS = optax.adam(1e-3), optax.sm3(0.1), optax.lbfgs(memory_size=2)
+
+
+def block(*layers: int) -> dict[str, Any]:
+    return {
+        "attn": {"kernel": jnp.zeros((*layers, 4, 4))},
+        "mlp": {"bias": jnp.zeros((*layers, 8))},
+    }
+
+
+def whole(params: dict[str, Any], **options: Any) -> Any:
+    survey = choose_part(template_of(params).tree, SurveyOptions()).survey
+    return converted(survey, Options(**options), None, None)
+
+
+def test_a_stack_of_another_name_is_said_to_stay_stacked():
+    told = whole({"blocks": block(3)}, to="linen").states[0].conversion.assumed
+    assert (
+        "`blocks` looks like stacked layers, and is left so"
+        "; `--layer_group blocks` says that it is a stack"
+    ) in told
+
+
+def test_a_step_that_the_source_does_not_have_is_not_made_up():
+    params = {"dense": {"kernel": jnp.zeros((2, 3))}}
+    tree = {"params": params, "opt_state": ADAM.init(params)}
+    like = choose_part(template_of({**tree, "step": jnp.int32(3)}).tree, SurveyOptions()).survey
+    source = choose_part(template_of(tree).tree, SurveyOptions()).survey
+    with pytest.raises(Mismatch) as refused:
+        converted(source, Options(), like.states[0], None)
+    assert refused.value.render() == (
+        "error: the source has no step, and `--like` has one\n"
+        "  step  i32[]  only in `--like`\n\n"
+        "hint: `--to linen` without `--like` writes it without a step; with `--params_only` as"
+        " well the parameters alone"
+    )
+
+
+@pytest.mark.parametrize("scan_layers", [None, False])
+@pytest.mark.parametrize("target", ["linen", "nnx", "nnx-pure"])
+def test_layers_whose_numbers_have_zeros_in_front_keep_all_their_names(target, scan_layers):
+    names = {f"layers_{number:02}" for number in range(12)}
+    tree = whole({name: block() for name in names}, to=target, scan_layers=scan_layers).tree
+    assert {part for key in tree for part in key if "layers" in str(part)} == names
+
+
+def test_layers_whose_numbers_have_zeros_in_front_are_not_stacked():
+    with pytest.raises(LayerError, match="layers_00 to layers_11"):
+        whole({f"layers_{n:02}": block() for n in range(12)}, to="nnx", scan_layers=True)
 
 
 def model(width: int) -> dict[str, Any]:

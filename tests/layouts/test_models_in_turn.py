@@ -3,10 +3,12 @@
 import pytest
 
 from nnxconv.commands.convert import converted
-from nnxconv.layouts import Options, choose_part
+from nnxconv.errors import BadInput
+from nnxconv.layouts import Options, choose_part, unsure_of
 from nnxconv.layouts.survey_options import SurveyOptions
 from tests.layouts.test_any_tree import check_params_only, check_roles, check_way_back
-from tests.layouts.test_trees_people_save import ADAM, DENSE, made
+from tests.layouts.test_trees_people_save import ADAM, DENSE, made, unmarked
+from tests.support.layouts import source_tree
 
 KINDS = {
     # `nnx.Optimizer` for each of several models of the same structure
@@ -109,3 +111,49 @@ def test_one_model_of_a_list_stands_alone_without_a_gap(name):
     assert [one.at for one in alone.states] == [()]
     tree = converted(alone, Options(to="linen", params_only=True), None, None).tree
     assert all(1 not in key for key in tree)
+
+
+def surveyed(*optimizers, models=("D", "G")):
+    text = "".join(DENSE.format(name, "P") for name in models)
+    text += "".join(ADAM.format(f"{name}/[0]") for name in optimizers)
+    return choose_part(source_tree(unmarked(text)), SurveyOptions()).survey
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "models", "pairs"),
+    [
+        (("opt_D", "opt_G"), ("D", "G"), {"D": "opt_D", "G": "opt_G"}),
+        (("opt1", "opt_D"), ("D", "G"), {"D": "opt_D", "G": "opt1"}),
+        (("g_opt", "d_opt"), ("dis", "gen"), {"dis": "d_opt", "gen": "g_opt"}),
+        (("opt1", "opt2"), ("net2", "net1"), {"net1": "opt1", "net2": "opt2"}),
+    ],
+)
+def test_an_optimizer_follows_what_its_name_tells_or_what_no_other_follows(
+    optimizers, models, pairs
+):
+    survey = surveyed(*optimizers, models=models)
+    assert {one.at[0]: one.optimizers[0][0] for one in survey.states} == pairs
+    assert not unsure_of(survey.states)
+
+
+def test_optimizers_that_fit_several_models_equally_are_not_paired_by_order():
+    survey = surveyed("opt1", "opt2")
+    with pytest.raises(BadInput) as refused:
+        converted(survey, Options(to="nnx"), None, None)
+    assert refused.value.render() == (
+        "error: neither names nor shapes tell which parameters an optimizer follows\n"
+        "  `opt1` fits `D` and `G` equally\n"
+        "  `opt2` fits `D` and `G` equally\n"
+        "\n"
+        "hint: `--drop G --drop opt2` keeps `D` and `opt1`; `--at D` takes parameters alone"
+    )
+    tree = survey.tree
+    one = choose_part(tree, SurveyOptions(), drop=["G", "opt2"]).survey
+    assert converted(one, Options(to="nnx"), None, None).states
+    alone = choose_part(tree, SurveyOptions(), at="D").survey
+    assert alone.states[0].understood.state.opt_state is None
+
+
+def test_an_optimizer_that_fits_two_models_equally_makes_none_of_them_a_copy():
+    with pytest.raises(BadInput, match="`opt` fits `D` and `G` equally"):
+        converted(surveyed("opt"), Options(to="nnx", params_only=True), None, None)

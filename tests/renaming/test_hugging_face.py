@@ -213,6 +213,21 @@ def test_a_model_of_no_family_is_named_and_can_keep_its_names(tmp_path):
     assert nnxconv.compare(str(folder), str(tmp_path / "out"), compare_values=True).is_match
 
 
+@pytest.mark.parametrize("to", ["maxtext", "tunix"])
+def test_a_folder_that_does_not_say_of_which_model_it_is_gets_no_names(to, tmp_path):
+    folder = save_folder(tmp_path / "hf", "llama", OTHER, arrays_of("llama", OTHER))
+    (folder / "config.json").unlink()
+    with pytest.raises(BadInput) as refused:
+        nnxconv.convert(str(folder), str(tmp_path / "out"), to=to)
+    assert refused.value.render() == (
+        f"error: `--to {to}` needs to know which model these are the weights of\n"
+        f"  at {folder}\n"
+        "  `lm_head.weight` is no name of it, and there is no `config.json`\n\n"
+        "hint: put the model's `config.json` beside them, or give `--rename FILE`"
+        "; `--to nnx-pure` keeps the names"
+    )
+
+
 def test_hf_needs_a_configuration_and_nothing_else_takes_one(tmp_path):
     folder = save_folder(tmp_path / "hf", "llama", OTHER, arrays_of("llama", OTHER))
     for options in ({"to": "hf"}, {"to": "maxtext", "config": str(folder)}):
