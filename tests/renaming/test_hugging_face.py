@@ -19,6 +19,7 @@ from tests.support.hugging_face import (
     config_of,
     maxtext_of,
     save_folder,
+    save_tensors,
     stacked,
 )
 
@@ -287,3 +288,59 @@ def test_the_types_of_a_family_may_stand_on_several_lines(lines: str):
 
 def test_every_family_names_its_types():
     assert all(model_types(text) for text in templates().values())
+
+
+def qwen3_vl(path: Path, kind: str, sizes: Sizes, arrays, *, is_tied: bool) -> Path:
+    """A folder of Qwen3-VL with the text model of a Qwen 3, and an encoder of images."""
+    texts = {n.replace("model.", "model.language_model."): a for n, a in arrays.items()}
+    if kind == "qwen3_moe":
+        texts = {n: a for n, a in texts.items() if ".experts." not in n}
+        for i in range(sizes.layers):
+            head = f"model.layers.{i}.mlp.experts"
+            gate, up, down = (
+                np.stack([arrays[f"{head}.{e}.{n}_proj.weight"].T for e in range(sizes.experts)])
+                for n in ("gate", "up", "down")
+            )
+            there = f"model.language_model.layers.{i}.mlp.experts"
+            texts[f"{there}.gate_up_proj"] = np.ascontiguousarray(np.concatenate([gate, up], -1))
+            texts[f"{there}.down_proj"] = np.ascontiguousarray(down)
+    texts["model.visual.pos_embed.weight"] = np.ones((3, 4), np.float32)
+    model_type = kind.replace("qwen3", "qwen3_vl")
+    told = {**config_of(kind, sizes), "model_type": f"{model_type}_text"}
+    whole = {"model_type": model_type, "tie_word_embeddings": is_tied, "text_config": told}
+    return save_tensors(path, whole, texts)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+def test_qwen3_vl_has_the_text_model_of_qwen3(kind, scan, tmp_path):
+    sizes = Sizes()
+    arrays = arrays_of(kind, sizes)
+    folder = qwen3_vl(tmp_path / "hf", kind, sizes, arrays, is_tied=False)
+    there, back = tmp_path / "mt", tmp_path / "back"
+    result = nnxconv.convert(str(folder), str(there), to="maxtext", scan_layers=scan)
+    apart = maxtext_of(kind, sizes, arrays)
+    check_equal(parameters(there), stacked(kind, apart) if scan else apart)
+    assert list(result.account.left_out.values()) == ["is not of the text model"]
+    nnxconv.convert(str(there), str(back), to="hf", config=str(folder))
+    mine = {n: a for n, a in tensors(folder).items() if "visual" not in n}
+    check_equal(tensors(back), mine)
+
+
+def test_whether_the_output_layer_is_tied_is_the_whole_models_as_in_transformers_5(tmp_path):
+    sizes = Sizes(layers=1)
+    arrays = arrays_of("qwen3", sizes)
+    folder = qwen3_vl(tmp_path / "hf", "qwen3", sizes, arrays, is_tied=True)
+    result = nnxconv.convert(str(folder), str(tmp_path / "mt"), to="maxtext")
+    assert "is tied: the embedding is used" in result.account.left_out.values()
+    assert "decoder/logits_dense/kernel" not in parameters(tmp_path / "mt")
+
+
+def test_a_type_may_be_told_of_the_text_model_alone(tmp_path):
+    sizes = Sizes(layers=1)
+    arrays = arrays_of("qwen3", sizes)
+    folder = qwen3_vl(tmp_path / "hf", "qwen3", sizes, arrays, is_tied=False)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, "model_type": ""}))
+    nnxconv.convert(str(folder), str(tmp_path / "mt"), to="maxtext")
+    check_equal(parameters(tmp_path / "mt"), maxtext_of("qwen3", sizes, arrays))
