@@ -156,7 +156,8 @@ def _account_rows(result: Result) -> Iterator[tuple[str, str]]:
     told = {why for part in result.whole.states for why in part.conversion.left_out.values()}
     if account.kept and result.whole.parts:
         yield "kept", _named(account.kept)
-    gone = {k: why for k, why in (account.left_out or {}).items() if why not in told}
+    left_out = account.left_out or {}
+    gone = {k: w for k, w in left_out.items() if w not in told or k in account.elsewhere}
     for why in dict.fromkeys(gone.values()):
         yield "left out", f"{_named([k for k, reason in gone.items() if reason == why])} ({why})"
     yield "leaves", _sum(result)

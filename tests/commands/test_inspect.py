@@ -158,6 +158,7 @@ def test_json_holds_the_whole_tree_and_everything_that_the_text_says(stacked):
                 "layout": "linen",
                 "parameters": 5,
                 "evidence": found["evidence"],
+                "replicas": None,
                 "copies": [],
             }
         ],
