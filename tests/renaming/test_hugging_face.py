@@ -344,3 +344,28 @@ def test_a_type_may_be_told_of_the_text_model_alone(tmp_path):
     (folder / "config.json").write_text(json.dumps({**told, "model_type": ""}))
     nnxconv.convert(str(folder), str(tmp_path / "mt"), to="maxtext")
     check_equal(parameters(tmp_path / "mt"), maxtext_of("qwen3", sizes, arrays))
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
+def test_norms_of_bfloat16_that_are_shifted_are_float32_as_maxtexts_own_and_come_back(
+    kind, tmp_path
+):
+    sizes = Sizes(layers=2)
+    arrays = arrays_of(kind, sizes, dtype="bfloat16")
+    folder = save_folder(tmp_path / "hf", kind, sizes, arrays)
+    there, back = tmp_path / "mt", tmp_path / "back"
+    done = run("convert", folder, there, "--to", "maxtext", "--no-scan_layers")
+    assert (
+        "what is scaled is rounded to bfloat16, and what is shifted becomes float32, as MaxText's"
+        " converter has it; `--dtype float32` is exact for all\n"
+    ) in done.stdout
+    found = parameters(there)
+    exact = maxtext_of(kind, sizes, {k: v.astype(np.float32) for k, v in arrays.items()})
+    norms = [k for k in found if k.endswith("/scale")]
+    check_equal({k: found[k] for k in norms}, {k: exact[k] for k in norms})
+    kinds = {str(v.dtype) for k, v in found.items() if k not in norms}
+    assert (kinds, {str(found[k].dtype) for k in norms}) == ({"bfloat16"}, {"float32"})
+    assert nnxconv.compare(str(folder), str(there), compare_values=True, atol=0, rtol=0).is_match
+    nnxconv.convert(str(there), str(back), to="hf", config=str(folder))
+    again = {k: v for k, v in tensors(back).items() if "norm" in k}
+    check_equal(again, {k: arrays[k] for k in again})
