@@ -221,3 +221,18 @@ def test_an_inner_replica_of_diloco_is_a_run_of_its_own_and_the_rest_stays(tmp_p
     nnxconv.convert(pure, back, to="linen")
     for other in (pure, back):
         assert nnxconv.compare(source, other, compare_values=True, atol=0, rtol=0).is_match
+
+
+def test_layers_that_were_taken_apart_become_blocks_of_their_own_family_again(tmp_path):
+    """Qwen3.5's are called as Qwen3-Next's are: only where they came from tells them apart."""
+    norm = {"input_layernorm": {"scale": np.ones((4, 2), np.float32)}}
+    linear = {"attention": {"in_proj_qkvz": {"kernel": checkpoints.values((4, 2, 6), 1)}}} | norm
+    full = {"attention": {"attention": {"query": {"kernel": checkpoints.values((5, 2, 3), 2)}}}}
+    blocks = {f"layer_{i}": linear for i in range(3)} | {"layer_3": full | norm}
+    source = saved(tmp_path / "a", state({"layers": blocks}))
+    apart, back = str(tmp_path / "apart"), str(tmp_path / "back")
+    nnxconv.convert(source, apart, to="linen", scan_layers=False)
+    done = nnxconv.convert(apart, back, to="linen", scan_layers=True)
+    assert keys(back) == keys(source)
+    assert not any("Qwen3-Next" in text for text in done.conversion.assumed)
+    assert nnxconv.compare(source, back, compare_values=True, atol=0, rtol=0).is_match
