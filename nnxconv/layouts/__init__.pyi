@@ -38,6 +38,7 @@ from .parts import within as within
 from .recognition import CODECS as CODECS
 from .recognition import ITEMS as ITEMS
 from .reducing import FLOATS as FLOATS
+from .replicas import replicas_of as replicas_of
 from .restore_lines import restoring as restoring
 from .restore_lines import restoring_converted as restoring_converted
 from .rivals import refuse_rivals as refuse_rivals

@@ -1,6 +1,6 @@
 """What became of each stored leaf of a source: converted, kept as it is, or left out."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from nnxconv.layouts.choosing import Chosen
@@ -17,11 +17,13 @@ class Account:
       converted: what the states of the target are made of.
       kept: what is around them as it was.
       left_out: what the target does not have, with the reason.
+      elsewhere: what of it is a part of no state that is converted.
     """
 
     converted: tuple[Key, ...] = ()
     kept: tuple[Key, ...] = ()
     left_out: Mapping[Key, str] | None = None
+    elsewhere: Collection[Key] = ()
 
     @property
     def total(self) -> int:
@@ -36,8 +38,11 @@ def account(tree: Tree, chosen: Chosen, whole: Whole) -> Account:
     kept = {chosen.stored[key] for key in whole.kept}
     stored = [key for key, leaf in tree.items() if is_stored(leaf)]
     rest = [key for key in stored if key not in left_out]
+    gone = {key: left_out[key] for key in stored if key in left_out}
+    own = {chosen.stored.get(key) for part in whole.parts for key in part.located.stored.values()}
     return Account(
         tuple(key for key in rest if key not in kept),
         tuple(key for key in rest if key in kept),
-        {key: left_out[key] for key in stored if key in left_out},
+        gone,
+        gone.keys() - own,
     )

@@ -21,6 +21,7 @@ from nnxconv.state import (
     Apart,
     Arrangement,
     Blocks,
+    Family,
     Stacked,
     TrainState,
     alike_series,
@@ -103,7 +104,9 @@ def convert_tree(
     if arrangements is None and like is not None:
         arrangements = {group.key: group.arrangement for group in like.groups}
     blocks = _blocks(source, options) if scan_layers and arrangements is None else {}
-    layers_told = _told_of(blocks, options) + _told_of_none(source, options, scan_layers, is_copy)
+    layers_told = _told_of(source, blocks, options) + _told_of_none(
+        source, options, scan_layers, is_copy
+    )
     layers_told += _told_of_fixed(source, options)
     arrangements = choose(
         source.groups,
@@ -141,6 +144,7 @@ def convert_tree(
         collections=collections_to_record(arranged),
         axes={key: a.axis for key, a in arrangements.items() if isinstance(a, Stacked | Blocks)},
         layout=codec.name,
+        family=_family_of(source),
         has_root=form.has_root,
         layer_group=source.layer_group,
     )
@@ -211,12 +215,27 @@ def _scale_axes(state: TrainState, options: Options) -> dict[str, int]:
 def _blocks(source: Understood, options: Options) -> Mapping[Key, Blocks]:
     """How the source's layers are stacked that have blocks."""
     known = known_families().values()
-    return blocks_for(source.state, source.groups, known, options.family)
+    family = options.family or _recorded(source)
+    return blocks_for(source.state, source.groups, known, family)
 
 
-def _told_of(blocks: Mapping[Key, Blocks], options: Options) -> list[str]:
+def _recorded(source: Understood) -> Family | None:
+    """The family that an earlier conversion took the layers apart of."""
+    family = known_families().get(source.record.family)
+    named = {group.key[-1] for group in source.groups if isinstance(group.arrangement, Apart)}
+    return family if family is not None and family.apart in named else None
+
+
+def _family_of(source: Understood) -> str:
+    """The family of the blocks that the layers are in, or were in before an earlier conversion."""
+    blocks = [g.arrangement for g in source.groups if isinstance(g.arrangement, Blocks)]
+    named = [one.family.name for one in blocks if one.family is not None]
+    return next(iter(named), source.record.family)
+
+
+def _told_of(source: Understood, blocks: Mapping[Key, Blocks], options: Options) -> list[str]:
     """What is assumed of blocks whose family nobody has named."""
-    return told_by_marks(blocks) if options.family is None else []
+    return told_by_marks(blocks) if (options.family or _recorded(source)) is None else []
 
 
 _SHARED = "one set for all layers, which stands in the first one alone"

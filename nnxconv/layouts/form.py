@@ -158,6 +158,7 @@ class Record:
       axes: the layer axis of each group that was written as a stack.
       layout: the layout that was written, and `has_root` as in its form.
       layer_group: further names of layer groups, as `--layer_group` gave them.
+      family: of the blocks that its layers were stacked in before they were taken apart.
     """
 
     forms: Mapping[str, Form] = field(default_factory=dict)
@@ -166,10 +167,12 @@ class Record:
     layout: str | None = None
     has_root: bool = True
     layer_group: tuple[str, ...] = ()
+    family: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""
-        return {
+        family = {"family": self.family} if self.family else {}
+        return family | {
             "layout": self.layout,
             "layer_group": list(self.layer_group),
             "has_root": self.has_root,
@@ -197,6 +200,8 @@ class Record:
         layout, has_root = record.get("layout"), record.get("has_root", True)
         claim("layout", layout is None or isinstance(layout, str))
         claim("has_root", isinstance(has_root, bool))
+        family = record.get("family", "")
+        claim("family", isinstance(family, str))
         return cls(
             {name: Form.from_json(mapping(name, form)) for name, form in forms.items()},
             {
@@ -207,6 +212,7 @@ class Record:
             layout,
             has_root,
             names("layer_group", record.get("layer_group", [])),
+            family,
         )
 
 

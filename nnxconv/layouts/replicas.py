@@ -1,6 +1,7 @@
 """One of the replicas that a state has along the leading axis of all its arrays (`jax.pmap`)."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from nnxconv.errors import BadInput, LayerError
 from nnxconv.state import Apart, Arrangement, LayerGroup, TrainState, Tree
@@ -41,27 +42,58 @@ def _one(leaf: Leaf, index: int) -> Leaf:
     return view
 
 
+def replicas_of(state: TrainState) -> int:
+    """How many replicas a state is of; 0 for a state that is none of several.
+
+    The step has one number for each replica then, as every array has a place.
+    """
+    if state.step is None or len(state.step.shape) != 1:
+        return 0
+    [count] = state.step.shape
+    shapes = [leaf.shape for leaf in state.params.values() if not isinstance(leaf, Literal)]
+    return count if shapes and all(shape[:1] == (count,) for shape in shapes) else 0
+
+
+def without_replicas(state: TrainState) -> TrainState:
+    """The arrays of the first of several replicas."""
+    params, aux = _first(state.params), _first(state.aux)
+    opt_state = None if state.opt_state is None else _first(state.opt_state)
+    return TrainState(params, opt_state, aux=aux)
+
+
+def _first(tree: Tree) -> dict[Key, Leaf]:
+    return {key: _one(leaf, 0) for key, leaf in tree.items()}
+
+
+def in_replicas(group: LayerGroup, count: int) -> LayerGroup:
+    """A group of layers of one replica as what it is in all of them: left whole."""
+    return replace(group, problem=group.problem or _told(group.key, count))
+
+
+def _told(group: Key, count: int) -> str:
+    return (
+        f"the layers of `{spell(group)}` are in {counted(count, 'replica')}, along the first axis"
+        " of every array: they are not arranged anew"
+    )
+
+
 def refuse_rearranged_replicas(
     state: TrainState, groups: Iterable[LayerGroup], chosen: Mapping[Key, Arrangement | None]
 ) -> None:
     """Refuses to stack layers, or to take them apart, where all arrays are of several replicas.
 
     Raises:
-      LayerError: the step has one number for each replica, as every array has a place.
+      LayerError: the state is of several replicas.
     """
-    if state.step is None or len(state.step.shape) != 1:
-        return
-    count = state.step.shape[0]
-    arrays = [leaf.shape for leaf in state.params.values() if not isinstance(leaf, Literal)]
+    count = replicas_of(state)
     changed = [
-        spell(group.key)
+        group.key
         for group in groups
         if group.arrangement != chosen[group.key]
         and not (isinstance(group.arrangement, Apart) and isinstance(chosen[group.key], Apart))
     ]
-    if changed and arrays and all(shape[:1] == (count,) for shape in arrays):
+    if changed and count:
         raise LayerError(
-            f"the layers of `{changed[0]}` are in {counted(count, 'replica')}, along the first axis"
-            " of every array: they are not arranged anew",
+            _told(changed[0], count),
             hint="`--replica 0` takes one of the replicas, with `--at KEY` where they are a part",
         )

@@ -8,6 +8,7 @@ from nnxconv.errors import BadInput, DamagedCheckpoint, NnxconvError
 from nnxconv.layouts.form import Codec, Form, Reading, Record
 from nnxconv.layouts.names import AUX_AXES
 from nnxconv.layouts.recognition import CODECS, recognise
+from nnxconv.layouts.replicas import in_replicas, replicas_of, without_replicas
 from nnxconv.state import (
     DEFAULT_NAMES,
     Apart,
@@ -148,8 +149,24 @@ def with_layers(understood: Understood, layer_axis: int | None) -> Understood:
     """The same checkpoint under its own names, unclear stacks read with the layers on that axis."""
     if understood.groups or understood.rules:
         understood = replace(understood, state=understood.as_stored)
-    state, groups = unstack(
-        understood.state,
+    count = replicas_of(understood.state)
+    if not count:
+        return _with_groups(understood, *_unstacked(understood, understood.state, layer_axis))
+    _, of_one = _unstacked(understood, without_replicas(understood.state), layer_axis)
+    stacks = [
+        in_replicas(group, count) for group in of_one if not isinstance(group.arrangement, Apart)
+    ]
+    whole = replace(understood, is_scanned=False)
+    state, groups = _unstacked(whole, whole.state, layer_axis)
+    return _with_groups(understood, state, [*groups, *stacks])
+
+
+def _unstacked(
+    understood: Understood, state: TrainState, layer_axis: int | None
+) -> tuple[TrainState, list[LayerGroup]]:
+    """The state with its layers apart, as the checkpoint's layout and its record have them."""
+    return unstack(
+        state,
         names=(*DEFAULT_NAMES, *understood.layer_group),
         layer_axis=layer_axis,
         known_axes=understood.record.axes,
@@ -157,7 +174,6 @@ def with_layers(understood: Understood, layer_axis: int | None) -> Understood:
         aux_axis=AUX_AXES.get(understood.codec.name),
         families=understood.families,
     )
-    return _with_groups(understood, state, groups)
 
 
 def _with_groups(

@@ -16,7 +16,19 @@ from nnxconv.renaming.numbers import Add, DivideBy, Times
 from nnxconv.renaming.rule import Rules
 from nnxconv.renaming.steps import Step
 from nnxconv.renaming.wholeness import Wholeness, refuse_missing, wholeness
-from nnxconv.tree import NOTHING, Key, Literal, cast, dtype_of, in_order, is_digits, notation, spell
+from nnxconv.state import TrainState
+from nnxconv.tree import (
+    NOTHING,
+    Key,
+    Leaf,
+    Literal,
+    cast,
+    dtype_of,
+    in_order,
+    is_digits,
+    notation,
+    spell,
+)
 
 _NUMBERS = re.compile(r"\[\d+\]")
 
@@ -39,11 +51,33 @@ def from_hugging_face(
     }
     kept = {key: leaf for key, leaf in params.items() if key not in aside}
     _refuse_others(kept, family)
-    new = renamed(source, family.rules, options)
+    new = renamed(_wide_enough(source, family.rules), family.rules, options)
     kept = {key: leaf for key, leaf in new.state.params.items() if key not in aside}
     new = replace(new, state=replace(new.state, params=kept))
     gone = {("params", *key): (params[key], why) for key, why in aside.items()}
     return replace(new, aside={**source.aside, **gone})
+
+
+def _wide_enough(source: Understood, rules: Rules) -> Understood:
+    """The checkpoint, of which parameters of bfloat16 that are shifted are float32.
+
+    So are they in MaxText's own conversion: numpy makes float32 of a bfloat16 plus 1.0.
+    """
+    shifted = [rule for rule in rules if any(isinstance(step, Add) for step in rule.steps)]
+    if not shifted:
+        return source
+    params = source.state.params
+    found = {params[key] for key in fits(params, Rules(tuple(shifted), name=rules.name))}
+
+    def widened(state: TrainState) -> TrainState:
+        return replace(state, params={key: wide(leaf) for key, leaf in state.params.items()})
+
+    def wide(leaf: Leaf) -> Leaf:
+        if leaf not in found or isinstance(leaf, Literal) or dtype_of(leaf) != "bfloat16":
+            return leaf
+        return cast(leaf, "float32")
+
+    return replace(source, state=widened(source.state), as_stored=widened(source.as_stored))
 
 
 def _refuse_others(kept: Mapping[Key, Any], family: HuggingFaceFamily) -> None:
@@ -156,7 +190,12 @@ def rounding(
     narrow = sorted({dtype_of(leaf) for leaf in leaves} & {"bfloat16", "float16"})
     if not narrow or options.dtype is not None:
         return ""
-    return f"what is scaled or shifted is rounded to {narrow[0]}; `--dtype float32` is exact"
+    if narrow[0] != "bfloat16" or not any(isinstance(step, Add) for step in steps):
+        return f"what is scaled or shifted is rounded to {narrow[0]}; `--dtype float32` is exact"
+    return (
+        "what is scaled is rounded to bfloat16, and what is shifted becomes float32, as MaxText's"
+        " converter has it; `--dtype float32` is exact for all"
+    )
 
 
 def _is_exact(step: Step) -> bool:

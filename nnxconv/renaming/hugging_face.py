@@ -149,7 +149,7 @@ def family_for(
       BadInput: there is no family for this type, its file cannot be filled in, or the model's
         layers have other windows than those of the target; this not where it is named.
     """
-    named, name = bool(name), name or _family_of_type(config.get("model_type"), target)
+    named, name = bool(name), name or _family_of_type(_type_of(config), target)
     text = _filled_in(templates()[name], config, arrays, name)
     try:
         document = tomllib.loads(text)
@@ -168,6 +168,15 @@ def family_for(
         layers=_layers(config),
         quantised=_quantised(config),
     )
+
+
+def _type_of(config: Mapping[str, Any]) -> object:
+    """What a configuration calls the model, or else the model of texts in it."""
+    texts = config.get("text_config")
+    told = config.get("model_type") or (
+        texts.get("model_type") if isinstance(texts, dict) else None
+    )
+    return told or None
 
 
 def _layers(config: Mapping[str, Any]) -> int | None:
@@ -207,9 +216,16 @@ def _refuse_other_windows(config: Mapping[str, Any], every: object, name: str) -
 
 
 def _texts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with what it says of its model of texts, where that stands apart."""
+    """A configuration with what it says of its model of texts, where that stands apart.
+
+    Whether the output layer is tied is the whole model's, as in transformers 5.
+    """
     texts = config.get("text_config")
-    return {**config, **(texts if isinstance(texts, dict) else {})}
+    whole = {**config, **(texts if isinstance(texts, dict) else {})}
+    return {**whole, **{name: config[name] for name in (_TIED,) if name in config}}
+
+
+_TIED = "tie_word_embeddings"
 
 
 def _quantised(config: Mapping[str, Any]) -> str:
@@ -239,7 +255,7 @@ def _filled_in(
         trim_blocks=True,
     )
     environment.tests["found_below"] = lambda root: any(n.startswith(f"{root}.") for n in arrays)
-    whole = with_defaults({**_texts(config), "model_type": config.get("model_type")})
+    whole = with_defaults({**_texts(config), "model_type": _type_of(config)})
     is_bare = any(name.startswith("embed_tokens.") for name in arrays)
     if is_bare:
         whole["tie_word_embeddings"] = True

@@ -17,6 +17,8 @@ _RANK = "q_lora_rank"
 _GEMMA4 = {_HEADS: 8, _KV_HEADS: 4, "hidden_size_per_layer_input": 256}
 _QWEN3_5 = {_HEADS: 16, _KV_HEADS: 2, "linear_num_key_heads": 16, "linear_num_value_heads": 32}
 _QWEN3_5 |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
+_QWEN3_VL = {_HEADS: 32, _KV_HEADS: 32, "head_dim": 128}
+_QWEN3_VL_MOE = {_HEADS: 16, _KV_HEADS: 16, _EXPERTS: 60}
 _DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "llama": {_HEADS: 32},
     "mistral": {_HEADS: 32, _KV_HEADS: 8},
@@ -24,6 +26,10 @@ _DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "qwen2": {_HEADS: 32},
     "qwen3": {_HEADS: 32, "head_dim": 128},
     "qwen3_moe": {_HEADS: 32, _KV_HEADS: 4, _EXPERTS: 128},
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_vl_text": _QWEN3_VL,
+    "qwen3_vl_moe": _QWEN3_VL_MOE,
+    "qwen3_vl_moe_text": _QWEN3_VL_MOE,
     "gemma2": {_HEADS: 8, _KV_HEADS: 4, "head_dim": 256},
     "gpt_oss": {_HEADS: 64, _KV_HEADS: 8, "head_dim": 64, _EXPERTS: 128},
     "olmo3": {_HEADS: 32},

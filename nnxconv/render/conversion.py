@@ -158,7 +158,11 @@ def _account_rows(result: Result) -> Iterator[tuple[str, str]]:
     if account.kept and result.whole.parts:
         yield "kept", _named(account.kept)
     left = account.left_out or {}
-    gone = {key: why for key, why in left.items() if key not in own or why not in told}
+    gone = {
+        key: why
+        for key, why in left.items()
+        if key not in own or key in account.elsewhere or why not in told
+    }
     for why in dict.fromkeys(gone.values()):
         yield "left out", f"{_named([k for k, reason in gone.items() if reason == why])} ({why})"
     yield "leaves", _sum(result)

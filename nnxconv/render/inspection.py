@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nnxconv.commands.inspection import ChainElement, Inspection
-from nnxconv.layouts import RECORD, Located, restoring, unsure_of
+from nnxconv.layouts import RECORD, Located, replicas_of, restoring, unsure_of
 from nnxconv.render.wording import arranged
 from nnxconv.storage.orbax import array_name
 from nnxconv.tree import (
@@ -75,6 +75,7 @@ def _state_json(found: Inspection, located: Located) -> dict[str, Any]:
         "parameters": sum(roles[key] == "parameters" for key in stored),
         "evidence": list(located.understood.evidence),
         "unsure": unsure_of([located]),
+        "replicas": replicas_of(located.understood.as_stored) or None,
         "copies": [spell(c.at) for c in found.survey.copies if c.copy_of == located.at],
     }
 
@@ -132,6 +133,7 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
             yield "state", f"{at}: {one.codec.name}: {'; '.join(one.evidence)}"
     for text in unsure_of(found.survey.states):
         yield "unsure", text
+    yield from _diloco_rows(found)
     for copy in found.survey.copies:
         of = f" of `{spell(copy.copy_of)}`" if copy.copy_of else ""
         yield "copy", f"{spell(copy.at)}: a second copy of the parameters{of}"
@@ -148,10 +150,12 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
         )
     elif found.step is not None:
         yield "step", f"{found.step:,}"
+    replicas = replicas_of(understood.as_stored) if understood else 0
     for group in understood.groups if understood else ():
         count = f"{counted(len(group.indices), 'layer')}, " if group.indices else ""
-        yield "layers", f"{spell(group.key)}: {count}{arranged(group.arrangement)}"
-        if group.problem:
+        each = f", in each of {counted(replicas, 'replica')}" if replicas else ""
+        yield "layers", f"{spell(group.key)}: {count}{arranged(group.arrangement)}{each}"
+        if group.problem and not replicas:
             yield "", group.problem
     for name, part in found.parts.items():
         if name != "step":
@@ -170,6 +174,16 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
     line = restoring(found.survey, str(found.item.path))
     if line:
         yield "restore", line
+
+
+def _diloco_rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    """What the parts of a run of DiLoCo are: one outer state, and replicas that train by turns."""
+    for located in found.survey.states:
+        count = replicas_of(located.understood.as_stored)
+        if located.at[-1:] == ("inner_state",) and count:
+            here = spell(located.at)
+            yield "DiLoCo", "the weights and their optimizer at the root are the outer ones"
+            yield "", f"`{here}` is {counted(count, 'inner replica')}: `--at {here} --replica 0`"
 
 
 def _layouts_in(record: Mapping[str, Any]) -> list[str]:

@@ -159,6 +159,7 @@ def test_json_holds_the_whole_tree_and_everything_that_the_text_says(stacked):
                 "parameters": 5,
                 "evidence": found["evidence"],
                 "unsure": [],
+                "replicas": None,
                 "copies": [],
             }
         ],

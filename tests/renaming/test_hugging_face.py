@@ -19,6 +19,7 @@ from tests.support.hugging_face import (
     config_of,
     maxtext_of,
     save_folder,
+    save_tensors,
     stacked,
 )
 
@@ -302,3 +303,84 @@ def test_the_types_of_a_family_may_stand_on_several_lines(lines: str):
 
 def test_every_family_names_its_types():
     assert all(model_types(text) for text in templates().values())
+
+
+def qwen3_vl(path: Path, kind: str, sizes: Sizes, arrays, *, is_tied: bool) -> Path:
+    """A folder of Qwen3-VL with the text model of a Qwen 3, and an encoder of images."""
+    texts = {n.replace("model.", "model.language_model."): a for n, a in arrays.items()}
+    if kind == "qwen3_moe":
+        texts = {n: a for n, a in texts.items() if ".experts." not in n}
+        for i in range(sizes.layers):
+            head = f"model.layers.{i}.mlp.experts"
+            gate, up, down = (
+                np.stack([arrays[f"{head}.{e}.{n}_proj.weight"].T for e in range(sizes.experts)])
+                for n in ("gate", "up", "down")
+            )
+            there = f"model.language_model.layers.{i}.mlp.experts"
+            texts[f"{there}.gate_up_proj"] = np.ascontiguousarray(np.concatenate([gate, up], -1))
+            texts[f"{there}.down_proj"] = np.ascontiguousarray(down)
+    texts["model.visual.pos_embed.weight"] = np.ones((3, 4), np.float32)
+    model_type = kind.replace("qwen3", "qwen3_vl")
+    told = {**config_of(kind, sizes), "model_type": f"{model_type}_text"}
+    whole = {"model_type": model_type, "tie_word_embeddings": is_tied, "text_config": told}
+    return save_tensors(path, whole, texts)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+def test_qwen3_vl_has_the_text_model_of_qwen3(kind, scan, tmp_path):
+    sizes = Sizes()
+    arrays = arrays_of(kind, sizes)
+    folder = qwen3_vl(tmp_path / "hf", kind, sizes, arrays, is_tied=False)
+    there, back = tmp_path / "mt", tmp_path / "back"
+    result = nnxconv.convert(str(folder), str(there), to="maxtext", scan_layers=scan)
+    apart = maxtext_of(kind, sizes, arrays)
+    check_equal(parameters(there), stacked(kind, apart) if scan else apart)
+    assert list(result.account.left_out.values()) == ["is not of the text model"]
+    nnxconv.convert(str(there), str(back), to="hf", config=str(folder))
+    mine = {n: a for n, a in tensors(folder).items() if "visual" not in n}
+    check_equal(tensors(back), mine)
+
+
+def test_whether_the_output_layer_is_tied_is_the_whole_models_as_in_transformers_5(tmp_path):
+    sizes = Sizes(layers=1)
+    arrays = arrays_of("qwen3", sizes)
+    folder = qwen3_vl(tmp_path / "hf", "qwen3", sizes, arrays, is_tied=True)
+    result = nnxconv.convert(str(folder), str(tmp_path / "mt"), to="maxtext")
+    assert "is tied: the embedding is used" in result.account.left_out.values()
+    assert "decoder/logits_dense/kernel" not in parameters(tmp_path / "mt")
+
+
+def test_a_type_may_be_told_of_the_text_model_alone(tmp_path):
+    sizes = Sizes(layers=1)
+    arrays = arrays_of("qwen3", sizes)
+    folder = qwen3_vl(tmp_path / "hf", "qwen3", sizes, arrays, is_tied=False)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, "model_type": ""}))
+    nnxconv.convert(str(folder), str(tmp_path / "mt"), to="maxtext")
+    check_equal(parameters(tmp_path / "mt"), maxtext_of("qwen3", sizes, arrays))
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
+def test_norms_of_bfloat16_that_are_shifted_are_float32_as_maxtexts_own_and_come_back(
+    kind, tmp_path
+):
+    sizes = Sizes(layers=2)
+    arrays = arrays_of(kind, sizes, dtype="bfloat16")
+    folder = save_folder(tmp_path / "hf", kind, sizes, arrays)
+    there, back = tmp_path / "mt", tmp_path / "back"
+    done = run("convert", folder, there, "--to", "maxtext", "--no-scan_layers")
+    assert (
+        "what is scaled is rounded to bfloat16, and what is shifted becomes float32, as MaxText's"
+        " converter has it; `--dtype float32` is exact for all\n"
+    ) in done.stdout
+    found = parameters(there)
+    exact = maxtext_of(kind, sizes, {k: v.astype(np.float32) for k, v in arrays.items()})
+    norms = [k for k in found if k.endswith("/scale")]
+    check_equal({k: found[k] for k in norms}, {k: exact[k] for k in norms})
+    kinds = {str(v.dtype) for k, v in found.items() if k not in norms}
+    assert (kinds, {str(found[k].dtype) for k in norms}) == ({"bfloat16"}, {"float32"})
+    assert nnxconv.compare(str(folder), str(there), compare_values=True, atol=0, rtol=0).is_match
+    nnxconv.convert(str(there), str(back), to="hf", config=str(folder))
+    again = {k: v for k, v in tensors(back).items() if "norm" in k}
+    check_equal(again, {k: arrays[k] for k in again})

@@ -112,13 +112,22 @@ def test_weights_of_bfloat16_come_back_byte_for_byte(case, tmp_path):
 def test_what_only_transformers_uses_is_left_out_by_name(tmp_path):
     model = gemma4(7, small=True)
     model.array("model.language_model.layers.6.self_attn.k_proj.weight", 8, 12)
+    model.array("model.language_model.layers.0.self_attn.v_norm.weight", 4)
     model.array("model.vision_tower.std_scale", 4)
     folder = folder_of(model, tmp_path / "hf")
     result = nnxconv.convert(str(folder), str(tmp_path / "mt"), to="maxtext")
     assert set(result.account.left_out.values()) == {
         "is not of the text model",
         "is not used: those of an earlier layer are",
+        "is not used: values are normed without a scale",
     }
+    model = deepseek("deepseek_v2")
+    model.array("model.layers.2.mlp.gate.e_score_correction_bias", 3)
+    folder = folder_of(model, tmp_path / "deepseek2")
+    result = nnxconv.convert(str(folder), str(tmp_path / "v2"), to="maxtext")
+    check_equal(parameters(tmp_path / "v2"), model.maxtext)
+    left = list(result.account.left_out.values())
+    assert left == ["is not used: DeepSeek V2 routes without a bias"]
     model = deepseek("deepseek_v3")
     model.config["num_nextn_predict_layers"] = 1
     model.array("model.layers.4.eh_proj.weight", 12, 24)
@@ -209,6 +218,7 @@ def test_every_family_is_tried():
     here = {make().config["model_type"] for make, _ in CASES.values()}
     alike = {"gemma3", "gemma4_text", "deepseek_v32"}  # as gemma3_text, gemma4 and deepseek_v3
     alike.add("qwen3_5_moe_text")
+    alike |= {f"qwen3_vl{moe}{text}" for moe in ("", "_moe") for text in ("", "_text")}
     assert kinds == {*KINDS, *here, *alike}
 
 

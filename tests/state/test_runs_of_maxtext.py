@@ -1,5 +1,6 @@
 """What MaxText has beside plain layers: pipelines, RNGs of some layers, layers never stacked."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import nnxconv
 from nnxconv.errors import LayerError
 from tests.support import checkpoints
+from tests.support.command import run
 
 KEPT = (
     "`decoder.pipeline_module` stays as it is: MaxText has the layers of a pipeline by stages, with"
@@ -170,3 +172,67 @@ def test_layers_in_replicas_are_not_arranged_anew(is_stacked, tmp_path):
     new = str(tmp_path / "one")
     nnxconv.convert(source, new, to="linen", scan_layers=not is_stacked, replica=0)
     assert any("layers_2" in key for key in keys(new)) == is_stacked
+
+
+def diloco(path: Path) -> tuple[str, dict[str, Any]]:
+    """A run of DiLoCo with two inner replicas; and the first of these alone."""
+    layers = checkpoints.stacked([kernels(4, seed=i) for i in range(3)], 1)
+    counts = {"rngs": {"params": {"count": np.arange(3, dtype=np.uint32)}}}
+    one = state({"layers": layers}, {"layers": counts})
+    inner = twice(one)
+    outer = {k: v for k, v in state({"layers": layers}).items() if k != "opt_state"}
+    outer["outer_opt_state"] = [{"trace": outer["params"]}]
+    return saved(path, {**outer, "inner_state": inner}), one
+
+
+def twice(tree: Any) -> Any:
+    """Every array in two replicas, of which the second is one more."""
+    if isinstance(tree, dict):
+        return {name: twice(inner) for name, inner in tree.items()}
+    if isinstance(tree, list):
+        return [twice(inner) for inner in tree]
+    return np.stack([tree, tree + 1])
+
+
+def test_a_run_of_diloco_is_told_by_its_parts(tmp_path):
+    source, _ = diloco(tmp_path / "a")
+    text = run("inspect", source).stdout
+    assert (
+        "  DiLoCo     the weights and their optimizer at the root are the outer ones\n"
+        "             `inner_state` is 2 inner replicas: `--at inner_state --replica 0`\n"
+    ) in text
+    inner = run("inspect", source, "--at", "inner_state").stdout
+    assert "decoder.layers: 3 layers, stacked on axis 1, in each of 2 replicas\n" in inner
+    told = json.loads(run("inspect", source, "--json").stdout)["states"]
+    assert {one["at"]: one["replicas"] for one in told} == {"": None, "inner_state": 2}
+
+
+def test_an_inner_replica_of_diloco_is_a_run_of_its_own_and_the_rest_stays(tmp_path):
+    source, one = diloco(tmp_path / "a")
+    alone = saved(tmp_path / "one", one)
+    new, weights, pure, back = (str(tmp_path / name) for name in ("new", "w", "pure", "back"))
+    nnxconv.convert(source, new, to="maxtext", at="inner_state", replica=0)
+    same = {"compare_values": True, "compare_only": "all", "atol": 0, "rtol": 0}
+    assert nnxconv.compare(alone, new, **same).is_match
+    done = run("convert", source, weights, "--to", "maxtext", "--params_only").stdout
+    assert "  left out  12 leaves of inner_state (--params_only)\n" in done
+    assert nnxconv.compare(alone, weights, compare_values=True, atol=0, rtol=0).is_match
+    nnxconv.convert(source, pure, to="nnx-pure")
+    nnxconv.convert(pure, back, to="linen")
+    for other in (pure, back):
+        assert nnxconv.compare(source, other, compare_values=True, atol=0, rtol=0).is_match
+
+
+def test_layers_that_were_taken_apart_become_blocks_of_their_own_family_again(tmp_path):
+    """Qwen3.5's are called as Qwen3-Next's are: only where they came from tells them apart."""
+    norm = {"input_layernorm": {"scale": np.ones((4, 2), np.float32)}}
+    linear = {"attention": {"in_proj_qkvz": {"kernel": checkpoints.values((4, 2, 6), 1)}}} | norm
+    full = {"attention": {"attention": {"query": {"kernel": checkpoints.values((5, 2, 3), 2)}}}}
+    blocks = {f"layer_{i}": linear for i in range(3)} | {"layer_3": full | norm}
+    source = saved(tmp_path / "a", state({"layers": blocks}))
+    apart, back = str(tmp_path / "apart"), str(tmp_path / "back")
+    nnxconv.convert(source, apart, to="linen", scan_layers=False)
+    done = nnxconv.convert(apart, back, to="linen", scan_layers=True)
+    assert keys(back) == keys(source)
+    assert not any("Qwen3-Next" in text for text in done.conversion.assumed)
+    assert nnxconv.compare(source, back, compare_values=True, atol=0, rtol=0).is_match
