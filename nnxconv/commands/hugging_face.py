@@ -1,6 +1,6 @@
 """Which family of Hugging Face a conversion or comparison is about, and what it has to know."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from nnxconv.renaming import (
     unwritten,
 )
 from nnxconv.state import Apart
-from nnxconv.tree import Source, View, spell
+from nnxconv.tree import Key, Source, View, spell
 
 HUGGING_FACE = "hf"
 """What `--to` calls safetensors under the names of transformers."""
@@ -201,7 +201,14 @@ def one_sided(a: Opened, b: Opened) -> tuple[HuggingFaceFamily | None, HuggingFa
 
 def _target_in(opened: Opened) -> str | None:
     """Whose names a checkpoint has: MaxText's, Tunix', those of Flax in transformers, or others."""
-    keys = [key for one in opened.survey.states for key in one.understood.state.params]
+    return target_of_names(
+        key for one in opened.survey.states for key in one.understood.state.params
+    )
+
+
+def target_of_names(names: Iterable[Key]) -> str | None:
+    """Whose names these are: MaxText's, Tunix', those of Flax in transformers, or others."""
+    keys = list(names)
     if any("decoder" in key or "token_embedder" in key for key in keys):
         return MAXTEXT
     if any(key[:2] == ("transformer", "wte") and key[-1] == "embedding" for key in keys):

@@ -7,17 +7,19 @@ from typing import Any
 
 from nnxconv.commands.boundary import plainly
 from nnxconv.commands.families import described
+from nnxconv.commands.hugging_face import family_of, target_of_names
 from nnxconv.commands.opening import Opened, open_checkpoint
 from nnxconv.commands.options import documented
 from nnxconv.comparing import CheckpointValues, Holding
 from nnxconv.errors import BadInput
 from nnxconv.layouts import (
+    TENSORS,
     Options,
     one_state,
     refuse_unknown,
     with_layer_names,
 )
-from nnxconv.matching import Proposal, propose
+from nnxconv.matching import KnownRules, Proposal, propose
 from nnxconv.renaming import reread
 from nnxconv.running import Watcher, ignore, share_one_heap, without_collecting
 from nnxconv.state import (
@@ -97,7 +99,25 @@ def match(
 
 def _proposed(source: _Side, wanted: _Side, values: CheckpointValues | None = None) -> Proposal:
     labels = source.label, wanted.label
-    return propose(source.state, source.groups, wanted.state, names=labels, values=values)
+    known = _known(source, wanted)
+    return propose(
+        source.state, source.groups, wanted.state, names=labels, values=values, known=known
+    )
+
+
+def _known(source: _Side, wanted: _Side) -> KnownRules | None:
+    """The rules of the family that a folder of Hugging Face is of, to the other side's names."""
+    for side, other, is_back in ((source, wanted, False), (wanted, source, True)):
+        target = target_of_names(other.state.params)
+        if side.opened is None or side.opened.location.container != TENSORS or target is None:
+            continue
+        try:
+            family = family_of(side.opened, target=target)
+        except BadInput:
+            continue  # names alone tell, and what they do not
+        if family is not None:
+            return KnownRules(replace(family.rules, name=family.name), is_back)
+    return None
 
 
 def write_rules(found: Proposal, output: str) -> None:

@@ -13,6 +13,7 @@ values       what a search by values asks for and finds; valued: the search, in 
 rounds       pairs of leaves that hold the same; joins: of parts with the array that has them all
 vicinity     which of several that hold the same; parts: which leaves add up to another
 arrangements every way to make arrays of others, of which values choose; value_pairs: as modules
+known        pairs by the rules of a family; doubts: where conventions of projects differ
 names        how alike two module paths are; proposing: what is left, by that
 generalise   from pairs to rules, for whole modules and with numbers left open
 proposal     all of it, tried before anyone is told

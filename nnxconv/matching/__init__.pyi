@@ -18,3 +18,4 @@ from .proposal import propose as propose
 from .proposal import readings_told as readings_told
 from .proposal import rules_of as rules_of
 from .proposal import slots_told as slots_told
+from .values import KnownRules as KnownRules

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, replace
 
 from nnxconv.matching.deciding import Choice, Question, answered, questions_about
 from nnxconv.matching.generalise import Move, rules_for
+from nnxconv.matching.known import known_pairs, with_names
 from nnxconv.matching.modules import ModuleFamily, Slot
 from nnxconv.matching.pairs import LeafPair, ModulePair, Pairs
-from nnxconv.matching.proposing import pair
 from nnxconv.matching.readings import Orientation
 from nnxconv.matching.trial import Trial, head, variables
 from nnxconv.matching.value_pairs import pairs_by_value
 from nnxconv.matching.valued import ValueSearch, by_votes
-from nnxconv.matching.values import Echo, Found, Values
+from nnxconv.matching.values import Echo, Found, KnownRules, Values
 from nnxconv.renaming import Rule, Rules, rule_line, write_rules
 from nnxconv.state import LayerGroup, TrainState
 from nnxconv.tree import Key, Leaf, Literal, View, spell
@@ -183,6 +183,7 @@ def propose(
     *,
     names: tuple[str, str],
     values: Values | None = None,
+    known: KnownRules | None = None,
 ) -> Proposal:
     """Pairs the leaves of two states, makes rules of the certain pairs, and tries them.
 
@@ -191,11 +192,14 @@ def propose(
       template: what has the names that it shall have.
       names: what the two are called.
       values: what their arrays hold, where leaves shall be paired by that.
+      known: rules of a family that is known to lead from one to the other.
     """
     here, wanted = variables(source), variables(template)
-    pairs = pair(here, wanted)
+    by_rules = [] if known is None else known_pairs(here, wanted, known)
+    pairs = with_names(here, wanted, by_rules)
     if values is not None:
-        pairs = paired_by_value(here, wanted, values, pairs)
+        proved = zip(by_rules, values.holding([f.moves[0] for f in by_rules], None), strict=True)
+        pairs = paired_by_value(here, wanted, values, pairs, [f for f, holds in proved if holds])
     return _tried(*names, pairs, Trial(source, groups, wanted))
 
 
@@ -205,7 +209,11 @@ def _tried(source: str, template: str, pairs: Pairs, trial: Trial) -> Proposal:
 
 
 def paired_by_value(
-    source: Mapping[Key, Leaf], template: Mapping[Key, Leaf], values: Values, named: Pairs
+    source: Mapping[Key, Leaf],
+    template: Mapping[Key, Leaf],
+    values: Values,
+    named: Pairs,
+    proved: Sequence[Found] = (),
 ) -> Pairs:
     """The leaves of two canonical trees, paired by what they hold.
 
@@ -213,6 +221,7 @@ def paired_by_value(
       source, template: the trees.
       values: what their arrays hold.
       named: their pairs by name, which decide where values leave a choice.
+      proved: what is known to hold.
     """
     by_name = {move.sources[0]: (move.targets[0], why) for move, why in _canonical(named)}
     empty = [
@@ -220,7 +229,7 @@ def paired_by_value(
         for a, (b, why) in by_name.items()
         if _is_empty(source[a]) and _is_empty(template[b])
     ]
-    search = ValueSearch(_arrays(source), _arrays(template), values, by_name, empty)
+    search = ValueSearch(_arrays(source), _arrays(template), values, by_name, [*proved, *empty])
     search.run()
     found = pairs_by_value(source, template, by_votes(search.found), search.alike)
     return replace(found, echoes=tuple(search.echoes))

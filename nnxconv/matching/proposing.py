@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from nnxconv.matching.doubts import doubts_between
 from nnxconv.matching.modules import ModuleFamily, Slot, modules_of
 from nnxconv.matching.names import likeness
 from nnxconv.matching.pairs import ModulePair, Pairs, Unclear
@@ -26,8 +28,12 @@ def pair(source: Mapping[Key, Leaf], template: Mapping[Key, Leaf]) -> Pairs:
     """
     search = Search(modules_of(source), modules_of(template))
     search.run()
-    certain = [search.with_leaves(found) for found in search.certain]
+    paired = [search.with_leaves(found) for found in search.certain]
+    doubt = doubts_between(search.left, search.right, search.role)
+    certain = [found for found in paired if not doubt(found)]
+    doubted = [replace(p, evidence=f"{p.evidence}; {told}") for p in paired if (told := doubt(p))]
     proposed, unclear = _not_certain(search)
+    proposed = (*(found for found in doubted if found.leaves), *proposed)
     taken = [*certain, *proposed]
     maybe = [candidate for found in unclear for candidate in found.candidates]
     return Pairs(

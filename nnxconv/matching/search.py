@@ -53,6 +53,10 @@ class Search:
             self.certain += found
             is_new = bool(found)
 
+    def role(self, module: ModuleFamily) -> str:
+        """What a module is; empty where it is not known."""
+        return self._fitting.role(module)
+
     def with_leaves(self, found: ModulePair) -> ModulePair:
         """The pair with what is known of each of its leaves."""
         return self._fitting.with_leaves(found)

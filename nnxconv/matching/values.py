@@ -7,6 +7,7 @@ from typing import Protocol
 from nnxconv.matching.fingerprints import Fingerprint
 from nnxconv.matching.generalise import Move
 from nnxconv.matching.modules import Path, names_in
+from nnxconv.renaming import Rules
 from nnxconv.tree import Key
 
 
@@ -35,6 +36,19 @@ class Found:
 
     moves: tuple[Move, ...]
     evidence: str
+
+
+@dataclass(frozen=True)
+class KnownRules:
+    """Rules that lead from one side to the other.
+
+    Attributes:
+      rules: those of a family.
+      is_back: they lead from the template's names to the source's.
+    """
+
+    rules: Rules
+    is_back: bool = False
 
 
 @dataclass(frozen=True)
