@@ -41,5 +41,4 @@ from .toml import rule_line as rule_line
 from .toml import write_rules as write_rules
 from .trees import renamed_tree as renamed_tree
 from .understood import reread as reread
-from .uses import Use as Use
 from .uses import uses_of as uses_of
