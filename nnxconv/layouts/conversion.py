@@ -223,14 +223,20 @@ def _recorded(source: Understood) -> Family | None:
     """The family that an earlier conversion took the layers apart of."""
     family = known_families().get(source.record.family)
     named = {group.key[-1] for group in source.groups if isinstance(group.arrangement, Apart)}
-    return family if family is not None and family.apart in named else None
+    if family is None or family.period is None or family.apart not in named:
+        return None
+    return family
 
 
 def _family_of(source: Understood) -> str:
-    """The family of the blocks that the layers are in, or were in before an earlier conversion."""
+    """The family of the blocks that the layers are in, or were in before an earlier conversion.
+
+    A family that does not say how many layers a block has is none to go back by.
+    """
     blocks = [g.arrangement for g in source.groups if isinstance(g.arrangement, Blocks)]
-    named = [one.family.name for one in blocks if one.family is not None]
-    return next(iter(named), source.record.family)
+    named = [one.family for one in blocks if one.family is not None]
+    whole = [family.name for family in named if family.period is not None]
+    return next(iter(whole), source.record.family)
 
 
 def _told_of(source: Understood, blocks: Mapping[Key, Blocks], options: Options) -> list[str]:

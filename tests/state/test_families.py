@@ -192,6 +192,19 @@ def test_layers_apart_become_blocks_where_their_marks_tell_the_family(model, tmp
     )
 
 
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("model", MARKED, ids=str)
+def test_what_was_taken_apart_becomes_the_same_blocks_again(model, tmp_path):
+    source = saved(tmp_path, "blocks", state(model.in_blocks()))
+    apart, back = str(tmp_path / "apart"), str(tmp_path / "back")
+    options = {"to": "linen", "layer_axis": model.axis}
+    nnxconv.convert(source, apart, scan_layers=False, **options)
+    nnxconv.convert(apart, back, scan_layers=True, **options)
+    trees = [nnxconv.inspect(path).item.tree for path in (source, back)]
+    assert trees[0].keys() == trees[1].keys()
+    check_equal(source, back)
+
+
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("model", ONLY_REST, ids=str)
 def test_layers_that_fill_no_block_are_all_of_them_a_remainder(model, tmp_path):
