@@ -31,7 +31,7 @@ class Folded:
       tree: what is left of it.
       like: for each leaf of the whole tree, in its order, the place in `tree` of the one that is as
         it is.
-      repeated: the names that were left aside, and those that stand for them.
+      repeated: the names that were left aside, and those that are as they are.
     """
 
     tree: Tree
@@ -51,11 +51,17 @@ class Folded:
 def folded(tree: Tree) -> Folded | None:
     """The tree without most of its repeated layers; None where it has no layers to leave aside."""
     short, stand_in, repeated = tree, dict[str | int, str | int](), set[str | int]()
-    while alike := _alike(short):
+    while groups := _alike(short):
+        alike = {
+            name: numbers[0].names[kind]
+            for numbers in groups
+            for number in numbers[_KEPT:]
+            for kind, name in number.names.items()
+        }
         aside = frozenset(alike)
         short = {key: leaf for key, leaf in short.items() if aside.isdisjoint(key)}
         stand_in = {name: alike.get(other, other) for name, other in stand_in.items()} | alike
-        repeated |= alike.keys() | set(alike.values())
+        repeated.update(*(number.names.values() for numbers in groups for number in numbers))
     if not stand_in:
         return None
     other, places = stand_in.get, {key: place for place, key in enumerate(short)}
@@ -75,8 +81,8 @@ class _Number:
     places: list[int] = field(default_factory=list)
 
 
-def _alike(tree: Tree) -> dict[str | int, str | int]:
-    """Names that may be left aside, each with the one that stands for it."""
+def _alike(tree: Tree) -> list[list[_Number]]:
+    """Numbers that are alike, wherever there are more than are to stay; the first stands for all."""
     numbers: dict[str, dict[str, _Number]] = defaultdict(lambda: defaultdict(_Number))
     for name in dict.fromkeys(chain.from_iterable(tree)):
         base, digits = _numbered(name)
@@ -84,7 +90,7 @@ def _alike(tree: Tree) -> dict[str | int, str | int]:
             numbers[base][digits].names[type(name)] = name
     many = {base: found for base, found in numbers.items() if len(found) > _KEPT}
     if not many:
-        return {}
+        return []
     places = {
         name: number.places
         for found in many.values()
@@ -104,16 +110,12 @@ def _alike(tree: Tree) -> dict[str | int, str | int]:
                 else (*rest, _form(leaf))
             )
             places[name].append(number_of(form, len(known)))
-    alike: dict[str | int, str | int] = {}
-    for found in many.values():
-        kept: dict[Hashable, list[_Number]] = defaultdict(list)
+    alike: dict[Hashable, list[_Number]] = defaultdict(list)
+    for base, found in many.items():
         for digits, number in found.items():
-            same = kept[is_digits(digits), tuple(number.places)]  # `layers_01` is no layer
-            if len(same) < _KEPT:
-                same.append(number)
-            else:
-                alike |= {name: same[0].names[kind] for kind, name in number.names.items()}
-    return alike
+            # `layers_01` is no layer.
+            alike[base, is_digits(digits), tuple(number.places)].append(number)
+    return [numbers for numbers in alike.values() if len(numbers) > _KEPT]
 
 
 _ENDS_WITH_DIGITS = re.compile(r"(.*?)([0-9]+)", re.DOTALL)

@@ -96,7 +96,9 @@ def _unfolded(few: Survey, short: Folded, tree: Tree, how: SurveyOptions) -> Sur
     found = (*few.states, *few.copies)
     homes = (key for one in found for key in one.placement.stands)
     groups = (group.key for one in found for group in one.understood.groups)
-    if few.problem is not None or not few.states or short.is_repeated(chain(homes, groups)):
+    rivals = (key for one in found for keys in one.rivals.items() for key in (keys[0], *keys[1]))
+    decisive = chain(homes, groups, rivals)
+    if few.problem is not None or not few.states or short.is_repeated(decisive):
         return None
     whole: list[Located] = []
     for one in found:
