@@ -82,7 +82,7 @@ class _Number:
 
 
 def _alike(tree: Tree) -> list[list[_Number]]:
-    """Numbers that are alike, wherever there are more than are to stay; the first stands for all."""
+    """Numbers that are alike, where there are more than are to stay; the first stands for all."""
     numbers: dict[str, dict[str, _Number]] = defaultdict(lambda: defaultdict(_Number))
     for name in dict.fromkeys(chain.from_iterable(tree)):
         base, digits = _numbered(name)
